@@ -1,0 +1,51 @@
+"""The errors of growpipe: one base class, one line each, and the exit code the command line gives them."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckFailed",
+    "GrowpipeError",
+    "InconclusiveMeasurement",
+    "MissingEnvironment",
+    "UnsafeModel",
+    "UsageError",
+]
+
+
+class GrowpipeError(Exception):
+    """What a user can mend. The message is one line: what is wrong, where, and what to do.
+
+    ``exit_code`` is the exit code of the command line when the error ends a command.
+    """
+
+    exit_code = 1
+
+
+class CheckFailed(GrowpipeError):
+    """A check of a model, of a plan or of a stage did not hold."""
+
+    exit_code = 1
+
+
+class UsageError(GrowpipeError):
+    """A wrong argument, recipe, policy, plan or piece of user code."""
+
+    exit_code = 2
+
+
+class MissingEnvironment(GrowpipeError):
+    """A package, an extra, a device or an execution provider that is not there."""
+
+    exit_code = 3
+
+
+class UnsafeModel(GrowpipeError):
+    """A model file that cannot be read, or that must not be."""
+
+    exit_code = 4
+
+
+class InconclusiveMeasurement(GrowpipeError):
+    """The machine is too noisy to decide."""
+
+    exit_code = 5

@@ -1,0 +1,1 @@
+"""Seed networks and the recipes that ship with growpipe."""

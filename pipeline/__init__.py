@@ -1,0 +1,28 @@
+"""growpipe: grow neural networks into deployable ONNX models by signed neuron splitting."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from growpipe.graph_ops.errors import GrowpipeError
+
+if TYPE_CHECKING:
+    from growpipe.analyser import analyse
+    from growpipe.graph_ops.plan import SplitPlan
+    from growpipe.mirror import grow
+
+__all__ = ["GrowpipeError", "SplitPlan", "analyse", "grow"]
+
+# Resolved at first use: `import growpipe` stays cheap, and works where torch is not installed.
+_HOMES = {
+    "SplitPlan": "growpipe.graph_ops.plan",
+    "analyse": "growpipe.analyser",
+    "grow": "growpipe.mirror",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

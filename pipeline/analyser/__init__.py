@@ -1,0 +1,1 @@
+"""The analyser: signed splits of every channel group of a torch module."""

@@ -1,0 +1,72 @@
+"""The ``growpipe`` command: finds the command asked for, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from growpipe.graph_ops.errors import GrowpipeError
+
+# Name: where it lives. Commands are imported only when called, so that `growpipe check` starts without torch.
+COMMANDS = {
+    "analyse": "growpipe.commands.stages:analyse",
+    "check": "growpipe.commands.check:check",
+    "check-round": "growpipe.commands.stages:check_round",
+    "deploy": "growpipe.commands.deploy:deploy",
+    "export": "growpipe.commands.stages:export",
+    "grow": "growpipe.commands.grow:grow",
+    "inspect": "growpipe.commands.inspect:inspect",
+    "plan": "growpipe.commands.plan:plan",
+    "report": "growpipe.commands.stages:report",
+    "rewrite": "growpipe.commands.stages:rewrite",
+    "run": "growpipe.commands.run:run",
+    "train": "growpipe.commands.stages:train",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="growpipe")
+def cli() -> None:
+    """Grow neural networks into deployable ONNX models by signed neuron splitting.
+
+    Exit codes: 0 done or passed, 1 a check failed, 2 usage, 3 environment or provider missing,
+    4 unsafe or unreadable model, 5 inconclusive measurement.
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    """The entry point: runs `cli`, prints a `GrowpipeError` as one line and exits with its code."""
+    try:
+        code = cli.main(args=args, standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("growpipe: stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GrowpipeError as error:
+        click.echo(f"growpipe: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        # A full disk, a missing permission: the user's to mend, and no artifact is half-written.
+        place = f": {error.filename}" if error.filename else ""
+        click.echo(f"growpipe: {error.strerror or error}{place}", err=True)
+        sys.exit(3)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,1 @@
+"""Data sets: loaders of public formats as they are distributed."""

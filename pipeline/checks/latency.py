@@ -1,0 +1,231 @@
+"""Paired latency: two models in one process, interleaved, with an A/A calibration of the same moments.
+
+Three sessions run in turn: the reference A, the candidate B and the reference once more, A'. B/A is what is
+asked; A'/A, measured in the same rounds, is what the machine makes of two equal models. Sessions are made
+anew in every block, because where the allocator happened to put one is worth several percent.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from growpipe.checks.sessions import Device, Model, Session, open_session, readable_errors
+from growpipe.graph_ops.errors import UsageError
+
+__all__ = ["LatencyRatio", "Verdict", "paired_latency", "ratio_interval"]
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+RESAMPLES = 1000
+SAMPLE_SECONDS = 5e-4
+"""The least duration of one sample; shorter runs are repeated, so that clock and call do not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyRatio:
+    """How much slower the candidate is than the reference.
+
+    Attributes:
+        ratio: the median of candidate over reference time, paired.
+        low, high: the bootstrap interval of ``ratio``, widened by the A/A interval.
+        level: the confidence level of the interval.
+        reference_ms, candidate_ms: median time of one run, in milliseconds.
+        runs: paired samples of each.
+        noise: the largest deviation from 1 within the A/A interval: what this machine, now, makes of two
+            equal models.
+        clock: ``cpu`` (time of the thread, which leaves out waiting for other processes) or ``wall``.
+        threads: threads within an operator.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    level: float
+    reference_ms: float
+    candidate_ms: float
+    runs: int
+    noise: float
+    clock: str
+    threads: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.ratio <= self.high:
+            raise UsageError(f"not a latency ratio: {self.ratio} in [{self.low}, {self.high}]")
+
+    def verdict(self, limit: float) -> Verdict:
+        """Is the ratio within ``limit`` (1.05: at most 5 % slower)? Never a guess.
+
+        ``fail`` when the whole interval is above the limit, ``pass`` when the whole interval is within it.
+        Else, and whenever two equal models differ by more than the budget, ``inconclusive``.
+        """
+        if limit <= 0:
+            raise UsageError(f"the limit of a latency ratio must be above 0, not {limit}")
+        if self.noise > max(limit - 1.0, 0.0) and limit > 1.0:
+            return "inconclusive"
+        if self.low > limit:
+            return "fail"
+        return "pass" if self.high <= limit else "inconclusive"
+
+    def inconclusive(self, limit: float) -> bool:
+        return self.verdict(limit) == "inconclusive"
+
+
+def paired_latency(
+    reference: Model,
+    candidate: Model,
+    inputs: Mapping[str, npt.NDArray],
+    *,
+    candidate_inputs: Mapping[str, npt.NDArray] | None = None,
+    threads: int = 1,
+    min_runs: int = 120,
+    seconds: float = 10.0,
+    limit: float | None = None,
+    level: float = 0.99,
+    blocks: int = 6,
+    device: Device = "cpu",
+    seed: int = 0,
+) -> LatencyRatio:
+    """Measure candidate over reference latency.
+
+    With one thread on a CPU the clock is the thread's own CPU time: the run happens in the calling thread,
+    and what other processes take is not counted. Otherwise it is the wall clock.
+
+    Args:
+        reference, candidate: paths or bytes.
+        inputs: by name, for both models.
+        candidate_inputs: for the candidate, where its inputs differ.
+        threads: threads within an operator.
+        min_runs: least number of paired samples.
+        seconds: when to stop measuring once ``min_runs`` is reached; a target, not a hard limit.
+        limit: stop early as soon as the verdict for this limit is settled.
+        level: confidence level of the intervals.
+        blocks: least number of times that the sessions are made anew.
+        seed: of the order and of the bootstrap.
+
+    Raises:
+        UsageError: an input is missing or an argument is out of range.
+        MissingEnvironment, CheckFailed: as `growpipe.checks.sessions.open_session`.
+    """
+    if min_runs < 2 or blocks < 2 or threads < 1 or not 0.5 < level < 1:
+        raise UsageError("latency needs min_runs >= 2, blocks >= 2, threads >= 1 and 0.5 < level < 1")
+    clock = "cpu" if device == "cpu" and threads == 1 else "wall"
+    now = time.thread_time if clock == "cpu" else time.perf_counter
+    random = np.random.default_rng(seed)
+    started = time.perf_counter()
+    per_block = max(2, -(-min_runs // blocks))
+    samples: list[npt.NDArray[np.float64]] = []  # each [rounds, 3]: seconds per run of A, B, A'
+    while True:
+        sessions = [
+            open_session(model, device=device, threads=threads) for model in (reference, candidate, reference)
+        ]
+        feeds = [
+            session.prepared(given)
+            for session, given in zip(sessions, (inputs, candidate_inputs or inputs, inputs), strict=True)
+        ]
+        runners = [_runner(session, feed) for session, feed in zip(sessions, feeds, strict=True)]
+        with readable_errors("onnxruntime could not run the model"):
+            samples.append(_block(runners, per_block, now, random))
+        del runners, sessions
+        runs = sum(len(block) for block in samples)
+        over = time.perf_counter() - started >= seconds
+        if len(samples) < blocks and not (over and runs >= min_runs):
+            continue
+        result = _result(samples, level, clock, threads, seed)
+        if runs >= min_runs and (over or (limit is not None and not result.inconclusive(limit))):
+            return result
+        if limit is None and runs >= min_runs and len(samples) >= blocks:
+            return result
+
+
+def _runner(session: Session, feed: dict[str, npt.NDArray]) -> Callable[[], object]:
+    run = session.raw.run
+    return lambda: run(None, feed)
+
+
+def _block(
+    runners: list[Callable[[], object]],
+    rounds: int,
+    now: Callable[[], float],
+    random: np.random.Generator,
+) -> npt.NDArray[np.float64]:
+    """Seconds per run, [rounds, models]. The order turns with every round: no model is always first."""
+    longest = 0.0
+    for run in runners:
+        for _ in range(2):  # the first runs allocate
+            run()
+        begin = now()
+        run()
+        longest = max(longest, now() - begin)
+    repeats = max(1, math.ceil(SAMPLE_SECONDS / max(longest, 1e-7)))
+    times = np.empty((rounds, len(runners)))
+    order = list(random.permutation(len(runners)))
+    for round_ in range(rounds):
+        for position in order:
+            run = runners[position]
+            begin = now()
+            for _ in range(repeats):
+                run()
+            times[round_, position] = max(now() - begin, 1e-9) / repeats
+        order = order[::-1] if round_ % 2 == 0 else list(random.permutation(len(runners)))
+    return times
+
+
+def _result(
+    samples: list[npt.NDArray[np.float64]], level: float, clock: str, threads: int, seed: int
+) -> LatencyRatio:
+    logs = [np.log(block) for block in samples]
+    ratio, low, high = ratio_interval([b[:, 1] - b[:, 0] for b in logs], level, seed)
+    _, same_low, same_high = ratio_interval([b[:, 2] - b[:, 0] for b in logs], level, seed + 1)
+    noise = max(abs(same_low), abs(same_high))
+    times = np.concatenate(samples)
+    return LatencyRatio(
+        ratio=math.exp(ratio),
+        # An A/A interval that does not even hold 0 shows a bias that the interval of B/A cannot see.
+        low=math.exp(low - max(same_low, 0.0) - max(-same_high, 0.0)),
+        high=math.exp(high + max(same_low, 0.0) + max(-same_high, 0.0)),
+        level=level,
+        reference_ms=1e3 * float(np.median(times[:, 0])),
+        candidate_ms=1e3 * float(np.median(times[:, 1])),
+        runs=len(times),
+        noise=math.expm1(noise),
+        clock=clock,
+        threads=threads,
+    )
+
+
+def ratio_interval(
+    blocks: list[npt.NDArray[np.float64]], level: float, seed: int = 0
+) -> tuple[float, float, float]:
+    """The median of paired log ratios, and its interval by a bootstrap over blocks, then within each.
+
+    Rounds of one block share their sessions and are not independent, so whole blocks are drawn first.
+
+    Args:
+        blocks: log ratios, each [rounds].
+        level: the confidence level.
+
+    Returns:
+        Median and both ends of the interval (the median always lies within), as logarithms.
+    """
+    random = np.random.default_rng(seed)
+    median = float(np.median([np.median(block) for block in blocks]))
+    # medians[r, b]: the median of the r-th resample of block b. Drawn once and shared among the resamples.
+    inner = np.stack(
+        [
+            np.median(block[random.integers(0, len(block), (RESAMPLES, len(block)))], axis=1)
+            for block in blocks
+        ],
+        axis=1,
+    )
+    chosen = random.integers(0, len(blocks), (RESAMPLES, len(blocks)))
+    rows = random.integers(0, RESAMPLES, (RESAMPLES, len(blocks)))
+    medians = np.median(inner[rows, chosen], axis=1)
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return median, min(float(low), median), max(float(high), median)

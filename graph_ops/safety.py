@@ -66,7 +66,7 @@ def check_proto(proto: onnx.ModelProto, folder: Path) -> bool:
     Raises:
         UnsafeModel: the first rule that the model breaks.
     """
-    if not proto.HasField("graph"):
+    if not proto.graph.node and not proto.graph.output:
         raise UnsafeModel("it holds no graph: it is empty, or no ONNX model")
     if proto.ir_version < 1:
         raise UnsafeModel("it has no IR version: it is no ONNX model")

@@ -1,0 +1,109 @@
+"""Shape inference from graph inputs and tensors alone, for models of any size."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from growpipe.graph_ops.errors import CheckFailed
+
+__all__ = ["clear_shapes", "infer_shapes"]
+
+_SMALL = 4096
+"""Bytes of a tensor whose values inference may need (shapes, split sizes, axes); larger ones are left out."""
+
+
+def clear_shapes(model: ir.Model) -> None:
+    """Forget the shapes of everything that a node of the main graph or of a subgraph computes.
+
+    Shapes left over from before an edit would make inference leave the model as it is, silently.
+    """
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.outputs:
+                value.shape = None
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.shape = ir.Shape(value.const_value.shape.numpy())
+
+
+def infer_shapes(model: ir.Model, *, strict: bool = True) -> ir.Model:
+    """A copy of the model with the shape of every value inferred anew; tensors are shared with the original.
+
+    Args:
+        model: the model; not changed.
+        strict: whether a contradiction is an error. (ONNX itself keeps silent about contradictions in a graph
+            with operators it does not know; an output that differs from its declaration is always found.)
+
+    Raises:
+        CheckFailed: inference found a contradiction and ``strict`` is set.
+    """
+    copy = model.clone()
+    declared = [value.shape for value in copy.graph.outputs]
+    clear_shapes(copy)
+    proto = _skeleton(copy)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(
+            proto, check_type=True, strict_mode=strict, data_prop=True
+        )
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else type(error).__name__
+        raise CheckFailed(f"shape inference fails: {reason}; the graph is not consistent") from None
+    _merge(copy.graph, inferred.graph)
+    for value, shape in zip(copy.graph.outputs, declared, strict=True):
+        if strict and not _compatible(value.shape, shape):
+            raise CheckFailed(f"the output {value.name!r} is declared as {shape}, but is {value.shape}")
+        if value.shape is None:
+            value.shape = shape
+    return copy
+
+
+def _compatible(inferred: ir.Shape | None, declared: ir.Shape | None) -> bool:
+    if inferred is None or declared is None:
+        return True
+    return len(inferred) == len(declared) and all(
+        a == b or not isinstance(a, int) or not isinstance(b, int)
+        for a, b in zip(inferred, declared, strict=True)
+    )
+
+
+def _skeleton(model: ir.Model) -> onnx.ModelProto:
+    """The model as a message in which large tensors are inputs, so that weights are never copied."""
+    graph = model.graph
+    large = {
+        name: value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > _SMALL
+    }
+    declared = set(graph.inputs)
+    count = len(graph.inputs)
+    for name, value in large.items():
+        tensor = value.const_value
+        assert tensor is not None
+        value.type = ir.TensorType(tensor.dtype)
+        graph.initializers.pop(name)
+        if value not in declared:
+            graph.inputs.append(value)
+    try:
+        return ir.to_proto(model)
+    finally:
+        del graph.inputs[count:]
+        for value in large.values():
+            graph.register_initializer(value)
+
+
+def _merge(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
+    infos = {info.name: info for info in (*inferred.value_info, *inferred.output)}
+    for node, proto in zip(graph, inferred.node, strict=True):
+        for value in node.outputs:
+            info = infos.get(value.name or "")
+            if info is not None:
+                ir.serde.deserialize_value_info_proto(info, value)
+        subgraphs = {a.name: (a.g, *a.graphs) for a in proto.attribute}
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+                _merge(attribute.as_graph(), subgraphs[name][0])
+            elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
+                for inner, inner_proto in zip(attribute.as_graphs(), subgraphs[name][1:], strict=True):
+                    _merge(inner, inner_proto)

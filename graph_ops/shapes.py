@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["clear_shapes", "infer_shapes"]
+__all__ = ["clear_shapes", "infer_shapes", "skeleton"]
 
 _SMALL = 4096
 """Bytes of a tensor whose values inference may need (shapes, split sizes, axes); larger ones are left out."""
@@ -41,7 +41,7 @@ def infer_shapes(model: ir.Model, *, strict: bool = True) -> ir.Model:
     copy = model.clone()
     declared = [value.shape for value in copy.graph.outputs]
     clear_shapes(copy)
-    proto = _skeleton(copy)
+    proto = skeleton(copy)
     try:
         inferred = onnx.shape_inference.infer_shapes(
             proto, check_type=True, strict_mode=strict, data_prop=True
@@ -68,14 +68,18 @@ def _compatible(inferred: ir.Shape | None, declared: ir.Shape | None) -> bool:
     )
 
 
-def _skeleton(model: ir.Model) -> onnx.ModelProto:
-    """The model as a message in which large tensors are inputs, so that weights are never copied."""
+def skeleton(model: ir.Model) -> onnx.ModelProto:
+    """The model as a message in which large tensors are inputs: nothing to copy, and never above 2 GB.
+
+    The model is as before when this returns.
+    """
     graph = model.graph
     large = {
         name: value
         for name, value in graph.initializers.items()
         if value.const_value is not None and value.const_value.nbytes > _SMALL
     }
+    everything = list(graph.initializers.values())
     declared = set(graph.inputs)
     count = len(graph.inputs)
     for name, value in large.items():
@@ -89,8 +93,9 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
         return ir.to_proto(model)
     finally:
         del graph.inputs[count:]
-        for value in large.values():
-            graph.register_initializer(value)
+        graph.initializers.clear()
+        for value in everything:  # in their old order
+            graph.initializers.add(value)
 
 
 def _merge(graph: ir.Graph, inferred: onnx.GraphProto) -> None:

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from growpipe.graph_ops.errors import CheckFailed
-from growpipe.graph_ops.shapes import infer_shapes
+from growpipe.graph_ops.shapes import infer_shapes, skeleton
 
-__all__ = ["check_widths"]
+__all__ = ["check_structure", "check_widths"]
 
 Dims = Sequence[int | None]
 
@@ -51,6 +52,20 @@ def check_widths(model: ir.Model) -> list[str]:
             if rule is not None:
                 problems.extend(f"{_call(node)}: {problem}" for problem in rule(node))
     return problems
+
+
+def check_structure(model: ir.Model) -> list[str]:
+    """What ONNX's own checker and `check_widths` find; empty when the model is sound.
+
+    The checker sees the graph with its small tensors only, so models above 2 GB are checked like any other.
+    """
+    problems = []
+    try:
+        onnx.checker.check_model(skeleton(model))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        problems.append(f"ONNX's checker: {lines[0] if lines else type(error).__name__}")
+    return problems + check_widths(model)
 
 
 def _call(node: ir.Node) -> str:

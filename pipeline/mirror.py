@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -138,25 +138,33 @@ def to_torch(array: npt.NDArray) -> torch.Tensor:
 
 
 def _replace_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put tensors in the place of parameters and buffers; what was tied stays tied."""
+    """Put tensors in the place of parameters and buffers; what was tied stays tied.
+
+    A tensor of the same shape is filled in place: an optimizer goes on holding it.
+    """
     replaced: dict[int, torch.Tensor] = {}
     registered = [
         *((name, tensor, True) for name, tensor in model.named_parameters(remove_duplicate=False)),
         *((name, tensor, False) for name, tensor in model.named_buffers(remove_duplicate=False)),
     ]
     for name, old, is_parameter in registered:
-        if name in tensors and id(old) not in replaced:
-            new = tensors[name].to(old.device, old.dtype)
-            replaced[id(old)] = (
-                nn.Parameter(new.clone(), requires_grad=old.requires_grad) if is_parameter else new
-            )
+        if name not in tensors or id(old) in replaced:
+            continue
+        new = tensors[name].to(old.device, old.dtype)
+        if new.shape == old.shape:
+            with torch.no_grad():
+                old.copy_(new)
+            replaced[id(old)] = old
+        elif is_parameter:
+            replaced[id(old)] = nn.Parameter(new.clone(), requires_grad=old.requires_grad)
+        else:
+            replaced[id(old)] = new.clone()
     for name, old, is_parameter in registered:
         if id(old) in replaced:
             path, _, attribute = name.rpartition(".")
-            store = (
-                model.get_submodule(path)._parameters if is_parameter else model.get_submodule(path)._buffers
-            )
-            store[attribute] = replaced[id(old)]  # type: ignore[assignment]
+            module = model.get_submodule(path)
+            store: dict[str, Any] = module._parameters if is_parameter else module._buffers
+            store[attribute] = replaced[id(old)]
 
 
 def _sizes(module: nn.Module) -> dict[str, int]:

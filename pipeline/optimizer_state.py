@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.plan import SplitPlan
 from growpipe.graph_ops.tensors import AxisLayout, TensorLayout, grow_tensor
 
-__all__ = ["carry_optimizer_state"]
+__all__ = ["carry_optimizer_state", "load_optimizer", "save_optimizer"]
+
+_SCALARS_KEY = "growpipe.scalars"
 
 _MOMENTS = {
     # state of torch.optim: the power of the gradient that it holds
@@ -106,3 +112,44 @@ def _grown_entry(
     if key == "exp_inf":
         array = np.abs(array)
     return torch.from_numpy(np.ascontiguousarray(array)).to(value.device, value.dtype)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the state of an optimizer of ``model``'s parameters as safetensors, by parameter name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            entry = f"{key}/{names[id(parameter)]}"
+            if isinstance(value, torch.Tensor):
+                tensors[entry] = value.detach().cpu().contiguous().clone()
+            else:
+                scalars[entry] = value
+    save_file(tensors, path, metadata={_SCALARS_KEY: json.dumps(scalars)})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Give ``optimizer``, which holds the parameters of ``model``, the state that `save_optimizer` wrote.
+
+    Raises:
+        UsageError: the file is missing, damaged, or names a parameter that the model has not.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            scalars = json.loads((file.metadata() or {})[_SCALARS_KEY])
+            entries = {name: file.get_tensor(name) for name in file.keys()} | scalars  # noqa: SIM118, no mapping
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise UsageError(f"the optimizer state at {os.fspath(path)} cannot be read: {error}") from None
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for entry, value in entries.items():
+        key, _, name = entry.partition("/")
+        if name not in parameters:
+            raise UsageError(
+                f"the optimizer state at {os.fspath(path)} is of another network: it has {name!r}"
+            )
+        parameter = parameters[name]
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value

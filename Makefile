@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python 3.11 and make:
+#   make demo   makes $(VENV), installs, grows a network on real digits and leaves runs/digits
+#   make test   the same environment, all tests
+# make check is the linter, the formatter and the type checker.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# onnxruntime for CUDA and for the CPU are one package under two names: never both.
+RUNTIME ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/growpipe run digits --out runs/digits
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@# mypy reads an installed copy: the folders of a checkout are a package only once they are installed.
+	rm -rf build/typed
+	$(PIP) --no-deps --target build/typed .
+	MYPYPATH=build/typed $(BIN)/mypy -p growpipe
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[train,$(RUNTIME)]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable '.[train,$(RUNTIME),dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""``growpipe run``: the whole loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from growpipe.environment import require
+from growpipe.recipe import Recipe, load_recipe
+
+__all__ = ["run", "with_rounds"]
+
+
+def with_rounds(recipe: Recipe, rounds: int | None) -> Recipe:
+    """The recipe with another number of rounds of growth."""
+    if rounds is None:
+        return recipe
+    return recipe.model_copy(update={"growth": recipe.growth.model_copy(update={"rounds": rounds})})
+
+
+@click.command()
+@click.argument("recipe", default="digits")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory.")
+@click.option("--rounds", type=click.IntRange(min=0), help="Rounds of growth, instead of the recipe's.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table.")
+def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_json: bool) -> None:
+    """Train, export, analyse, rewrite and check, round after round, until the budget is spent.
+
+    RECIPE is the name of a shipped recipe or a TOML file. Run again on the same directory, the command goes
+    on where it stopped.
+    """
+    require("torch", "train", "growpipe run")
+    require("onnxruntime", "cpu", "growpipe run")
+    from growpipe.environment import resolve_device
+    from growpipe.loop import run_all, title_of
+    from growpipe.run_store import Run
+    from growpipe.summary import rows_of, summary_table
+
+    loaded, folder = load_recipe(recipe)
+    opened = Run.create(out, with_rounds(loaded, rounds), folder, seed=seed, device=resolve_device(device))
+    with opened.locked():
+        final = run_all(opened)
+    if as_json:
+        click.echo(
+            json.dumps(json.loads((final.folder / "summary.json").read_text(encoding="utf-8")), indent=1)
+        )
+        return
+    Console(width=None if Console().is_terminal else 200).print(
+        summary_table(rows_of(opened), title_of(opened))
+    )
+    click.echo(f"{final.facts['stopped']}; the deployable model is {final.folder / 'model.onnx'}")

@@ -1,0 +1,106 @@
+"""``growpipe train|export|analyse|rewrite|check-round|report DIR``: one stage of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from growpipe.environment import require
+
+__all__ = ["analyse", "check_round", "export", "report", "rewrite", "train"]
+
+_directory = click.argument("directory", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+_round = click.option(
+    "--round",
+    "number",
+    type=click.IntRange(min=0),
+    help="The round; by default the first that lacks the stage.",
+)
+
+
+def _do(directory: Path, stage: str, number: int | None) -> None:
+    require("torch", "train", f"growpipe {stage}")
+    require("onnxruntime", "cpu", f"growpipe {stage}")
+    from growpipe.loop import STAGES, announced, next_round
+    from growpipe.run_store import Run
+    from growpipe.task import load_task
+
+    opened = Run.open(directory)
+    with opened.locked():
+        chosen = next_round(opened, stage) if number is None else number
+        record = announced(STAGES[stage](load_task(opened), chosen))
+    click.echo(record.folder)
+
+
+@click.command()
+@_directory
+@_round
+@click.option("--recipe", help="Start the run with this recipe if DIR holds none yet.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def train(directory: Path, number: int | None, recipe: str | None, device: str, seed: int) -> None:
+    """Train the network of a round. Prints the folder of the stage."""
+    if recipe is not None and not (directory / "run.json").exists():
+        require("torch", "train", "growpipe train")
+        from growpipe.environment import resolve_device
+        from growpipe.recipe import load_recipe
+        from growpipe.run_store import Run
+
+        loaded, folder = load_recipe(recipe)
+        Run.create(directory, loaded, folder, seed=seed, device=resolve_device(device))
+    _do(directory, "train", number)
+
+
+@click.command()
+@_directory
+@_round
+def export(directory: Path, number: int | None) -> None:
+    """Export the trained network of a round to ONNX in growth form. Prints the folder of the stage."""
+    _do(directory, "export", number)
+
+
+@click.command()
+@_directory
+@_round
+def analyse(directory: Path, number: int | None) -> None:
+    """Find the split plan of a round. Prints the folder of the stage."""
+    _do(directory, "analyse", number)
+
+
+@click.command()
+@_directory
+@_round
+def rewrite(directory: Path, number: int | None) -> None:
+    """Apply the plan of a round to the ONNX graph and to the torch module. Prints the folder of the stage."""
+    _do(directory, "rewrite", number)
+
+
+@click.command("check-round")
+@_directory
+@_round
+def check_round(directory: Path, number: int | None) -> None:
+    """Check the network of a round, and its split, in onnxruntime. Prints the folder of the stage."""
+    _do(directory, "check", number)
+
+
+@click.command()
+@_directory
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def report(directory: Path, as_json: bool) -> None:
+    """Print the summary of a run, finished or not."""
+    require("torch", "train", "growpipe report")
+    from growpipe.loop import FINAL, title_of
+    from growpipe.run_store import Run
+    from growpipe.summary import rows_of, summary_document, summary_table
+
+    opened = Run.open(directory)
+    rows = rows_of(opened)
+    final = opened.published(FINAL)
+    document = summary_document(opened, rows, final.facts["stopped"] if final else "not finished")
+    if as_json:
+        click.echo(json.dumps(document, indent=1))
+        return
+    Console(width=None if Console().is_terminal else 200).print(summary_table(rows, title_of(opened)))

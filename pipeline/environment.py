@@ -1,0 +1,77 @@
+"""Where a run happens: versions, code, device. What a stage's result depends on besides its inputs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+from pathlib import Path
+from types import ModuleType
+
+from growpipe.graph_ops.errors import MissingEnvironment
+
+__all__ = ["code_version", "library_versions", "require", "resolve_device"]
+
+_LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "scipy", "scikit-learn")
+
+
+@functools.cache
+def code_version() -> str:
+    """The release of growpipe and a hash of its sources."""
+    digest = hashlib.sha256()
+    # The three folders are one package when installed, and three in a checkout.
+    roots = {
+        Path(str(importlib.import_module(f"growpipe{part}").__file__)).parent
+        for part in ("", ".graph_ops", ".models")
+    }
+    for root in sorted(roots):
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{importlib.metadata.version('growpipe')}+{digest.hexdigest()[:16]}"
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that shape a result; those that are not installed are left out."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            versions["onnxruntime"] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import ``module``, or say which extra brings it.
+
+    Raises:
+        MissingEnvironment: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise MissingEnvironment(
+            f"{purpose} needs {module}, which is not installed: pip install 'growpipe[{extra}]'"
+        ) from None
+
+
+def resolve_device(device: str) -> str:
+    """``"cpu"`` or ``"cuda"`` for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        MissingEnvironment: CUDA was asked for and torch sees none.
+    """
+    torch = require("torch", "train", "training")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise MissingEnvironment("CUDA was asked for and torch sees no CUDA device; use --device cpu or auto")
+    return "cuda" if device != "cpu" and available else "cpu"

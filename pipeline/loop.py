@@ -1,0 +1,162 @@
+"""The whole loop: round after round until the budget is spent, then the control and the final artifacts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from growpipe.checks.numerics import compare, run_model
+from growpipe.graph_ops.deploy import deploy_form
+from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.loading import load_model, save_model
+from growpipe.picture import draw_run
+from growpipe.progress import log
+from growpipe.round_check import check_round
+from growpipe.run_store import Run, StageRecord
+from growpipe.stages import (
+    CONTROL,
+    GROWTH_FORM,
+    WEIGHTS,
+    analyse_round,
+    export_round,
+    input_names,
+    previous_stage,
+    rewrite_round,
+    round_stage,
+    train_control,
+    train_round,
+)
+from growpipe.summary import rows_of, summary_document, summary_markdown
+from growpipe.task import Task, load_task
+
+__all__ = ["FINAL", "STAGES", "finish", "next_round", "run_all"]
+
+FINAL = "final"
+_DEPLOY_TOLERANCE = 1e-5  # of the output's scale: fusing batch norm rounds
+
+STAGES: dict[str, Callable[[Task, int], StageRecord]] = {
+    "train": train_round,
+    "export": export_round,
+    "analyse": analyse_round,
+    "rewrite": rewrite_round,
+    "check": check_round,
+}
+
+
+def run_all(run: Run) -> StageRecord:
+    """Every stage that is not done yet, to the final artifacts.
+
+    Returns:
+        The record of ``final``.
+    """
+    task = load_task(run)
+    number, stopped = 0, None
+    while stopped is None:
+        trained = announced(train_round(task, number))
+        announced(export_round(task, number))
+        stopped = _reason_to_stop(run, number)
+        if stopped is None:
+            analysed = announced(analyse_round(task, number))
+            stopped = analysed.facts["stopped"]
+        if stopped is None:
+            announced(rewrite_round(task, number))
+        else:
+            _discard_later_stages(run, number)
+        announced(check_round(task, number))
+        number += 1
+    del trained
+    epochs = sum(previous_stage(run, done, "train").facts["epochs"] for done in range(number))
+    announced(train_control(task, epochs))
+    return announced(finish(task, number - 1, stopped))
+
+
+def _reason_to_stop(run: Run, number: int) -> str | None:
+    if number >= run.recipe.growth.rounds:
+        return f"{run.recipe.growth.rounds} rounds of growth are done"
+    if number > 0 and previous_stage(run, number - 1, "rewrite").facts["budget_spent"]:
+        return "the budget is spent"
+    return None
+
+
+def _discard_later_stages(run: Run, number: int) -> None:
+    """The last round is not split; what an earlier, longer run did after it is no part of this one."""
+    for stage in ("analyse", "rewrite"):
+        if stage == "rewrite" or number >= run.recipe.growth.rounds:
+            shutil.rmtree(run.path / round_stage(number, stage), ignore_errors=True)
+    later = number + 1
+    while (folder := run.path / f"round-{later:02d}").exists():
+        shutil.rmtree(folder)
+        later += 1
+
+
+def announced(record: StageRecord) -> StageRecord:
+    """Say what a stage did."""
+    if record.skipped:
+        log(f"{record.name}: nothing changed, skipped")
+        return record
+    told = {key: value for key, value in record.facts.items() if isinstance(value, (int, float, str))}
+    log(f"{record.name}: " + (", ".join(f"{key} {_short(value)}" for key, value in told.items()) or "done"))
+    return record
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def next_round(run: Run, stage: str) -> int:
+    """The round a stage command works on: the first one that lacks it."""
+    number = 0
+    while run.published(round_stage(number, stage)) is not None:
+        number += 1
+    return number
+
+
+def finish(task: Task, number: int, stopped: str) -> StageRecord:
+    """Publish ``final``: deploy form, growth form, weights, summary and picture.
+
+    Args:
+        number: the last round.
+        stopped: why the run ended, in words.
+
+    Raises:
+        CheckFailed: the deploy form computes something else than the growth form.
+    """
+    run = task.run
+    exported, trained = previous_stage(run, number, "export"), previous_stage(run, number, "train")
+    checked = previous_stage(run, number, "check")
+    control = run.published(CONTROL)
+    inputs = exported.inputs(GROWTH_FORM) | trained.inputs(WEIGHTS) | checked.inputs("report.json")
+    if control is not None:
+        inputs |= control.inputs(GROWTH_FORM)
+
+    def produce(folder: Path) -> dict[str, Any]:
+        growth = load_model(exported.folder / GROWTH_FORM)
+        save_model(deploy_form(growth), folder / "model.onnx")
+        feed, _ = task.gathered(task.loaders.validation, input_names(growth), limit=1)
+        difference = compare(
+            run_model(exported.folder / GROWTH_FORM, feed), run_model(folder / "model.onnx", feed)
+        ).relative
+        if not difference <= _DEPLOY_TOLERANCE:
+            raise CheckFailed(
+                f"the deploy form differs from the growth form by {difference:.1e} of the output's scale"
+            )
+        shutil.copyfile(exported.folder / GROWTH_FORM, folder / GROWTH_FORM)
+        shutil.copyfile(trained.folder / WEIGHTS, folder / WEIGHTS)
+        rows = rows_of(run)
+        document = summary_document(run, rows, stopped)
+        (folder / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (folder / "summary.md").write_text(summary_markdown(rows, title_of(run)), encoding="utf-8")
+        draw_run(rows, run.path, folder / "run.png")
+        return {"stopped": stopped, "deploy_parity": difference}
+
+    rows = [dataclasses.asdict(row) for row in rows_of(run)]
+    return run.stage(FINAL, produce, config={"rows": rows, "stopped": stopped}, inputs=inputs)
+
+
+def title_of(run: Run) -> str:
+    """The heading of a run's summary."""
+    return f"growpipe run of {run.recipe.name}, seed {run.seed}"

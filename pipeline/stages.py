@@ -1,0 +1,354 @@
+"""The stages of a round: train, export, analyse, rewrite, check; and the control that never grows.
+
+Each stage reads published stages and publishes its own (see `growpipe.run_store`). Data flows one way; a
+stage that is called before its inputs are there says which one to run first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from growpipe import analyser
+from growpipe.checks.accuracy import accuracy
+from growpipe.checks.numerics import compare, run_model
+from growpipe.export import export_growth_form, named_tensors
+from growpipe.graph_ops.cost import CostModel
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
+from growpipe.graph_ops.loading import load_model, save_model
+from growpipe.graph_ops.plan import SplitPlan
+from growpipe.graph_ops.rewrite import grow_graph
+from growpipe.mirror import grow, load_grown, save_grown, to_numpy
+from growpipe.optimizer_state import load_optimizer, save_optimizer
+from growpipe.recipe import Budget
+from growpipe.run_store import METRICS, Run, StageRecord
+from growpipe.task import Task, as_feed
+from growpipe.training import make_optimizer, train
+
+__all__ = [
+    "CONTROL",
+    "analyse_round",
+    "export_round",
+    "input_names",
+    "previous_stage",
+    "rewrite_round",
+    "round_stage",
+    "test_accuracy",
+    "train_control",
+    "train_round",
+]
+
+CONTROL = "control/train"
+GROWTH_FORM = "growth.onnx"
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+CHILD = "child.onnx"
+PLAN = "plan"
+_JOURNAL_PREFIX = "growpipe."
+_EXPORT_TOLERANCE = 1e-4  # relative to the output's scale, float32 through two runtimes
+
+
+def round_stage(number: int, stage: str) -> str:
+    """The name of a stage, e.g. ``round-00/train``."""
+    return f"round-{number:02d}/{stage}"
+
+
+def previous_stage(run: Run, number: int, stage: str) -> StageRecord:
+    """A published stage that another one reads.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    record = run.published(round_stage(number, stage))
+    if record is None:
+        command = {"check": "check-round"}.get(stage, stage)
+        raise UsageError(f"round {number} has no {stage} stage yet; run first: growpipe {command} {run.path}")
+    return record
+
+
+def train_round(task: Task, number: int) -> StageRecord:
+    """Train the seed network (round 0) or what the last rewrite made, as long as the recipe says.
+
+    Publishes ``weights.safetensors``, ``optimizer.safetensors`` and ``metrics.jsonl``.
+    """
+    run = task.run
+    settings = run.recipe.train
+    inputs: dict[str, str] = {}
+    parent: StageRecord | None = None
+    last = number >= run.recipe.growth.rounds
+    if number > 0:
+        parent = previous_stage(run, number - 1, "rewrite")
+        inputs = parent.inputs(WEIGHTS, OPTIMIZER)
+        last = last or bool(parent.facts["budget_spent"])
+    epochs = settings.final_epochs if last else settings.epochs
+    name = round_stage(number, "train")
+    config = {**task.config, "train": settings.model_dump(mode="json"), "last": last}
+
+    def produce(folder: Path) -> dict[str, Any]:
+        model = task.build_seed()
+        if parent is not None:
+            load_grown(model, parent.folder / WEIGHTS)
+        model.to(run.device)
+        optimizer = make_optimizer(model, settings)
+        if parent is not None:
+            load_optimizer(optimizer, model, parent.folder / OPTIMIZER)
+        return _train_into(folder, task, model, optimizer, name, epochs, last, config, inputs)
+
+    return run.stage(name, produce, config=config, inputs=inputs)
+
+
+def train_control(task: Task, epochs: int) -> StageRecord:
+    """The honest control: the seed network, never grown, for as many epochs as the grown one had in all."""
+    settings = task.run.recipe.train
+    config = {**task.config, "train": settings.model_dump(mode="json"), "epochs": epochs}
+
+    def produce(folder: Path) -> dict[str, Any]:
+        model = task.build_seed().to(task.run.device)
+        optimizer = make_optimizer(model, settings)
+        facts = _train_into(folder, task, model, optimizer, CONTROL, epochs, True, config, {})
+        export = _export(task, model)
+        save_model(export, folder / GROWTH_FORM)
+        return {
+            **facts,
+            **_costs(find_channel_groups(export)),
+            "test_accuracy": test_accuracy(task, folder / GROWTH_FORM),
+        }
+
+    return task.run.stage(CONTROL, produce, config=config, inputs={})
+
+
+def test_accuracy(task: Task, path: Path) -> dict[str, Any] | None:
+    """Accuracy of an ONNX file on the test set in onnxruntime, with its interval; None for a regression."""
+    if not task.classify:
+        return None
+    feed, targets = task.gathered(task.loaders.test, input_names(load_model(path)))
+    return dataclasses.asdict(accuracy(path, feed, targets))
+
+
+def input_names(model: ir.Model) -> list[str]:
+    """The graph's inputs, in order."""
+    return [str(value.name) for value in model.graph.inputs]
+
+
+def _train_into(
+    folder: Path,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    epochs: int,
+    last: bool,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> dict[str, Any]:
+    run = task.run
+    progress = run.path / Path(name).parent / ".progress"
+    history = train(
+        model,
+        optimizer,
+        task.loaders,
+        task.loss_fn,
+        run.recipe.train,
+        stage=name,
+        epochs=epochs,
+        until="end" if last else "plateau",
+        seed=run.seed,
+        device=run.device,
+        classify=task.classify,
+        checkpoint=progress,
+        key=json.dumps([config, inputs], sort_keys=True),
+    )
+    save_grown(model, folder / WEIGHTS)
+    save_optimizer(optimizer, model, folder / OPTIMIZER)
+    (folder / METRICS).write_text("".join(json.dumps(dataclasses.asdict(epoch)) + "\n" for epoch in history))
+    done = history[-1]
+    return {
+        "epochs": len(history),
+        "train_loss": done.train_loss,
+        "validation_loss": done.validation_loss,
+        "validation_accuracy": done.validation_accuracy,
+    }
+
+
+def export_round(task: Task, number: int) -> StageRecord:
+    """Export the trained network to growth form; torch and onnxruntime must agree.
+
+    Publishes ``growth.onnx``.
+
+    Raises:
+        CheckFailed: a parameter or an output differs.
+    """
+    run = task.run
+    trained = previous_stage(run, number, "train")
+    inputs = trained.inputs(WEIGHTS)
+    parent = run.published(round_stage(number - 1, "rewrite")) if number else None
+    if parent is not None:
+        inputs |= parent.inputs(CHILD)
+
+    def produce(folder: Path) -> dict[str, Any]:
+        model = load_grown(task.build_seed(), trained.folder / WEIGHTS).eval()
+        graph = _export(task, model)
+        if parent is not None:
+            # The exporter knows nothing of the growth history; the rewritten graph has it.
+            history = load_model(parent.folder / CHILD).metadata_props
+            graph.metadata_props.update(
+                {key: value for key, value in history.items() if key.startswith(_JOURNAL_PREFIX)}
+            )
+        save_model(graph, folder / GROWTH_FORM)
+        examples = task.example_inputs()
+        feed = as_feed(input_names(graph), examples)
+        outputs = run_model(folder / GROWTH_FORM, feed)
+        expected = dict(zip(outputs, _outputs(model, examples), strict=True))
+        divergence = compare(expected, outputs)
+        if not divergence.relative <= _EXPORT_TOLERANCE:
+            raise CheckFailed(
+                f"the graph of round {number} differs from torch by {divergence.relative:.1e} of the "
+                f"output's scale, more than {_EXPORT_TOLERANCE:.0e}; compare them operator by operator"
+            )
+        return {**_costs(find_channel_groups(graph)), "torch_divergence": divergence.relative}
+
+    config = {**task.config, "inputs": run.recipe.inputs, "outputs": run.recipe.outputs}
+    return run.stage(round_stage(number, "export"), produce, config=config, inputs=inputs)
+
+
+def _export(task: Task, model: nn.Module) -> ir.Model:
+    recipe = task.run.recipe
+    model.to("cpu").eval()
+    return export_growth_form(
+        model, task.example_inputs(), input_names=recipe.inputs, output_names=recipe.outputs
+    ).graph
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[npt.NDArray]:
+    with torch.no_grad():
+        output = model(*inputs)
+    values = output if isinstance(output, (tuple, list)) else (output,)
+    return [to_numpy(value) for value in values]
+
+
+def _costs(groups: ChannelGroups) -> dict[str, Any]:
+    cost: CostModel = groups.cost
+    return {
+        "widths": {group.name: group.width for group in groups.groups if group.splittable},
+        "parameters": cost.parameters(),
+        "macs": cost.macs(),
+    }
+
+
+def analyse_round(task: Task, number: int) -> StageRecord:
+    """Find the split plan of the trained network.
+
+    Publishes the folder ``plan`` (see `SplitPlan.save`), unless nothing is left to split; then the fact
+    ``stopped`` says why.
+    """
+    run = task.run
+    trained, exported = previous_stage(run, number, "train"), previous_stage(run, number, "export")
+    growth, budget = run.recipe.growth, run.recipe.budget
+
+    def produce(folder: Path) -> dict[str, Any]:
+        model = load_grown(task.build_seed(), trained.folder / WEIGHTS).eval()
+        try:
+            plan = analyser.analyse(
+                model,
+                task.loss_fn,
+                task.analysis_batches(growth.samples),
+                task.example_inputs(),
+                scheme=growth.scheme,
+                c=growth.c,
+                growth=growth.share,
+                epsilon=growth.epsilon,
+                budget=analyser.Budget(parameters=budget.parameters, macs=budget.macs),
+                metric=growth.metric,
+                align=growth.align,
+                freeze=growth.freeze,
+                max_samples=growth.samples,
+                seed=run.seed,
+                device=run.device,
+            )
+        except analyser.NothingToSplit as nothing:
+            return {"stopped": str(nothing)}
+        plan.save(folder / PLAN)
+        return {
+            "stopped": None,
+            "epsilon": plan.epsilon,
+            "predicted_change": plan.predicted_change,
+            "realised_change": plan.realised_change,
+            "added_channels": plan.added_channels,
+        }
+
+    config = {
+        **task.config,
+        "growth": growth.model_dump(mode="json", exclude={"rounds"}),
+        "budget": budget.model_dump(mode="json"),
+        "batch_size": run.recipe.train.batch_size,
+    }
+    inputs = trained.inputs(WEIGHTS) | exported.inputs(GROWTH_FORM)
+    return run.stage(round_stage(number, "analyse"), produce, config=config, inputs=inputs)
+
+
+def rewrite_round(task: Task, number: int) -> StageRecord:
+    """Apply the plan to the ONNX graph and to the torch module, optimizer included; the two must agree.
+
+    Publishes ``child.onnx``, ``weights.safetensors`` and ``optimizer.safetensors``.
+
+    Raises:
+        CheckFailed: a grown parameter differs between the two.
+        UsageError: the analysis found nothing to split.
+    """
+    run = task.run
+    trained, exported = previous_stage(run, number, "train"), previous_stage(run, number, "export")
+    analysed = previous_stage(run, number, "analyse")
+    if analysed.facts["stopped"]:
+        raise UsageError(f"round {number} has nothing to rewrite: {analysed.facts['stopped']}")
+    budget = run.recipe.budget
+
+    def produce(folder: Path) -> dict[str, Any]:
+        plan = SplitPlan.load(analysed.folder / PLAN)
+        child = grow_graph(load_model(exported.folder / GROWTH_FORM), plan)
+        save_model(child, folder / CHILD)
+
+        model = load_grown(task.build_seed(), trained.folder / WEIGHTS).eval()
+        optimizer = make_optimizer(model, run.recipe.train)
+        load_optimizer(optimizer, model, trained.folder / OPTIMIZER)
+        grown = grow(model, plan, optimizer=optimizer)
+        _assert_lockstep(grown, child)
+        save_grown(grown, folder / WEIGHTS)
+        save_optimizer(optimizer, grown, folder / OPTIMIZER)
+        groups = find_channel_groups(child)
+        return {**_costs(groups), "budget_spent": _budget_spent(groups, budget)}
+
+    config = {**task.config, "train": run.recipe.train.optimizer, "budget": budget.model_dump(mode="json")}
+    inputs = trained.inputs(WEIGHTS, OPTIMIZER) | exported.inputs(GROWTH_FORM)
+    inputs |= analysed.inputs(*(f"{PLAN}/{file}" for file in ("plan.json", "plan.safetensors")))
+    return run.stage(round_stage(number, "rewrite"), produce, config=config, inputs=inputs)
+
+
+def _assert_lockstep(grown: nn.Module, child: ir.Model) -> None:
+    tensors = named_tensors(grown)
+    for name, value in child.graph.initializers.items():
+        if name not in tensors or value.const_value is None:
+            continue  # a constant of the graph, none of the module's
+        if not np.array_equal(value.const_value.numpy(), to_numpy(tensors[name]), equal_nan=True):
+            raise CheckFailed(f"after the split {name!r} differs between the torch module and the ONNX graph")
+
+
+def _budget_spent(groups: ChannelGroups, budget: Budget) -> bool:
+    """Whether no channel of any group can be added without leaving the budget."""
+    cost = groups.cost
+
+    def fits(widths: Mapping[str, int]) -> bool:
+        return (budget.parameters is None or cost.parameters(widths) <= budget.parameters) and (
+            budget.macs is None or cost.macs(widths) <= budget.macs
+        )
+
+    return not any(fits({group.name: group.width + 1}) for group in groups.groups if group.splittable)

@@ -1,0 +1,187 @@
+"""The summary of a run: a row per round, the control last; as a table, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.run_store import Run
+from growpipe.stages import CONTROL, round_stage
+
+__all__ = ["Row", "rows_of", "summary_document", "summary_markdown", "summary_table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of a run.
+
+    Attributes:
+        name: ``round 0`` …, or ``control``.
+        widths: of the channel groups, in graph order.
+        parameters: number of parameters.
+        macs: multiply-accumulates per sample.
+        epochs: trained in all, up to this network.
+        test_accuracy: measured in onnxruntime; None for a regression.
+        latency_ratio, latency_low, latency_high: this network over its parent, batch 1, with the interval.
+        epsilon: of the split that made this network.
+        predicted_change, realised_change: change of loss at that split.
+        parity: parent against child at ε = 0, relative to the output's scale.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    parameters: int
+    macs: int
+    epochs: int
+    test_accuracy: float | None
+    latency_ratio: float | None = None
+    latency_low: float | None = None
+    latency_high: float | None = None
+    epsilon: float | None = None
+    predicted_change: float | None = None
+    realised_change: float | None = None
+    parity: float | None = None
+
+
+def rows_of(run: Run) -> list[Row]:
+    """A row per checked round, and the control where it was trained and checked."""
+    rows: list[Row] = []
+    epochs = 0
+    number = 0
+    split: dict[str, Any] = {}
+    while (checked := run.published(round_stage(number, "check"))) is not None:
+        trained = run.published(round_stage(number, "train"))
+        exported = run.published(round_stage(number, "export"))
+        if trained is None or exported is None:
+            break
+        epochs += trained.facts["epochs"]
+        rows.append(
+            Row(
+                f"round {number}",
+                tuple(exported.facts["widths"].values()),
+                exported.facts["parameters"],
+                exported.facts["macs"],
+                epochs,
+                _accuracy(checked.facts["test_accuracy"]),
+                **split,
+            )
+        )
+        analysed = run.published(round_stage(number, "analyse"))
+        if analysed is None or "latency" not in checked.facts:
+            break
+        latency = checked.facts["latency"]
+        split = {
+            "latency_ratio": latency["ratio"],
+            "latency_low": latency["low"],
+            "latency_high": latency["high"],
+            "epsilon": analysed.facts["epsilon"],
+            "predicted_change": analysed.facts["predicted_change"],
+            "realised_change": analysed.facts["realised_change"],
+            "parity": checked.facts["parity"],
+        }
+        number += 1
+    control = run.published(CONTROL)
+    if control is not None and rows:
+        facts = control.facts
+        rows.append(
+            Row(
+                "control",
+                tuple(facts["widths"].values()),
+                facts["parameters"],
+                facts["macs"],
+                facts["epochs"],
+                _accuracy(facts["test_accuracy"]),
+            )
+        )
+    return rows
+
+
+def _accuracy(measured: dict[str, Any] | None) -> float | None:
+    return None if measured is None else float(measured["value"])
+
+
+_COLUMNS = (
+    "network",
+    "widths",
+    "parameters",
+    "MACs",
+    "epochs",
+    "test accuracy",
+    "latency / parent",
+    "ε",
+    "Δloss predicted",
+    "Δloss realised",
+    "realised / predicted",
+    "parity at ε = 0",
+)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    latency = "-"
+    if row.latency_ratio is not None:
+        latency = f"{row.latency_ratio:.2f} [{row.latency_low:.2f}, {row.latency_high:.2f}]"
+    ratio = None
+    if row.predicted_change and row.realised_change is not None:
+        ratio = row.realised_change / row.predicted_change
+    return (
+        row.name,
+        " ".join(map(str, row.widths)),
+        f"{row.parameters:,}",
+        f"{row.macs:,}",
+        str(row.epochs),
+        shown(row.test_accuracy, ".1%"),
+        latency,
+        shown(row.epsilon, ".3g"),
+        shown(row.predicted_change, "+.4f"),
+        shown(row.realised_change, "+.4f"),
+        shown(ratio, ".2f"),
+        shown(row.parity, ".1e"),
+    )
+
+
+def summary_table(rows: Sequence[Row], title: str) -> Table:
+    """The rows as a table for a terminal."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def summary_markdown(rows: Sequence[Row], title: str) -> str:
+    """The rows as a Markdown table."""
+    lines = [f"# {title}", "", "| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def summary_document(run: Run, rows: Sequence[Row], stopped: str) -> dict[str, Any]:
+    """``summary.json``: the rows, what ended the run, and what it was."""
+    grown = [row for row in rows if row.name != "control"]
+    if not grown:
+        raise UsageError(f"{run.path} has no checked round yet; run: growpipe run --out {run.path}")
+    return {
+        "format_version": 1,
+        "recipe": run.recipe.name,
+        "seed": run.seed,
+        "stopped": stopped,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def rows_from_document(path: Path) -> list[Row]:
+    """The rows of a ``summary.json``."""
+    names = {field.name for field in fields(Row)}
+    document = json.loads(path.read_text(encoding="utf-8"))
+    rows = [{key: value for key, value in row.items() if key in names} for row in document["rows"]]
+    return [Row(**{**row, "widths": tuple(row["widths"])}) for row in rows]

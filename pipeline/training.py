@@ -1,0 +1,230 @@
+"""Training one network for one stage: seeded per epoch, so that it can be killed and go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from growpipe.data import Loaders
+from growpipe.graph_ops.errors import UsageError
+from growpipe.mirror import load_grown, save_grown
+from growpipe.optimizer_state import load_optimizer, save_optimizer
+from growpipe.progress import progress_bar
+from growpipe.recipe import Training
+
+__all__ = ["Epoch", "Evaluation", "LossFunction", "evaluate", "make_optimizer", "seed_everything", "train"]
+
+LossFunction = Callable[[Any, Any], torch.Tensor]
+
+_CHECKPOINT_SHARE = 0.05  # at most this share of the time goes into checkpoints
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and, for classification, accuracy (0 to 1) over a set."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of ``metrics.jsonl``."""
+
+    stage: str
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float | None
+
+
+def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    """The recipe's optimizer; biases, batch norm and other vectors are not decayed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+
+
+def seed_everything(*parts: object) -> None:
+    """Seed torch's generators from a hash of ``parts``."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    loss_fn: LossFunction,
+    *,
+    classify: bool,
+    device: str,
+) -> Evaluation:
+    """Loss and accuracy in eval mode, weighted by the samples of each batch; the mode is put back."""
+    training = model.training
+    model.eval()
+    total, correct, samples = 0.0, 0, 0
+    for inputs, target in batches:
+        target = to_device(target, device)
+        output = model(*as_tuple(to_device(inputs, device)))
+        count = len(target)
+        total += float(loss_fn(output, target)) * count
+        correct += int((output.argmax(1) == target).sum()) if classify else 0
+        samples += count
+    model.train(training)
+    if samples == 0:
+        raise UsageError("a data loader gave no batches; look at the recipe's data")
+    return Evaluation(total / samples, correct / samples if classify else None)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: Loaders,
+    loss_fn: LossFunction,
+    settings: Training,
+    *,
+    stage: str,
+    epochs: int,
+    until: Literal["plateau", "end"],
+    seed: int,
+    device: str,
+    classify: bool,
+    checkpoint: Path | None = None,
+    key: str = "",
+) -> list[Epoch]:
+    """Train ``model`` in place; it is left in eval mode.
+
+    Args:
+        stage: names the stage in the metrics, and seeds it together with ``seed``.
+        epochs: the most epochs.
+        until: ``plateau`` trains at a constant rate and stops when the validation loss has not improved for
+            ``settings.patience`` epochs; ``end`` lets the rate fall to zero along a cosine.
+        checkpoint: a folder where progress is kept; a later call with the same ``key`` goes on from there
+            and ends with the same weights.
+        key: what the checkpoint belongs to.
+
+    Returns:
+        The history, an `Epoch` each.
+
+    Raises:
+        UsageError: the loss is not finite, or a loader is empty.
+    """
+    history = _resume(checkpoint, key, model, optimizer)
+    saving_ended, saving_took = time.monotonic(), 0.0
+    with progress_bar(stage, epochs) as advance:
+        for done in history:
+            advance(_status(done))
+        while len(history) < epochs and not (until == "plateau" and _plateaued(history, settings.patience)):
+            number = len(history)
+            rate = settings.learning_rate
+            if until == "end":
+                rate *= 0.5 * (1.0 + math.cos(math.pi * number / epochs))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            seed_everything(seed, stage, number)
+            train_loss = _train_epoch(
+                model, optimizer, loaders.train, loss_fn, device, f"{stage}, epoch {number + 1}"
+            )
+            held_out = evaluate(model, loaders.validation, loss_fn, classify=classify, device=device)
+            history.append(Epoch(stage, number + 1, rate, train_loss, held_out.loss, held_out.accuracy))
+            advance(_status(history[-1]))
+            now = time.monotonic()
+            if checkpoint is not None and saving_took <= _CHECKPOINT_SHARE * (now - saving_ended):
+                _save_progress(checkpoint, key, model, optimizer, history)
+                saving_ended = time.monotonic()
+                saving_took = saving_ended - now
+    model.eval()
+    return history
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Any, Any]],
+    loss_fn: LossFunction,
+    device: str,
+    where: str,
+) -> float:
+    model.train()
+    total, samples = 0.0, 0
+    for inputs, target in batches:
+        target = to_device(target, device)
+        loss = loss_fn(model(*as_tuple(to_device(inputs, device))), target)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UsageError(f"{where}: the loss is {value}; lower the recipe's train.learning_rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += value * len(target)
+        samples += len(target)
+    if samples == 0:
+        raise UsageError(f"{where}: the training loader gave no batches; look at the recipe's data")
+    return total / samples
+
+
+def as_tuple(inputs: Any) -> tuple[Any, ...]:
+    """The positional inputs of ``forward``: a tuple or list as it is, anything else alone."""
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def to_device(value: Any, device: str) -> Any:
+    """A tensor, or a tuple or list of them, on the device."""
+    if isinstance(value, (tuple, list)):
+        return tuple(to_device(item, device) for item in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _plateaued(history: list[Epoch], patience: int) -> bool:
+    losses = [epoch.validation_loss for epoch in history]
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _status(epoch: Epoch) -> str:
+    text = f"loss {epoch.train_loss:.4f}, validation {epoch.validation_loss:.4f}"
+    return text if epoch.validation_accuracy is None else f"{text}, {epoch.validation_accuracy:.1%}"
+
+
+def _save_progress(
+    folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder.parent))
+    try:
+        save_grown(model, staging / "weights.safetensors")
+        save_optimizer(optimizer, model, staging / "optimizer.safetensors")
+        progress = {"key": key, "history": [asdict(epoch) for epoch in history]}
+        (staging / "progress.json").write_text(json.dumps(progress))
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _resume(folder: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
+    if folder is None or not (folder / "progress.json").is_file():
+        return []
+    progress = json.loads((folder / "progress.json").read_text())
+    if progress["key"] != key:
+        return []
+    load_grown(model, folder / "weights.safetensors")
+    load_optimizer(optimizer, model, folder / "optimizer.safetensors")
+    return [Epoch(**epoch) for epoch in progress["history"]]

@@ -1,0 +1,120 @@
+"""Finding what a recipe names: ``file.py:name`` of the user, or ``package.module:name``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from growpipe.graph_ops.errors import GrowpipeError, UsageError
+from growpipe.suggestions import did_you_mean
+
+__all__ = ["call_user_code", "hash_user_file", "load_reference"]
+
+
+def load_reference(reference: str, folder: Path | None) -> Callable[..., Any]:
+    """The callable that ``reference`` names.
+
+    Args:
+        reference: ``file.py:name``, relative to ``folder``, or ``package.module:name``.
+        folder: where the recipe stands; the current folder when None. While a file is imported its folder is
+            on the module path, so that it can import its neighbours.
+
+    Raises:
+        UsageError: there is no such file, module or name, it is no callable, or its import fails.
+    """
+    place, _, attribute = reference.rpartition(":")
+    if place.endswith(".py"):
+        path = _user_path(place, folder)
+        if not path.is_file():
+            raise UsageError(f"{reference}: there is no file {path}")
+        # The name is the path's, so that two files of one name do not meet.
+        name = f"growpipe_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
+        module = sys.modules.get(name) or _import_file(name, path, reference)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except GrowpipeError:
+            raise
+        except Exception as error:  # the user's module may raise anything
+            raise UsageError(f"{reference} cannot be imported: {_one_line(error)}") from error
+    try:
+        found: Any = module
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        hint = did_you_mean(attribute, [name for name in vars(module) if not name.startswith("_")])
+        raise UsageError(f"{place} has no {attribute!r}{hint}") from None
+    if not callable(found):
+        raise UsageError(f"{reference} is no function or class but {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def call_user_code(reference: str, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """Call what `load_reference` found; an exception of the user's code becomes one line.
+
+    Raises:
+        UsageError: the call failed.
+    """
+    try:
+        return function(*args, **options)
+    except GrowpipeError:
+        raise
+    except Exception as error:
+        place = _innermost_line(error)
+        raise UsageError(f"{reference} failed{place}: {_one_line(error)}") from error
+
+
+def hash_user_file(reference: str, folder: Path | None) -> str | None:
+    """SHA-256 of the file that ``reference`` names; None when it names a module."""
+    place, _, _ = reference.rpartition(":")
+    if not place.endswith(".py"):
+        return None
+    path = _user_path(place, folder)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _user_path(place: str, folder: Path | None) -> Path:
+    return (folder or Path()) / place
+
+
+def _import_file(name: str, path: Path, reference: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except GrowpipeError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(
+            f"{reference} cannot be imported{_innermost_line(error)}: {_one_line(error)}"
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+def _innermost_line(error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f" (line {error.lineno})"
+    trace = error.__traceback__
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

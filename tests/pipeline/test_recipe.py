@@ -1,0 +1,98 @@
+"""Recipes and the user code that they name: every fault is one line that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.recipe import load_recipe, shipped_recipes
+from growpipe.user_code import call_user_code, hash_user_file, load_reference
+
+MINIMAL = 'name = "mine"\nmodel = "net.py:build"\ndata = "data.py:loaders"\n'
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_minimal_recipe_has_the_documented_defaults(tmp_path: Path) -> None:
+    recipe, folder = load_recipe(write(tmp_path, MINIMAL))
+    assert folder == tmp_path
+    assert (recipe.task, recipe.train.optimizer, recipe.growth.scheme) == ("classification", "adamw", "m4")
+    assert recipe.budget.parameters is None
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    assert "digits" in shipped_recipes()
+    for name in shipped_recipes():
+        recipe, folder = load_recipe(name)
+        assert recipe.name == name
+        assert folder is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "modle = 1\n", "unknown key 'modle'; did you mean 'model'?"),
+        (MINIMAL + "[growth]\nround = 3\n", "unknown key 'growth.round'; did you mean 'rounds'?"),
+        (MINIMAL + '[train]\nepochs = "ten"\n', "wrong at 'train.epochs'.*integer"),
+        (MINIMAL + "[growth]\nc = 0.5\n", "wrong at 'growth.c'.*greater than or equal to 1"),
+        (MINIMAL.replace("net.py:build", "net.py"), "wrong at 'model'"),
+        ('name = "mine"\n', "wrong at 'model'.*required"),
+        ("name = \n", "no TOML"),
+    ],
+)
+def test_a_faulty_recipe_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_recipe(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_names_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'digits'"):
+        load_recipe("digit")
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        load_recipe(str(tmp_path / "absent.toml"))
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="no UTF-8"):
+        load_recipe(str(tmp_path / "binary.toml"))
+
+
+def test_user_code_can_import_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_net.py").write_text("WIDTH = 5\n")
+    (tmp_path / "net.py").write_text("from neighbour_of_net import WIDTH\ndef build():\n    return WIDTH\n")
+    assert load_reference("net.py:build", tmp_path)() == 5
+    assert hash_user_file("net.py:build", tmp_path) is not None
+    assert hash_user_file("package.module:build", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "reference", "message"),
+    [
+        (None, "net.py:build", "there is no file"),
+        ("import no_such_package_here\n", "net.py:build", "cannot be imported.*line 1.*no_such_package_here"),
+        ("def build(:\n", "net.py:build", r"cannot be imported \(line 1\): SyntaxError"),
+        ("def biuld():\n    pass\n", "net.py:build", "has no 'build'; did you mean 'biuld'"),
+        ("build = 3\n", "net.py:build", "is no function or class but int"),
+        ("", "no_such_package_here.models:build", "cannot be imported"),
+    ],
+)
+def test_faulty_user_code_is_refused_in_one_line(
+    tmp_path: Path, code: str | None, reference: str, message: str
+) -> None:
+    if code is not None:
+        (tmp_path / "net.py").write_text(code)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_reference(reference, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_exception_of_user_code_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def build(width):\n    return 1 // width\n")
+    build = load_reference("net.py:build", tmp_path)
+    with pytest.raises(UsageError, match=r"net.py:build failed \(net.py, line 2\): ZeroDivisionError"):
+        call_user_code("net.py:build", build, width=0)

@@ -7,6 +7,7 @@ __all__ = [
     "GrowpipeError",
     "InconclusiveMeasurement",
     "MissingEnvironment",
+    "NothingToSplit",
     "UnsafeModel",
     "UsageError",
 ]
@@ -31,6 +32,10 @@ class UsageError(GrowpipeError):
     """A wrong argument, recipe, policy, plan or piece of user code."""
 
     exit_code = 2
+
+
+class NothingToSplit(UsageError):
+    """No split lowers the loss, or none fits what may still be spent: growth ends here."""
 
 
 class MissingEnvironment(GrowpipeError):

@@ -23,7 +23,7 @@ from growpipe.checks.accuracy import accuracy
 from growpipe.checks.numerics import compare, run_model
 from growpipe.export import export_growth_form, named_tensors
 from growpipe.graph_ops.cost import CostModel
-from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.errors import CheckFailed, NothingToSplit, UsageError
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.graph_ops.loading import load_model, save_model
 from growpipe.graph_ops.plan import SplitPlan
@@ -275,7 +275,7 @@ def analyse_round(task: Task, number: int) -> StageRecord:
                 seed=run.seed,
                 device=run.device,
             )
-        except analyser.NothingToSplit as nothing:
+        except NothingToSplit as nothing:
             return {"stopped": str(nothing)}
         plan.save(folder / PLAN)
         return {

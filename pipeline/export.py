@@ -133,8 +133,22 @@ def _growth_form(model: ir.Model) -> ir.Model:
         passes.RemoveUnusedOpsetsPass(),
     ):
         model = apply(model).model
+    _drop_zero_biases(model, names)
+    model = passes.RemoveUnusedNodesPass()(model).model
     _strip(model)
     return model
+
+
+def _drop_zero_biases(model: ir.Model, parameters: set[str]) -> None:
+    """A convolution without bias is exported with one of zeros, which the module has no name for."""
+    for node in model.graph.all_nodes():
+        if node.op_type not in ("Conv", "ConvTranspose") or len(node.inputs) != 3:
+            continue
+        bias = node.inputs[2]
+        if bias is None or bias.name in parameters or bias.const_value is None:
+            continue
+        if not bias.const_value.numpy().any():
+            node.resize_inputs(2)
 
 
 def _strip(model: ir.Model) -> None:

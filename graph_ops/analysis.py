@@ -1,0 +1,377 @@
+"""One pass over a graph: every rule states what its node does to the axes, and the solver does the rest.
+
+`Analysis` is what the rules under `growpipe.graph_ops.rules` write to. It holds the axes of every tensor,
+the symbolic value of every small integer tensor, how every weight is used, and what has to follow when axes
+grow (attributes and integer inputs that spell out a length).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.sizes import Expression, Ints, axes_in
+from growpipe.graph_ops.solver import Axis, Barrier, freeze, root, unify
+
+__all__ = ["Analysis", "Follow", "MacTerm", "Rule", "Use", "View", "analyse_graph", "node_name"]
+
+Axes = list[Axis]
+Rule = Callable[["Analysis", ir.Node], None]
+
+_MOST_INTEGERS = 64  # longer integer constants are data, not shapes
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class View:
+    """A tensor that is a rearranged constant: `Transpose`, `Reshape`, `Cast`... of a weight.
+
+    Attributes:
+        base: the initializer, or the output of the Constant node.
+        axes: for each axis of the view, the axes of ``base`` that it runs over.
+    """
+
+    base: ir.Value
+    axes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(eq=False, slots=True)
+class Use:
+    """How one input of one node uses a weight; what is neither ``made`` nor ``mixed`` is carried.
+
+    ``made`` and ``mixed`` hold (axis of the weight, the part of it that is meant).
+    """
+
+    base: ir.Value
+    node: ir.Node
+    index: int
+    made: list[tuple[int, Axis]] = field(default_factory=list)
+    mixed: list[tuple[int, Axis]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Follow:
+    """An attribute or an integer input of a node that spells out lengths, and must follow when axes grow.
+
+    Attributes:
+        node: the node.
+        target: the name of an attribute, or the index of an input.
+        elements: the wanted values, None for those that stay.
+    """
+
+    node: ir.Node
+    target: str | int
+    elements: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MacTerm:
+    """Multiply-accumulates of one node: ``constant`` times the product of the lengths."""
+
+    node: ir.Node
+    constant: int
+    axes: tuple[Axis, ...]
+
+
+class Analysis:
+    """What is known about the axes of one graph. Rules read and write it; see the module's docstring."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.opset: int = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 1))
+        self.axes: dict[ir.Value, Axes] = {}
+        self.values: dict[ir.Value, Ints] = {}
+        self.views: dict[ir.Value, View] = {}
+        self.tensors: dict[ir.Value, ir.TensorProtocol] = {}
+        self.uses: list[Use] = []
+        self.follows: list[Follow] = []
+        self.macs: list[MacTerm] = []
+        self.batch: set[Axis] = set()
+        self._use_of: dict[tuple[int, int], Use] = {}
+        self._taken: set[tuple[int, int]] = set()
+        self._symbols: dict[str, Axis] = {}
+
+    # -- what a rule reads ---------------------------------------------------------------------------
+
+    def input(self, node: ir.Node, index: int) -> ir.Value | None:
+        """The input, None where it is absent."""
+        return node.inputs[index] if index < len(node.inputs) else None
+
+    def axes_of(self, node: ir.Node, index: int) -> Axes:
+        """The axes of an input.
+
+        Raises:
+            UnknownShape: the input is absent or of unknown rank; the caller's node becomes a barrier.
+        """
+        value = self.input(node, index)
+        if value is None or value not in self.axes:
+            raise UnknownShape(f"the rank of input {index} is not known")
+        return self.axes[value]
+
+    def ints(self, node: ir.Node, index: int) -> Ints | None:
+        """The symbolic value of an integer input, and a promise: the rule makes its lengths follow."""
+        self._taken.add((id(node), index))
+        value = self.input(node, index)
+        return None if value is None else self.constant(value)
+
+    def constant(self, value: ir.Value) -> Ints | None:
+        """The symbolic value of a small integer tensor; None for any other."""
+        tensor = self.tensor(value)
+        if (
+            value not in self.values
+            and tensor is not None
+            and (
+                tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+                and len(tensor.shape) <= 1
+                and tensor.size <= _MOST_INTEGERS
+            )
+        ):
+            array = tensor.numpy()
+            rank: Any = array.ndim
+            self.values[value] = Ints(rank, tuple(int(element) for element in array.reshape(-1)))
+        return self.values.get(value)
+
+    def tensor(self, value: ir.Value | None) -> ir.TensorProtocol | None:
+        """The data of an initializer or of the output of a Constant node."""
+        return None if value is None else self.tensors.get(value)
+
+    def attribute(self, node: ir.Node, name: str, default: Any = None) -> Any:
+        attribute = node.attributes.get(name)
+        if attribute is None or attribute.is_ref():
+            return default
+        value = attribute.value
+        return list(value) if isinstance(value, tuple) else value
+
+    # -- what a rule states --------------------------------------------------------------------------
+
+    def output(self, node: ir.Node, axes: Sequence[Axis], index: int = 0) -> None:
+        """State the axes of an output."""
+        if index < len(node.outputs):
+            self.axes[node.outputs[index]] = list(axes)
+
+    def fresh(self, node: ir.Node, axis: int, size: int | None, index: int = 0) -> Axis:
+        """A new axis of an output; a length nobody computed is taken from the file where it says."""
+        value = node.outputs[index]
+        if size is None and value.shape is not None and axis < len(value.shape):
+            declared = value.shape[axis]
+            size = declared if isinstance(declared, int) else None
+        return Axis(size)
+
+    def barrier(self, node: ir.Node, axis: int | None, reason: str) -> Barrier:
+        return Barrier(_operator(node), node_name(node), axis, reason)
+
+    def unify(self, node: ir.Node, a: Axis, b: Axis, axis: int | None = None) -> None:
+        unify(a, b, self.barrier(node, axis, "its operands divide the axis differently"))
+
+    def freeze(self, node: ir.Node, axes: Axis | Iterable[Axis], axis: int | None, reason: str) -> None:
+        barrier = self.barrier(node, axis, reason)
+        for one in (axes,) if isinstance(axes, Axis) else axes:
+            freeze(one, barrier)
+
+    def freeze_node(self, node: ir.Node, reason: str) -> None:
+        """Freeze all axes of all inputs and outputs, and all lengths that the inputs carry."""
+        barrier = self.barrier(node, None, reason)
+        for value in (*node.inputs, *_captured(node), *node.outputs):
+            if value is not None:
+                self._freeze_value(value, barrier)
+
+    def view(self, node: ir.Node, axes: Sequence[tuple[int, ...]]) -> None:
+        """State that output 0 is input 0 rearranged; ``axes`` as in `View`, but of input 0."""
+        source = node.inputs[0]
+        seen = self.views.get(source) if source is not None else None
+        if seen is not None:
+            composed = tuple(tuple(b for a in group for b in seen.axes[a]) for group in axes)
+            self.views[node.outputs[0]] = View(seen.base, composed)
+
+    def is_weight(self, node: ir.Node, index: int) -> bool:
+        value = self.input(node, index)
+        return value is not None and value in self.views
+
+    def made(self, node: ir.Node, index: int, axis: int, part: Axis | None = None) -> None:
+        """State that the weight at input ``index`` makes the channels of its ``axis``."""
+        for base, meant in self._base_axes(node, index, axis, part):
+            self.use(node, index).made.append((base, meant))
+
+    def mixed(self, node: ir.Node, index: int, axis: int, part: Axis | None = None) -> None:
+        """State that the node contracts ``axis`` of its weight: there the coefficients go."""
+        for base, meant in self._base_axes(node, index, axis, part):
+            self.use(node, index).mixed.append((base, meant))
+
+    def use(self, node: ir.Node, index: int) -> Use:
+        key = (id(node), index)
+        if key not in self._use_of:
+            value = node.inputs[index]
+            assert value is not None
+            self._use_of[key] = Use(self.views[value].base, node, index)
+            self.uses.append(self._use_of[key])
+        return self._use_of[key]
+
+    def contract(self, node: ir.Node, left: tuple[int, int], right: tuple[int, int]) -> None:
+        """State that the node sums over an axis of two inputs, each given as (input, axis).
+
+        The weight among them takes the coefficients; without a weight both axes are frozen.
+        """
+        (i, axis_i), (j, axis_j) = left, right
+        a, b = self.axes_of(node, i)[axis_i], self.axes_of(node, j)[axis_j]
+        self.unify(node, a, b, axis_i)
+        if self.is_weight(node, j):
+            self.mixed(node, j, axis_j)
+        elif self.is_weight(node, i):
+            self.mixed(node, i, axis_i)
+        else:
+            self.freeze(node, (a, b), axis_i, "contracted against another activation")
+
+    def follow(self, node: ir.Node, target: str | int, elements: Iterable[Expression]) -> None:
+        """State that an attribute, or an integer input, spells out lengths."""
+        self.follows.append(Follow(node, target, tuple(elements)))
+
+    def count(self, node: ir.Node, constant: int, axes: Iterable[Axis]) -> None:
+        """State the multiply-accumulates of the node."""
+        self.macs.append(MacTerm(node, constant, tuple(axes)))
+
+    # -- the pass ------------------------------------------------------------------------------------
+
+    def run(self, rules: Mapping[tuple[str, str], Rule]) -> None:
+        for value in self.graph.inputs:
+            if value.name in self.graph.initializers:
+                continue
+            barrier = Barrier("Input", value.name or "", None, "an input of the graph")
+            axes = self._declared(value, barrier)
+            if axes is not None:
+                self.axes[value] = axes
+                if axes:
+                    self.batch.add(axes[0])
+        for value in self.graph.initializers.values():
+            self._weight(value, value.const_value)
+        for node in self.graph:
+            self._visit(node, rules)
+        for value in self.graph.outputs:
+            self._freeze_value(value, Barrier("Output", value.name or "", None, "an output of the graph"))
+
+    def _visit(self, node: ir.Node, rules: Mapping[tuple[str, str], Rule]) -> None:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        rule = rules.get((domain, node.op_type))
+        try:
+            if rule is None:
+                raise UnknownShape("unknown operator")
+            rule(self, node)
+        except UnknownShape as refusal:
+            self._give_up(node, str(refusal))
+            return
+        for index, value in enumerate(node.inputs):
+            if value is None:
+                continue
+            if value in self.views and node.outputs[0] not in self.views and node.op_type != "Shape":
+                self.use(node, index)
+            if (id(node), index) not in self._taken and value in self.values:
+                reason = "its length is used as a number"
+                for element in self.values[value].elements:
+                    self.freeze(node, axes_in(element), None, reason)
+
+    def _give_up(self, node: ir.Node, reason: str) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value in self.views:
+                self.use(node, index)
+        for value in node.outputs:
+            if value not in self.axes:
+                axes = self._declared(value, self.barrier(node, None, reason))
+                if axes is not None:
+                    self.axes[value] = axes
+        self.freeze_node(node, reason)
+
+    def _weight(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
+        if tensor is not None:
+            self.tensors[value] = tensor
+        shape = tensor.shape if tensor is not None else value.shape
+        if shape is None:
+            return
+        sizes = [size if isinstance(size, int) else None for size in shape]
+        self.axes[value] = [Axis(size) for size in sizes]
+        self.views[value] = View(value, tuple((axis,) for axis in range(len(sizes))))
+
+    def constant_node(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
+        """State that the node's output is this tensor."""
+        self._weight(node.outputs[0], tensor)
+
+    def _declared(self, value: ir.Value, barrier: Barrier) -> Axes | None:
+        if value.shape is None:
+            return None
+        axes = []
+        for size in value.shape:
+            if isinstance(size, int):
+                axes.append(Axis(size, barrier))
+            elif size.value is None:
+                axes.append(Axis(None, barrier))
+            else:
+                axes.append(self._symbols.setdefault(str(size.value), Axis(None, barrier)))
+        return axes
+
+    def _freeze_value(self, value: ir.Value, barrier: Barrier) -> None:
+        for position, axis in enumerate(self.axes.get(value, ())):
+            freeze(axis, Barrier(barrier.operator, barrier.node, position, barrier.reason))
+        symbolic = self.values.get(value)
+        for element in symbolic.elements if symbolic is not None else ():
+            for axis in axes_in(element):
+                freeze(axis, barrier)
+
+    def _base_axes(
+        self, node: ir.Node, index: int, axis: int, part: Axis | None
+    ) -> Iterable[tuple[int, Axis]]:
+        value = node.inputs[index]
+        assert value is not None
+        if part is None:
+            part = self.axes[value][axis]
+        view = self.views.get(value)
+        return [(base, part) for base in view.axes[axis]] if view is not None else []
+
+
+class UnknownShape(Exception):
+    """A rule cannot tell what its node does; the node becomes a barrier."""
+
+
+def analyse_graph(model: ir.Model) -> Analysis:
+    """The solved axes of the main graph of ``model``, which is left as it is."""
+    from growpipe.graph_ops.rules import RULES
+
+    analysis = Analysis(model)
+    analysis.run(RULES)
+    return analysis
+
+
+def node_name(node: ir.Node) -> str:
+    """The name of a node, or of its first output where it has none."""
+    if node.name:
+        return node.name
+    return next((value.name for value in node.outputs if value.name), "")
+
+
+def size_of(axis: Axis) -> int | None:
+    """The length of an axis as it is now."""
+    return root(axis).size
+
+
+def known(expressions: Iterable[Expression]) -> bool:
+    return all(isinstance(expression, int) for expression in expressions)
+
+
+def _operator(node: ir.Node) -> str:
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def _captured(node: ir.Node) -> list[ir.Value]:
+    """The outer values that the subgraphs of a node read."""
+    captured: list[ir.Value] = []
+    graphs: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs.append(attribute.value)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs.extend(attribute.value)
+    for graph in graphs:
+        for inner in graph.all_nodes():
+            captured.extend(value for value in inner.inputs if value is not None)
+        captured.extend(graph.outputs)
+    return captured

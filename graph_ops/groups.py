@@ -1,0 +1,371 @@
+"""Channel groups: which tensors of an ONNX graph share each channel, and which channels can split.
+
+The one place where this is decided. A group is one atom of the solved dimensions; see
+`growpipe.graph_ops.solver` for how they are found and `growpipe.graph_ops.rules` for what operators state.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import onnx
+import onnx_ir as ir
+
+from growpipe.graph_ops.analysis import Analysis, Use, analyse_graph, node_name
+from growpipe.graph_ops.cost import CostModel, cost_model
+from growpipe.graph_ops.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.solver import Axis, Barrier, freeze, leaves, root
+from growpipe.graph_ops.tensors import AxisLayout, TensorLayout
+
+__all__ = ["Barrier", "ChannelGroup", "ChannelGroups", "Member", "Solution", "find_channel_groups", "solve"]
+
+MemberRole = Literal["made", "carried", "mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One axis of one parameter on which a channel group stands.
+
+    Attributes:
+        tensor: the initializer (or the output of the Constant node).
+        axis: the axis of the tensor.
+        role: ``made`` is the output axis of a producer's weight, ``mixed`` the input axis of a consumer's
+            weight, where the coefficients go, ``carried`` everything on the way.
+        node: the node that uses the tensor.
+        operator: its operator type.
+        input: the formal name of the input in the operator's ONNX schema, e.g. ``"W"``.
+    """
+
+    tensor: str
+    axis: int
+    role: MemberRole
+    node: str
+    operator: str
+    input: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """All that is copied together with one channel.
+
+    Attributes:
+        name: stable from run to run: the first weight that makes the channels; ``#2`` and so on tell
+            several groups on one weight apart, and ``:in`` marks channels that no weight makes.
+        width: the number of channels.
+        members: in graph order.
+        barrier: why the channels cannot split; None where they can.
+    """
+
+    name: str
+    width: int
+    members: tuple[Member, ...]
+    barrier: Barrier | None
+
+    @property
+    def splittable(self) -> bool:
+        return self.barrier is None
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroups:
+    """The channel groups of one graph.
+
+    Attributes:
+        groups: splittable or not, in graph order.
+        layouts: every initializer that a splittable group touches, under its name, which is that of the
+            torch parameter or buffer in a growth form. It may hold constants that are no parameters, such as
+            folded zero biases; a plan may leave those out, `grow_graph` widens them all the same.
+        graph_hash: SHA-256 of the structure: operators, attributes, topology, names and shapes, no values.
+        cost: parameters and multiply-accumulates as functions of the widths.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    layouts: Mapping[str, TensorLayout]
+    graph_hash: str
+    cost: CostModel
+
+    def restricted(self, names: Iterable[str]) -> dict[str, TensorLayout]:
+        """The layouts of the tensors that at least one of the named groups touches.
+
+        Raises:
+            UsageError: a name is not that of a splittable group.
+        """
+        wanted = set(names)
+        unknown = wanted - {group.name for group in self.groups if group.splittable}
+        if unknown:
+            raise UsageError(f"no splittable channel group is called {sorted(unknown)[0]!r}")
+        return {
+            name: layout
+            for name, layout in self.layouts.items()
+            if any(atom.name in wanted for axis in layout.axes for atom in atoms_of(axis.dim))
+        }
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise UsageError(f"no channel group is called {name!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Channel groups together with the analysis they come from, for those who rewrite the graph.
+
+    Attributes:
+        groups: the result of `find_channel_groups`.
+        analysis: the solved axes of every tensor.
+        private: initializers that are used in several ways and hold one value everywhere: the layout of
+            each use, by (initializer, node, input index). Each use gets its own copy.
+    """
+
+    groups: ChannelGroups
+    analysis: Analysis
+    atoms: Mapping[Axis, str]
+
+    def dim(self, axis: Axis) -> Dim:
+        """The dimension of an axis of known length."""
+        return _dim(axis, self.atoms)
+
+    def layout(self, value: ir.Value) -> tuple[Dim, ...]:
+        return tuple(self.dim(axis) for axis in self.analysis.axes[value])
+
+
+def find_channel_groups(model: ir.Model, freeze: Sequence[str] = ()) -> ChannelGroups:
+    """Find all channel groups of the main graph of ``model``, which is left untouched.
+
+    Args:
+        model: any ONNX model; what cannot be understood is a barrier.
+        freeze: names or globs of tensors whose axes must all stay as they are.
+
+    Raises:
+        UsageError: an entry of ``freeze`` matches no tensor.
+    """
+    return solve(model, freeze).groups
+
+
+def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
+    """As `find_channel_groups`, with everything that rewriting needs."""
+    analysis = analyse_graph(model)
+    for pattern in frozen:
+        _freeze_matching(analysis, pattern)
+    touches = [_Touch(use, analysis) for use in analysis.uses]
+    _resolve_roles(touches)
+    members: dict[Axis, list[Member]] = {}
+    for touch in touches:
+        touch.collect(members)
+    groups, atoms = _name_groups(members, touches)
+    layouts = {}
+    for touch in touches:
+        name = touch.use.base.name or ""
+        layout = touch.layout(atoms)
+        if layout is not None and name not in layouts:
+            layouts[name] = layout
+    found = ChannelGroups(
+        groups=groups,
+        layouts=layouts,
+        graph_hash=_graph_hash(model),
+        cost=cost_model(analysis, functools.partial(_dim, atoms=atoms)),
+    )
+    return Solution(found, analysis, atoms)
+
+
+def _freeze_matching(analysis: Analysis, pattern: str) -> None:
+    matched = False
+    for value, axes in analysis.axes.items():
+        name = value.name or ""
+        if name == pattern or fnmatchcase(name, pattern):
+            matched = True
+            for position, axis in enumerate(axes):
+                freeze(axis, Barrier("", name, position, f"kept by --freeze {pattern}"))
+    if not matched:
+        raise UsageError(f"--freeze {pattern!r} matches no tensor of the model")
+
+
+class _Touch:
+    """One use of one weight, and which atoms it makes or mixes on which axis."""
+
+    def __init__(self, use: Use, analysis: Analysis) -> None:
+        self.use = use
+        self.axes = analysis.axes[use.base]
+        self.atoms = [dict.fromkeys(a for a in leaves(axis) if a.size != 1) for axis in self.axes]
+        self.made = self._parts(use.made)
+        self.mixed = self._parts(use.mixed)
+
+    def _parts(self, stated: list[tuple[int, Axis]]) -> list[set[Axis]]:
+        parts: list[set[Axis]] = [set() for _ in self.axes]
+        for position, part in stated:
+            parts[position] |= set(leaves(part)) & self.atoms[position].keys()
+        return parts
+
+    def collect(self, members: dict[Axis, list[Member]]) -> None:
+        node, index = self.use.node, self.use.index
+        for position, atoms in enumerate(self.atoms):
+            for atom in atoms:
+                role: MemberRole = "carried"
+                if atom in self.mixed[position]:
+                    role = "mixed"
+                elif atom in self.made[position]:
+                    role = "made"
+                members.setdefault(atom, []).append(
+                    Member(
+                        self.use.base.name or "",
+                        position,
+                        role,
+                        node_name(node),
+                        node.op_type,
+                        _formal_input(node.domain, node.op_type, node.version, index),
+                    )
+                )
+
+    def layout(self, atoms: Mapping[Axis, str]) -> TensorLayout | None:
+        if not any(atom in atoms for group in self.atoms for atom in group):
+            return None
+        return TensorLayout(
+            tuple(
+                AxisLayout(
+                    _dim(axis, atoms), "mixed" if any(a in atoms for a in self.mixed[position]) else "copied"
+                )
+                for position, axis in enumerate(self.axes)
+            )
+        )
+
+
+def _resolve_roles(touches: list[_Touch]) -> None:
+    """Freeze atoms that would have to be mixed and copied on one axis of one weight."""
+    mixed_on: dict[tuple[ir.Value, int], set[Axis]] = {}
+    for touch in touches:
+        for position, mixed in enumerate(touch.mixed):
+            mixed_on.setdefault((touch.use.base, position), set()).update(mixed)
+    for touch in touches:
+        name = touch.use.base.name
+        for position, atoms in enumerate(touch.atoms):
+            conflicting = mixed_on[touch.use.base, position] - touch.mixed[position]
+            copied = {atom for atom in atoms if atom not in touch.mixed[position]}
+            if touch.mixed[position]:
+                conflicting |= {atom for atom in copied if atom.barrier is None}
+            for atom in conflicting:
+                barrier = Barrier(
+                    touch.use.node.op_type,
+                    node_name(touch.use.node),
+                    position,
+                    f"{name!r} both mixes and carries the channels on one axis",
+                )
+                freeze(atom, barrier)
+
+
+def _name_groups(
+    members: Mapping[Axis, list[Member]], touches: Iterable[_Touch]
+) -> tuple[tuple[ChannelGroup, ...], dict[Axis, str]]:
+    whole = {
+        (touch.use.base.name or "", position): atoms.keys() if len(atoms) == 1 else ()
+        for touch in touches
+        for position, atoms in enumerate(touch.atoms)
+    }
+    groups: list[ChannelGroup] = []
+    atoms: dict[Axis, str] = {}
+    used: dict[str, int] = {}
+    for atom, held in members.items():
+        made = [member for member in held if member.role == "made"]
+        mixed = [member for member in held if member.role == "mixed"]
+        if atom.size is None or not (made or any(atom in whole[m.tensor, m.axis] for m in mixed)):
+            continue  # pixels of a flattened feature map and the like are no channels
+        base = made[0].tensor if made else f"{mixed[0].tensor}:in"
+        used[base] = used.get(base, 0) + 1
+        name = base if used[base] == 1 else f"{base}#{used[base]}"
+        barrier = atom.barrier
+        first = held[0]
+        if barrier is None and not made:
+            barrier = Barrier(first.operator, first.node, first.axis, "no weight makes these channels")
+        if barrier is None and not mixed:
+            barrier = Barrier(first.operator, first.node, first.axis, "no weight mixes these channels")
+        groups.append(ChannelGroup(name, atom.size, tuple(held), barrier))
+        if barrier is None:
+            atoms[atom] = name
+    return tuple(groups), atoms
+
+
+def _dim(axis: Axis, atoms: Mapping[Axis, str]) -> Dim:
+    """The immutable dimension of a solved axis; what no splittable group owns is `Fixed`."""
+    axis = root(axis)
+    if axis.kind == "leaf" or not any(leaf in atoms for leaf in leaves(axis)):
+        if axis in atoms and axis.size is not None:
+            return Atom(atoms[axis], axis.size)
+        return Fixed(axis.size if axis.size is not None else 1)
+    children = [_dim(child, atoms) for child in axis.children]
+    simple: list[Dim] = []
+    for child in children:
+        nested: tuple[Dim, ...] = (child,)
+        if axis.kind == "product" and isinstance(child, Product):
+            nested = child.factors
+        elif axis.kind == "concat" and isinstance(child, Concat):
+            nested = child.parts
+        for dim in nested:
+            last = simple[-1] if simple else None
+            if isinstance(dim, Fixed) and isinstance(last, Fixed):
+                size = last.size * dim.size if axis.kind == "product" else last.size + dim.size
+                simple[-1] = Fixed(size)
+            elif not (isinstance(dim, Fixed) and dim.size == (1 if axis.kind == "product" else 0)):
+                simple.append(dim)
+    if len(simple) == 1:
+        return simple[0]
+    return Product(tuple(simple)) if axis.kind == "product" else Concat(tuple(simple))
+
+
+@functools.cache
+def _formal_input(domain: str, operator: str, version: int | None, index: int) -> str:
+    try:
+        domain = "" if domain == "ai.onnx" else domain
+        formal = (
+            onnx.defs.get_schema(operator, domain=domain)
+            if version is None
+            else onnx.defs.get_schema(operator, version, domain)
+        ).inputs
+    except onnx.defs.SchemaError:
+        return f"input{index}"
+    return formal[min(index, len(formal) - 1)].name if formal else f"input{index}"
+
+
+def _graph_hash(model: ir.Model) -> str:
+    digest = hashlib.sha256()
+
+    def add(*facts: Any) -> None:
+        digest.update(json.dumps(facts, default=str).encode())
+        digest.update(b"\n")
+
+    add("opsets", sorted(model.graph.opset_imports.items()))
+    for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        for value in values:
+            add(kind, value.name, None if value.shape is None else [str(size) for size in value.shape])
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        shape = tensor.shape if tensor is not None else value.shape
+        add("initializer", name, str(value.dtype), None if shape is None else [str(size) for size in shape])
+    for node in model.graph.all_nodes():
+        add(
+            "node",
+            node.domain,
+            node.op_type,
+            [None if value is None else value.name for value in node.inputs],
+            [value.name for value in node.outputs],
+            [_attribute_facts(attribute) for _, attribute in sorted(node.attributes.items())],
+        )
+    return digest.hexdigest()
+
+
+def _attribute_facts(attribute: ir.Attr) -> list[Any]:
+    if attribute.is_ref():
+        return [attribute.name, "reference"]
+    match attribute.type:
+        case ir.AttributeType.TENSOR:
+            return [attribute.name, str(attribute.value.dtype), [str(size) for size in attribute.value.shape]]
+        case ir.AttributeType.GRAPH | ir.AttributeType.GRAPHS | ir.AttributeType.SPARSE_TENSOR:
+            return [attribute.name, str(attribute.type)]
+        case _:
+            return [attribute.name, str(attribute.value)]

@@ -1,0 +1,88 @@
+"""What the tests of growth share: random signed plans, and the comparison of two models in onnxruntime."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
+from growpipe.graph_ops.plan import GroupSplit, SplitPlan, hash_parameters
+from growpipe.graph_ops.rewrite import grow_graph
+
+
+def random_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, freeze=()) -> SplitPlan:
+    """Split ``growth`` of the channels of every splittable group at ε = 0, |w| up to 2."""
+    groups = find_channel_groups(model, freeze)
+    rng = np.random.default_rng(seed)
+    splits = []
+    for group in groups.groups:
+        if not group.splittable:
+            continue
+        extra = rng.integers(0, group.width, max(1, round(growth * group.width)))
+        source = np.concatenate([np.arange(group.width), extra])
+        coefficient = rng.uniform(-2, 2, len(source))
+        for channel in range(group.width):
+            copies = np.flatnonzero(source == channel)
+            coefficient[copies[0]] = 1.0 - coefficient[copies[1:]].sum()
+        splits.append(GroupSplit(group.name, group.width, source, coefficient))
+    tensors = parameters(model)
+    layouts = groups.restricted(split.group for split in splits)
+    return SplitPlan(
+        groups=tuple(splits),
+        layouts=layouts,
+        epsilon=0.0,
+        graph_hash=groups.graph_hash,
+        parameters_hash=hash_parameters(layouts, lambda name: tensors[name].numpy()),
+        scheme="random",
+    )
+
+
+def parameters(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Every initializer and every tensor of a Constant node, by name."""
+    found = {name: value.const_value for name, value in model.graph.initializers.items()}
+    for node in model.graph:
+        if node.op_type == "Constant":
+            (attribute,) = node.attributes.values()
+            tensor = attribute.value if attribute.name == "value" else None
+            if tensor is not None:
+                found[node.outputs[0].name] = tensor
+    return found
+
+
+def run(model: ir.Model, inputs: dict[str, np.ndarray], *, optimised: bool = True) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, inputs)
+
+
+def assert_same_function(
+    model: ir.Model,
+    grown: ir.Model,
+    inputs: dict[str, np.ndarray],
+    tolerance: float = 1e-5,
+    levels: tuple[bool, ...] = (False, True),
+) -> None:
+    """Both models give the same outputs to ``tolerance`` of their scale, at all optimisation levels."""
+    for optimised in levels:
+        for before, after in zip(
+            run(model, inputs, optimised=optimised), run(grown, inputs, optimised=optimised), strict=True
+        ):
+            assert before.shape == after.shape
+            if before.size and np.issubdtype(before.dtype, np.floating):
+                scale = max(float(np.abs(before).max()), 1e-6)
+                assert float(np.abs(before - after).max()) <= tolerance * scale
+            else:
+                np.testing.assert_array_equal(before, after)
+
+
+def grow_all(model: ir.Model, **options) -> tuple[ir.Model, ChannelGroups]:
+    """Grow every splittable group at random."""
+    plan = random_plan(model, **options)
+    return grow_graph(model, plan), find_channel_groups(model)

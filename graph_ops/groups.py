@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import onnx
+import numpy as np
 import onnx_ir as ir
 
 from growpipe.graph_ops.analysis import Analysis, Use, analyse_graph, node_name
@@ -378,5 +379,8 @@ def _attribute_facts(attribute: ir.Attr) -> list[Any]:
             return [attribute.name, str(attribute.value.dtype), [str(size) for size in attribute.value.shape]]
         case ir.AttributeType.GRAPH | ir.AttributeType.GRAPHS | ir.AttributeType.SPARSE_TENSOR:
             return [attribute.name, str(attribute.type)]
+        case ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
+            # On disk they are float32.
+            return [attribute.name, np.asarray(attribute.value, np.float32).tolist()]
         case _:
             return [attribute.name, str(attribute.value)]

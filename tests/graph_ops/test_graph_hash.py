@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -39,6 +40,15 @@ def test_names_of_inputs_outputs_results_and_free_axes_do_not_count() -> None:
     renamed = renamed.replace("h = ", "hidden = ").replace("Tanh(h)", "Tanh(hidden)")
     assert renamed != TEXT
     assert graph_hash(renamed) == graph_hash(TEXT)
+
+
+def test_saving_and_loading_does_not_count(tmp_path: Path) -> None:
+    # 0.1 in memory is another float than 0.1 on disk.
+    model = ir.from_onnx_text(TEXT)
+    model.graph[0].attributes["alpha"] = ir.AttrFloat32("alpha", 0.1)
+    ir.save(model, tmp_path / "m.onnx")
+    loaded = ir.load(tmp_path / "m.onnx")
+    assert find_channel_groups(loaded).graph_hash == find_channel_groups(model).graph_hash
 
 
 def test_initializer_names_shapes_operators_and_topology_count() -> None:

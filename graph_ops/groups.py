@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import onnx
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from growpipe.graph_ops.analysis import Analysis, Use, analyse_graph, node_name

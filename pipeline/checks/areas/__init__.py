@@ -1,0 +1,1 @@
+"""The checks themselves, one file per area. Importing a file enters its checks into the registry."""

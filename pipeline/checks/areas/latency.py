@@ -1,0 +1,116 @@
+"""Latency: is it as fast as the reference, and as fast as it must be?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from growpipe.checks.context import Context
+from growpipe.checks.latency import LatencyRatio
+from growpipe.checks.registry import check
+from growpipe.checks.report import Outcome, failed, inconclusive, passed, skipped, warned
+
+__all__: list[str] = []
+
+
+@check("latency/ratio", "it is not slower than the reference allows", runs=True)
+def ratio(context: Context) -> Outcome:
+    """Both models run in turn in one process: fixed threads, spinning off, alternating order, sessions made
+    anew in every block. The interval of the median ratio is bootstrapped, and two equal sessions of the
+    reference are measured in the same rounds (A/A). When the machine is too noisy for the budget the verdict
+    is inconclusive, exit code 5, never a guess.
+
+    The reference is that of --reference, else the model that the baseline was measured on, if it is still
+    there. Policy: `latency.max_ratio`, `warn_ratio`, `threads`, `seconds`, `min_runs`, `batch_size`.
+    """
+    other = _reference(context)
+    if isinstance(other, str):
+        return skipped(other)
+    policy = context.policy.latency
+    limit = policy.max_ratio
+    result = measure(context, other, policy.max_ratio or policy.warn_ratio)
+    measured = {
+        "value": result.ratio,
+        "low": result.low,
+        "high": result.high,
+        "noise": result.noise,
+        "reference_ms": result.reference_ms,
+        "candidate_ms": result.candidate_ms,
+        "runs": result.runs,
+        "clock": result.clock,
+    }
+    text = (
+        f"{result.ratio:.3f} times the reference's time [{result.low:.3f}, {result.high:.3f}], "
+        f"{result.candidate_ms:.3g} ms against {result.reference_ms:.3g} ms, A/A noise {result.noise:.1%}"
+    )
+    if limit is None:
+        if result.verdict(policy.warn_ratio) == "fail":
+            return warned(f"{text}; set latency.max_ratio to make this a failure", **measured)
+        return passed(f"{text}; no latency.max_ratio is set", **measured)
+    match result.verdict(limit):
+        case "pass":
+            return passed(f"{text}, limit {limit}", **measured)
+        case "fail":
+            return failed(f"{text}, limit {limit}", **measured)
+    return inconclusive(
+        f"{text}: too noisy for the limit {limit}; use a quieter machine or raise latency.seconds", **measured
+    )
+
+
+@check("latency/budget", "a run takes no longer than the budget", runs=True)
+def budget(context: Context) -> Outcome:
+    """The median time of one run on this machine. With one thread it is CPU time of the thread, so that
+    other processes do not count.
+
+    Policy: `latency.max_ms`, and as `latency/ratio`.
+    """
+    limit = context.policy.latency.max_ms
+    if limit is None:
+        return skipped("no latency.max_ms is set")
+    result = measure(context, context.path, None)
+    # Two equal models: what they differ by is what the measurement is uncertain by.
+    low = min(result.reference_ms, result.candidate_ms) / (1 + result.noise)
+    high = max(result.reference_ms, result.candidate_ms) * (1 + result.noise)
+    measured = {"value": result.candidate_ms, "low": low, "high": high, "noise": result.noise}
+    text = f"{result.candidate_ms:.3g} ms [{low:.3g}, {high:.3g}] a run, limit {limit:g} ms"
+    if high <= limit:
+        return passed(text, **measured)
+    if low > limit:
+        return failed(text, **measured)
+    return inconclusive(f"{text}: too noisy to tell", **measured)
+
+
+def measure(context: Context, reference: Path, limit: float | None) -> LatencyRatio:
+    """`growpipe.checks.latency.paired_latency` in the sandbox."""
+    policy = context.policy.latency
+    given = context.random_set(policy.batch_size, 7, "latency") or context.first()
+    if not context.first().is_random:
+        given = context.first()
+    same = reference == context.path or reference != context.reference
+    names = {n: n for n in given.inputs} if same else context.input_names
+    reply = context.sandbox.call(
+        "latency",
+        {
+            "reference": str(reference),
+            "candidate": str(context.path),
+            "candidate_names": {theirs: ours for ours, theirs in names.items()},
+            "threads": policy.threads,
+            "seconds": policy.seconds,
+            "min_runs": policy.min_runs,
+            "limit": limit,
+            "device": context.device,
+        },
+        {names[name]: array for name, array in given.inputs.items() if name in names},
+        seconds=context.policy.limits.seconds + 3 * policy.seconds,
+    )
+    return LatencyRatio(**reply.data)
+
+
+def _reference(context: Context) -> Path | str:
+    if context.reference is not None:
+        return context.reference
+    baseline = context.baseline
+    if baseline is None:
+        return "no reference model; give one with --reference or --baseline"
+    if not baseline.holds_model():
+        return f"the model of the baseline is no longer at {baseline.model}; give it with --reference"
+    return baseline.model

@@ -1,0 +1,159 @@
+"""Safety: may this file be opened, and may it be given away?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from growpipe.checks.context import Context
+from growpipe.checks.divergence import module_of
+from growpipe.checks.registry import LOAD, check
+from growpipe.checks.report import Finding, Outcome, failed, passed
+from growpipe.checks.walk import all_graphs, all_nodes
+
+__all__: list[str] = []
+
+SHOWN = 20
+"""Findings of one check; the message counts them all."""
+
+_LEAKS = (
+    ("a stack trace", re.compile(r'Traceback \(most recent call last\)|File "[^"\n]+", line \d+')),
+    (
+        "a path of the machine that made it",
+        re.compile(
+            r"(?:^|[\s\"'=(:,;\[])("
+            r"/(?:home|Users|root|mnt|tmp|var|opt|srv|data|workspace|content|private|scratch|work)/[\w.+-]+/[^\s\"']*"
+            r"|[A-Za-z]:\\(?:[\w .+-]+\\)+[\w .+-]+"
+            r"|\\\\[\w.-]+\\[^\s\"']+"
+            r"|/[\w./+-]+\.py\b)"
+        ),
+    ),
+)
+_STANDARD = {"", "ai.onnx"}
+
+
+@check(LOAD, "the file can be read safely")
+def load(context: Context) -> Outcome:
+    """Reads the file without trusting it: its size, its structure, and that its external data are regular
+    files inside its own folder, whole, and not links that lead out of it. Libraries of custom operators are
+    never loaded.
+
+    A file that fails is never handed to onnxruntime, and nothing else is checked: exit code 4. Copy the
+    external data beside the model, or export again.
+    """
+    model = context.model
+    return passed(
+        f"{sum(1 for _ in model.graph.all_nodes())} nodes, {len(model.graph.initializers)} initializers"
+    )
+
+
+@check("safety/domains", "no operators of domains that are not allowed")
+def domains(context: Context) -> Outcome:
+    """Operators outside ONNX need a runtime that has them, and custom ones a library that somebody has to
+    trust. Domains of functions that the model itself defines are fine.
+
+    Policy: `safety.domains`, the domains that are allowed.
+    """
+    allowed = {d if d != "ai.onnx" else "" for d in context.policy.safety.domains} | {""}
+    own = {(f.domain, f.name) for f in context.proto.functions}
+    findings = [
+        Finding(f"domain {node.domain!r} is not allowed", node.name, node.op_type, module=module_of(node))
+        for node in all_nodes(context.proto)
+        if node.domain not in _STANDARD | allowed and (node.domain, node.op_type) not in own
+    ]
+    if not findings:
+        return passed("all operators are of allowed domains")
+    foreign = sorted({f.message.split("'")[1] for f in findings})
+    return failed(
+        f"{len(findings)} nodes are of domains {foreign}; allow them under safety.domains, or export without",
+        *findings[:SHOWN],
+    )
+
+
+@check("safety/leaks", "no source paths and no stack traces")
+def leaks(context: Context) -> Outcome:
+    """Exporters write stack traces and absolute paths of the machine they ran on into metadata, doc strings
+    and names. Shipped, they tell strangers about your users, folders and code.
+
+    `growpipe deploy` strips them. To let them pass, set `levels."safety/leaks" = "warning"`.
+    """
+    findings = []
+    for where, text, node in _texts(context.proto):
+        for what, pattern in _LEAKS:
+            match = pattern.search(text)
+            if match:
+                shown = " ".join(match.group(0).split())[:120]
+                findings.append(
+                    Finding(
+                        f"{what} in {where}: {shown}",
+                        node.name if node else "",
+                        node.op_type if node else "",
+                        module=module_of(node) if node else "",
+                    )
+                )
+                break
+    if not findings:
+        return passed("nothing leaks")
+    return failed(
+        f"{len(findings)} texts give away paths or stack traces; strip them with growpipe deploy",
+        *findings[:SHOWN],
+        value=len(findings),
+    )
+
+
+@check("safety/size", "the model is not larger than allowed")
+def size(context: Context) -> Outcome:
+    """Bytes of the file and of its external data, and the number of nodes.
+
+    Policy: `safety.max_bytes`, `safety.max_nodes`.
+    """
+    limits = context.policy.safety
+    total = total_bytes(context.path, context.model)
+    nodes = sum(1 for _ in all_nodes(context.proto))
+    problems = []
+    if total > limits.max_bytes:
+        problems.append(f"it has {total} bytes, allowed are {limits.max_bytes} (safety.max_bytes)")
+    if nodes > limits.max_nodes:
+        problems.append(f"it has {nodes} nodes, allowed are {limits.max_nodes} (safety.max_nodes)")
+    if problems:
+        return failed("; ".join(problems), bytes=total, nodes=nodes)
+    return passed(f"{total} bytes, {nodes} nodes", bytes=total, nodes=nodes)
+
+
+def total_bytes(path: Path, model: ir.Model) -> int:
+    """Bytes of the file and of all files of external data."""
+    files = {path.resolve()}
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            files.add(Path(value.const_value.path).resolve())
+    return sum(file.stat().st_size for file in files)
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[tuple[str, str, onnx.NodeProto | None]]:
+    """Every free text of a model: where it stands, the text, the node it belongs to."""
+    yield "the doc string of the model", model.doc_string, None
+    yield "the producer name", f"{model.producer_name} {model.producer_version}", None
+    for entry in model.metadata_props:
+        yield f"metadata {entry.key!r} of the model", f"{entry.key} {entry.value}", None
+    for function in model.functions:
+        yield f"the doc string of function {function.name!r}", function.doc_string, None
+        for entry in function.metadata_props:
+            yield f"metadata {entry.key!r} of function {function.name!r}", entry.value, None
+    for graph in all_graphs(model):
+        yield f"the doc string of graph {graph.name!r}", graph.doc_string, None
+        for entry in graph.metadata_props:
+            yield f"metadata {entry.key!r} of graph {graph.name!r}", entry.value, None
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            yield f"the doc string of {value.name!r}", value.doc_string, None
+            for entry in value.metadata_props:
+                yield f"metadata {entry.key!r} of {value.name!r}", entry.value, None
+    for node in all_nodes(model):
+        yield "the doc string", node.doc_string, node
+        for entry in node.metadata_props:
+            yield f"metadata {entry.key!r}", entry.value, node
+        for attribute in node.attribute:
+            yield f"the doc string of attribute {attribute.name!r}", attribute.doc_string, node

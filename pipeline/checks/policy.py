@@ -1,0 +1,239 @@
+"""The policy: what is allowed, how far, and what is waived until when. TOML; unknown keys are refused."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.suggestions import did_you_mean
+
+__all__ = [
+    "AccuracyPolicy",
+    "Budget",
+    "CostPolicy",
+    "LatencyPolicy",
+    "Limits",
+    "NumericsPolicy",
+    "Policy",
+    "ProviderPolicy",
+    "SafetyPolicy",
+    "StructurePolicy",
+    "Waiver",
+    "load_policy",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Tolerance = Annotated[float, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Waiver(_Strict):
+    """One check that may fail for now."""
+
+    check: str
+    reason: Annotated[str, Field(min_length=1)]
+    expires: datetime.date
+
+
+class Limits(_Strict):
+    """Of the child process in which models run."""
+
+    seconds: Annotated[float, Field(gt=0)] = 120.0
+    memory_mb: Positive = 16384
+
+
+class SafetyPolicy(_Strict):
+    domains: tuple[str, ...] = ("ai.onnx", "ai.onnx.ml", "com.microsoft")
+    """Operator domains that are allowed; a domain that the model's own functions define needs no entry."""
+    max_bytes: Positive = 16 * 2**30
+    max_nodes: Positive = 500_000
+
+
+class StructurePolicy(_Strict):
+    min_opset: Positive = 11
+    max_opset: Positive | None = None
+    """None: what the installed onnxruntime supports, which `structure/run` shows."""
+    min_ir: Positive = 4
+    max_ir: Positive | None = None
+    dynamic_dims: Literal["any", "batch", "none"] = "any"
+    """``batch``: axis 0 alone may be dynamic; ``none``: nothing may."""
+    require_dynamic_batch: bool = False
+    allow_unused_initializers: bool = False
+
+
+class NumericsPolicy(_Strict):
+    batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 3)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    samples: Positive = 64
+    """How many samples of the user's inputs are compared."""
+    dims: Mapping[str, Positive] = {}
+    """Sizes of symbolic dimensions, by name; the batch is set by ``batch_sizes``."""
+    relative: Tolerance | None = None
+    """Limit of max |difference| / max |reference|. None: by the model's precision and a float64 reference."""
+    absolute: Tolerance | None = None
+    """A difference below this is never too large."""
+    quantile: Tolerance | None = None
+    """Limit of the 99.9 % quantile of the relative difference."""
+    cosine: Share | None = None
+    """Least cosine similarity."""
+    top1: Share | None = None
+    """Least agreement of the largest entry."""
+    float64: bool = True
+    float64_seconds: Annotated[float, Field(gt=0)] = 20.0
+
+
+class AccuracyPolicy(_Strict):
+    floor: Share | None = None
+    max_drop: Share | None = None
+    """Against the reference, in absolute terms: 0.01 is one point of a hundred."""
+    batch_size: Positive = 64
+    output: str | None = None
+
+
+class Budget(_Strict):
+    """Limits of one cost."""
+
+    max: Positive | None = None
+    """Absolute."""
+    max_growth: Annotated[float, Field(ge=0)] | None = None
+    """Over the baseline (or the reference, where there is no baseline): 0.1 is 10 % more."""
+
+
+class CostPolicy(_Strict):
+    parameters: Budget = Budget()
+    macs: Budget = Budget()
+    file_bytes: Budget = Budget()
+    peak_memory_bytes: Budget = Budget()
+    require_operators: tuple[str, ...] = ()
+    """Operators that must be there after optimisation, such as FusedConv: that a fusion still happens."""
+    forbid_operators: tuple[str, ...] = ()
+
+
+class LatencyPolicy(_Strict):
+    max_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Over the reference: 1.05 is at most 5 % slower. None: measured, and warned of above ``warn_ratio``."""
+    warn_ratio: Annotated[float, Field(gt=0)] = 1.1
+    max_ms: Annotated[float, Field(gt=0)] | None = None
+    threads: Positive = 1
+    seconds: Annotated[float, Field(gt=0)] = 10.0
+    min_runs: Annotated[int, Field(ge=12)] = 120
+    batch_size: Positive = 1
+
+
+class ProviderPolicy(_Strict):
+    max_nodes_elsewhere: Annotated[int, Field(ge=0)] | None = None
+    """How many nodes may run on another provider than the one asked for."""
+
+
+class Policy(_Strict):
+    """Everything that a policy file can say; each has a default."""
+
+    version: Literal[1] = 1
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    levels: Mapping[str, Literal["error", "warning", "off"]] = {}
+    waivers: tuple[Waiver, ...] = ()
+    limits: Limits = Limits()
+    safety: SafetyPolicy = SafetyPolicy()
+    structure: StructurePolicy = StructurePolicy()
+    numerics: NumericsPolicy = NumericsPolicy()
+    accuracy: AccuracyPolicy = AccuracyPolicy()
+    cost: CostPolicy = CostPolicy()
+    latency: LatencyPolicy = LatencyPolicy()
+    provider: ProviderPolicy = ProviderPolicy()
+
+
+def load_policy(
+    path: str | os.PathLike[str] | None = None, overrides: Mapping[str, Any] | Iterable[str] = ()
+) -> Policy:
+    """Read a policy file.
+
+    Args:
+        path: a TOML file, or a ``pyproject.toml`` with ``[tool.growpipe.check]``; None for the defaults.
+        overrides: nested keys to values, or texts such as ``latency.max_ratio=1.05``.
+
+    Raises:
+        UsageError: the file is not there, is no TOML, or has an unknown key or a wrong value.
+    """
+    data: dict[str, Any] = {}
+    where = "the policy"
+    if path is not None:
+        file = Path(path)
+        where = str(file)
+        try:
+            data = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"the policy {file} cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"the policy {file} is no TOML: {error}") from None
+        if file.name == "pyproject.toml":
+            data = data.get("tool", {}).get("growpipe", {}).get("check", {})
+    if isinstance(overrides, Mapping):
+        _merge(data, overrides)
+    else:
+        for text in overrides:
+            _set(data, text)
+    try:
+        return Policy.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_explained(error)}") from None
+
+
+def _merge(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and isinstance(data.get(key), dict):
+            _merge(data[key], value)
+        else:
+            data[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _set(data: dict[str, Any], text: str) -> None:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UsageError(f"--set {text!r}: give KEY=VALUE, such as latency.max_ratio=1.05")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a text without quotes, as one types it in a shell
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"--set {text!r}: {table!r} is no table")
+    data[last] = parsed
+
+
+def _explained(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        if problem["type"] == "extra_forbidden":
+            known = _fields(path[:-1])
+            problems.append(f"unknown key {'.'.join(path)!r}{did_you_mean(path[-1], known)}")
+        else:
+            problems.append(f"{'.'.join(path)}: {problem['msg'].lower()}, got {problem['input']!r}")
+    return "; ".join(problems)
+
+
+def _fields(path: list[str]) -> list[str]:
+    """The keys that the table at ``path`` may have."""
+    model: Any = Policy
+    for part in path:
+        if part == "waivers":
+            model = Waiver
+        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return list(model.model_fields)
+    return []

@@ -1,0 +1,144 @@
+"""The user's torch module as a reference. The only file of the checks that imports torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
+from growpipe.user_code import call_user_code, load_reference
+
+__all__ = ["load_module", "run_module"]
+
+MAX_INNER_BYTES = 2**30
+
+
+def load_module(target: str, weights: str | None = None) -> Any:
+    """Build the user's module.
+
+    Args:
+        target: ``my_net.py:build``, a file and a function without arguments (or a class) in it.
+        weights: a safetensors file, or a ``torch.save``d state dict (read with ``weights_only=True``).
+
+    Returns:
+        The ``torch.nn.Module``, in eval mode.
+
+    Raises:
+        MissingEnvironment: torch is not installed.
+        UsageError: there is no such file or function, or the weights do not fit.
+    """
+    torch = _torch()
+    module = call_user_code(target, load_reference(target, None))
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"--torch {target!r} gave {type(module).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        _load_weights(torch, module, Path(weights))
+    return module.eval()
+
+
+def run_module(
+    module: Any, inputs: Mapping[str, npt.NDArray], *, double: bool = False, modules: Sequence[str] = ()
+) -> tuple[list[npt.NDArray], dict[str, npt.NDArray]]:
+    """Run a module as the ONNX model would be run.
+
+    Args:
+        module: a ``torch.nn.Module``; run in eval mode, and left as it was found.
+        inputs: by the names of the ONNX model, in its order. They are passed by name when ``forward`` has
+            parameters of all these names, else by position.
+        double: run a copy of the module in float64.
+        modules: submodules whose (last) output is wanted too.
+
+    Returns:
+        The outputs, flattened, in order; and the tensors that the named submodules gave.
+
+    Raises:
+        CheckFailed: the module cannot be run on these inputs.
+    """
+    import copy
+
+    torch = _torch()
+    subject = copy.deepcopy(module).double() if double else module
+    feed = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
+    if double:
+        feed = {name: t.double() if t.dtype == torch.float32 else t for name, t in feed.items()}
+    inner: dict[str, npt.NDArray] = {}
+    kept = 0
+
+    def keep(name: str) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            nonlocal kept
+            size = output.numel() * output.element_size() if isinstance(output, torch.Tensor) else None
+            if size is not None and kept + size <= MAX_INNER_BYTES:
+                kept += size
+                inner[name] = _array(torch, output)
+
+        return hook
+
+    by_name = dict(subject.named_modules())
+    hooks = [by_name[name].register_forward_hook(keep(name)) for name in modules if name in by_name]
+    training = {m: m.training for m in subject.modules()}
+    subject.eval()
+    try:
+        parameters = inspect.signature(subject.forward).parameters
+        with torch.no_grad():
+            if feed and all(name in parameters for name in feed):
+                output = subject(**feed)
+            else:
+                output = subject(*feed.values())
+    except Exception as error:
+        # User code raises anything.
+        line = " ".join(str(error).split())[:400]
+        raise CheckFailed(f"the torch module cannot be run: {type(error).__name__}: {line}") from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, was in training.items():
+            part.training = was
+    return [_array(torch, tensor) for tensor in _tensors(torch, output)], inner
+
+
+def _tensors(torch: Any, output: Any) -> list[Any]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, Mapping):  # the outputs of transformers are mappings too
+        output = output.values()
+    if isinstance(output, (list, tuple)) or hasattr(output, "__iter__"):
+        return [tensor for part in output for tensor in _tensors(torch, part)]
+    return []
+
+
+def _array(torch: Any, tensor: Any) -> npt.NDArray:
+    tensor = tensor.detach().cpu()
+    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+
+def _load_weights(torch: Any, module: Any, path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"--weights: there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state)
+    except Exception as error:
+        # Unpickling, safetensors and load_state_dict each raise classes of their own.
+        line = " ".join(str(error).split())[:400]
+        raise UsageError(f"--weights {path} does not fit the module: {line}") from None
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise MissingEnvironment(
+            "torch is not installed: pip install 'growpipe[train]' to use --torch"
+        ) from None
+    return torch

@@ -8,9 +8,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from growpipe.graph_ops.errors import CheckFailed
-from growpipe.graph_ops.folding import drop_dropout, fold_constants, fuse_batch_norms
+from growpipe.graph_ops.folding import drop_dropout, fold_constants, fuse_batch_norms, settle_reshapes
 from growpipe.graph_ops.shapes import infer_shapes
-from growpipe.graph_ops.widths import check_structure
+from growpipe.graph_ops.widths import check_structure, check_widths
 
 __all__ = ["deploy_form", "strip_traces"]
 
@@ -29,20 +29,24 @@ def deploy_form(model: ir.Model) -> ir.Model:
         model: a model for inference; not changed.
 
     Raises:
-        CheckFailed: the model does not pass ONNX's checker, strict shape inference or the width check, before
-            or after.
+        CheckFailed: the model does not pass the width check, or its deploy form does not pass ONNX's checker,
+            strict shape inference and the width check.
     """
-    form = infer_shapes(model)
+    problems = check_widths(model)
+    if problems:
+        raise CheckFailed(f"the model is not sound: {problems[0]}")
+    form = infer_shapes(model, keep_declared=True)
     strip_traces(form)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(form)
     drop_dropout(form)
     passes.IdentityEliminationPass()(form)
     fold_constants(form)
+    settle_reshapes(form)
     fuse_batch_norms(form)
     passes.RemoveUnusedNodesPass()(form)
     passes.RemoveUnusedFunctionsPass()(form)
     passes.RemoveUnusedOpsetsPass()(form)
-    result = infer_shapes(form)
+    result = infer_shapes(form, keep_declared=True)
     problems = check_structure(result)
     if problems:
         raise CheckFailed(f"the deploy form is not sound: {problems[0]}")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-__all__ = ["drop_dropout", "fold_constants", "fuse_batch_norms"]
+__all__ = ["drop_dropout", "fold_constants", "fuse_batch_norms", "settle_reshapes"]
 
 MAX_FOLDED_BYTES = 2**20
 """A folded result may be this large, or as large as what it is computed from."""
@@ -115,6 +115,29 @@ def _add_initializer(model: ir.Model, name: str, array: npt.NDArray, replaces: i
     )
     model.graph.register_initializer(value)
     return value
+
+
+def settle_reshapes(model: ir.Model) -> int:
+    """Give every Reshape whose result is known but for one length a constant target; return how many.
+
+    Exporters compute the target at run time from the size of the batch.
+    """
+    settled = 0
+    for node in model.graph:
+        if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or node.inputs[1] is None:
+            continue
+        shape = node.outputs[0].shape
+        if _constant(node.inputs[1]) is not None or shape is None or 0 in shape:
+            continue
+        target = [dim if isinstance(dim, int) else -1 for dim in shape]
+        if target.count(-1) > 1:
+            continue
+        array = np.array(target, dtype=np.int64)
+        name = f"{node.outputs[0].name}.shape"
+        node.replace_input_with(1, _add_initializer(model, name, array, replaces=node.inputs[1]))
+        node.attributes.pop("allowzero", None)
+        settled += 1
+    return settled
 
 
 def drop_dropout(model: ir.Model) -> int:

@@ -16,7 +16,7 @@ from growpipe.graph_ops.errors import UnsafeModel, UsageError
 from growpipe.graph_ops.safety import check_proto, shortened
 from growpipe.graph_ops.wire import check_wire
 
-__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "load_model", "save_model"]
+__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "check_target", "load_model", "save_model"]
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest protobuf file; bigger models keep their tensors in external data."""
@@ -131,6 +131,19 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
             yield tensor
 
 
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Refuse a place where `save_model` could not write, before any work is done.
+
+    Raises:
+        UsageError: ``path`` is a folder, or stands in none.
+    """
+    place = Path(os.path.abspath(path))
+    if place.is_dir():
+        raise UsageError(f"{place} is a folder; name the model file")
+    if not place.parent.is_dir():
+        raise UsageError(f"there is no folder {place.parent}; make it first")
+
+
 def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
     """Write a model, whole or not at all. The model is not changed.
 
@@ -148,10 +161,7 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: 
             it reads its own tensors from the file that would be replaced.
     """
     place = Path(os.path.abspath(path))
-    if place.is_dir():
-        raise UsageError(f"{place} is a folder; name the model file")
-    if not place.parent.is_dir():
-        raise UsageError(f"there is no folder {place.parent}; make it first")
+    check_target(place)
     data_place = place.with_name(place.name + ".data")
     externals = list(_external_tensors(model))
     if any(os.path.realpath(t.path) in map(os.path.realpath, (place, data_place)) for t in externals):

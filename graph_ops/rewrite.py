@@ -16,6 +16,7 @@ from growpipe.graph_ops.analysis import Analysis, Follow, node_name
 from growpipe.graph_ops.dims import atoms_of, grown_size
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups import Solution, solve
+from growpipe.graph_ops.journal import record_growth
 from growpipe.graph_ops.plan import SplitPlan
 from growpipe.graph_ops.sizes import evaluate
 from growpipe.graph_ops.solver import Axis, leaves, root
@@ -44,6 +45,7 @@ def grow_graph(model: ir.Model, plan: SplitPlan) -> ir.Model:
     replaced = [_follow(solution, follow, sizes) for follow in solution.analysis.follows]
     _update_shapes(solution, sizes)
     _drop_orphans(value for values in replaced for value in values)
+    record_growth(grown, solution.groups.graph_hash, plan)
     return grown
 
 

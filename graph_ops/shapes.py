@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 import onnx_ir as ir
 
@@ -18,28 +20,33 @@ def clear_shapes(model: ir.Model) -> None:
 
     Shapes left over from before an edit would make inference leave the model as it is, silently.
     """
+    for value in _computed(model):
+        value.shape = None
     for graph in model.graphs():
-        for node in graph:
-            for value in node.outputs:
-                value.shape = None
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
-def infer_shapes(model: ir.Model, *, strict: bool = True) -> ir.Model:
+def infer_shapes(model: ir.Model, *, strict: bool = True, keep_declared: bool = False) -> ir.Model:
     """A copy of the model with the shape of every value inferred anew; tensors are shared with the original.
 
     Args:
         model: the model; not changed.
         strict: whether a contradiction is an error. (ONNX itself keeps silent about contradictions in a graph
             with operators it does not know; an output that differs from its declaration is always found.)
+        keep_declared: whether declared lengths stand in where inference finds none. Only for models whose
+            declarations are right.
 
     Raises:
         CheckFailed: inference found a contradiction and ``strict`` is set.
     """
     copy = model.clone()
-    declared = [value.shape for value in copy.graph.outputs]
+    declared = {
+        value: value.shape
+        for value in (_computed(copy) if keep_declared else copy.graph.outputs)
+        if value.shape is not None
+    }
     clear_shapes(copy)
     proto = skeleton(copy)
     try:
@@ -51,20 +58,37 @@ def infer_shapes(model: ir.Model, *, strict: bool = True) -> ir.Model:
         reason = lines[-1] if lines else type(error).__name__
         raise CheckFailed(f"shape inference fails: {reason}; the graph is not consistent") from None
     _merge(copy.graph, inferred.graph)
-    for value, shape in zip(copy.graph.outputs, declared, strict=True):
-        if strict and not _compatible(value.shape, shape):
-            raise CheckFailed(f"the output {value.name!r} is declared as {shape}, but is {value.shape}")
-        if value.shape is None:
-            value.shape = shape
+    for value, shape in declared.items():
+        if not _compatible(value.shape, shape):
+            if strict and value.is_graph_output():
+                raise CheckFailed(f"the output {value.name!r} is declared as {shape}, but is {value.shape}")
+            continue
+        value.shape = shape if value.shape is None else _merged(value.shape, shape)
     return copy
 
 
-def _compatible(inferred: ir.Shape | None, declared: ir.Shape | None) -> bool:
-    if inferred is None or declared is None:
+def _computed(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        for node in graph:
+            yield from node.outputs
+
+
+def _compatible(inferred: ir.Shape | None, declared: ir.Shape) -> bool:
+    if inferred is None:
         return True
     return len(inferred) == len(declared) and all(
         a == b or not isinstance(a, int) or not isinstance(b, int)
         for a, b in zip(inferred, declared, strict=True)
+    )
+
+
+def _merged(inferred: ir.Shape, declared: ir.Shape) -> ir.Shape:
+    """Numbers that inference found, else what was declared, else the symbols that inference made up."""
+    return ir.Shape(
+        [
+            a if isinstance(a, int) or (not isinstance(b, int) and b.value is None) else b
+            for a, b in zip(inferred, declared, strict=True)
+        ]
     )
 
 

@@ -1,21 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import pytest
+from text_models import ort_run, text_model
 
 from growpipe.graph_ops.deploy import deploy_form
 from growpipe.graph_ops.errors import CheckFailed
-
-_spec = importlib.util.spec_from_file_location("text_models", Path(__file__).with_name("text_models.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_text_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_text_models)
-text_model, ort_run = _text_models.text_model, _text_models.ort_run
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,26 @@
+"""``growpipe deploy``: the bundle that ships."""
+
+from __future__ import annotations
+
+import click
+
+from growpipe.commands.output import count, print_json
+from growpipe.graph_ops.bundle import write_bundle
+from growpipe.graph_ops.loading import load_model
+
+__all__ = ["deploy"]
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.onnx")
+@click.option("-o", "--output", required=True, metavar="DIR", help="The folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print the model card as JSON.")
+def deploy(model: str, output: str, as_json: bool) -> None:
+    """Write the deployable bundle of MODEL.onnx: DIR/model.onnx and its card, DIR/card.json."""
+    card = write_bundle(load_model(model), output)
+    if as_json:
+        print_json(card)
+        return
+    size = sum(entry["bytes"] for entry in card["files"].values())
+    click.echo(f"{output}: {', '.join(card['files'])}, {count(size)} bytes")
+    click.echo(f"{count(card['parameters'])} parameters, {count(card['macs'])} MACs per sample")

@@ -1,0 +1,59 @@
+"""``growpipe grow``: rewrite a model by a plan."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from growpipe.commands.output import count, print_json, say
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.groups import find_channel_groups
+from growpipe.graph_ops.loading import check_target, load_model, save_model
+from growpipe.graph_ops.plan import SplitPlan
+from growpipe.graph_ops.rewrite import grow_graph
+from growpipe.graph_ops.widths import check_structure
+
+__all__ = ["grow"]
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.onnx")
+@click.option("--plan", "plan_path", required=True, metavar="PLAN", help="A plan made for this model.")
+@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="The file to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def grow(model: str, plan_path: str, output: str, as_json: bool) -> None:
+    """Write MODEL.onnx grown by PLAN. A plan that was made for another model is refused."""
+    if os.path.realpath(output) == os.path.realpath(model):
+        raise UsageError(f"{output} is the model itself, which is never overwritten; choose another file")
+    check_target(output)
+    plan = SplitPlan.load(plan_path)
+    loaded = load_model(model)
+    grown = grow_graph(loaded, plan)
+    problems = check_structure(grown)
+    if problems:
+        # A model may come with contradictions of its own; growth must not have added any.
+        present = check_structure(loaded)
+        if len(problems) > len(present):
+            raise CheckFailed(f"the grown model is not sound, nothing was written: {problems[0]}")
+        say(f"growpipe: the model is not sound to begin with: {present[0]}")
+    save_model(grown, output)
+    before, after = find_channel_groups(loaded).cost, find_channel_groups(grown).cost
+    if as_json:
+        print_json(
+            {
+                "model": output,
+                "plan_hash": plan.content_hash,
+                "epsilon": plan.epsilon,
+                "groups": {split.group: [split.width, split.grown_width] for split in plan.groups},
+                "parameters": {"before": before.parameters(), "after": after.parameters()},
+                "macs": {"before": before.macs(), "after": after.macs()},
+            }
+        )
+        return
+    click.echo(
+        f"{output}: {len(plan.groups)} channel groups grown by {count(plan.added_channels)} channels "
+        f"({plan.scheme}, ε = {plan.epsilon:g})"
+    )
+    click.echo(f"parameters {count(before.parameters())} → {count(after.parameters())}")
+    click.echo(f"MACs per sample {count(before.macs())} → {count(after.macs())}")

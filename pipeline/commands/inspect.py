@@ -1,0 +1,93 @@
+"""``growpipe inspect``: the channel groups of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from growpipe.commands.output import count, print_json, print_table
+from growpipe.graph_ops.dims import atoms_of
+from growpipe.graph_ops.groups import ChannelGroup, ChannelGroups, find_channel_groups
+from growpipe.graph_ops.journal import read_history
+from growpipe.graph_ops.loading import load_model
+
+__all__ = ["inspect"]
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.onnx")
+@click.option("--freeze", multiple=True, metavar="NAME_OR_GLOB", help="Tensors to leave as they are.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
+    """Show the channel groups of MODEL.onnx: width, members, cost, splittable or why not."""
+    loaded = load_model(model)
+    groups = find_channel_groups(loaded, freeze)
+    history = read_history(loaded)
+    described = describe_groups(groups)
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "graph_hash": groups.graph_hash,
+                "parameters": groups.cost.parameters(),
+                "macs": groups.cost.macs(),
+                "groups": described,
+                "history": [asdict(step) for step in history],
+            }
+        )
+        return
+    splittable = sum(group.splittable for group in groups.groups)
+    title = (
+        f"{model}: {count(groups.cost.parameters())} parameters, "
+        f"{count(groups.cost.macs())} MACs per sample, "
+        f"{splittable} of {len(groups.groups)} channel groups splittable"
+        + (f", grown {len(history)} time(s)" if history else "")
+    )
+    print_table(
+        title,
+        [
+            ("group", False),
+            ("width", True),
+            ("members", False),
+            ("parameters per channel", True),
+            ("MACs per channel", True),
+            ("splittable", False),
+        ],
+        [
+            (
+                group.name,
+                group.width,
+                "\n".join(f"{m.tensor}[{m.axis}] {m.role}" for m in group.members),
+                count(facts["parameters_per_channel"]),
+                count(facts["macs_per_channel"]),
+                "yes" if group.splittable else f"no: {group.barrier}",
+            )
+            for group, facts in zip(groups.groups, described, strict=True)
+        ],
+    )
+
+
+def describe_groups(groups: ChannelGroups) -> list[dict[str, Any]]:
+    """Every group as JSON values; the cost of a channel is what one more would add."""
+    added: dict[str, dict[str, int]] = {}
+    for term in groups.cost.terms:
+        for atom in {atom for dim in term.dims for atom in atoms_of(dim)}:
+            more = term.value({atom.name: atom.size + 1}) - term.value({})
+            cost = added.setdefault(atom.name, {"parameters": 0, "macs": 0})
+            cost[term.kind] += more
+    return [_describe(group, added.get(group.name, {"parameters": 0, "macs": 0})) for group in groups.groups]
+
+
+def _describe(group: ChannelGroup, added: dict[str, int]) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "width": group.width,
+        "splittable": group.splittable,
+        "barrier": None if group.barrier is None else asdict(group.barrier),
+        "parameters_per_channel": added["parameters"],
+        "macs_per_channel": added["macs"],
+        "members": [asdict(member) for member in group.members],
+    }

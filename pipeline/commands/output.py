@@ -1,0 +1,45 @@
+"""What the commands print: tables for people on stdout, or JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["count", "print_json", "print_table", "say"]
+
+_PIPED_WIDTH = 160
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2))
+
+
+def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]]) -> None:
+    """A title and a table on stdout; ``columns`` are (heading, whether it holds numbers)."""
+    click.echo(title)
+    table = Table(header_style="bold")
+    for heading, numeric in columns:
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))  # names may hold brackets, which is markup
+    # Piped output has no width of its own: wide enough that tensor names stay whole.
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    Console(file=sys.stdout, width=width, highlight=False).print(table)
+
+
+def say(message: str) -> None:
+    """A note for people, on stderr."""
+    click.echo(message, err=True)
+
+
+def count(number: float) -> str:
+    """A number with its thousands apart."""
+    return f"{number:,}"

@@ -1,0 +1,75 @@
+"""``growpipe plan``: a split plan that needs no data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from growpipe.commands.output import count, print_json, print_table
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.groups import find_channel_groups
+from growpipe.graph_ops.loading import load_model
+from growpipe.graph_ops.random_plan import net2net_plan, random_plan
+
+__all__ = ["plan"]
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.onnx")
+@click.option("--random", "scheme", flag_value="random", help="Random signed coefficients.")
+@click.option("--net2net", "scheme", flag_value="net2net", help="Exact duplication, coefficients 1/m.")
+@click.option("--growth", type=float, default=0.3, show_default=True, help="Share of channels to add.")
+@click.option("--epsilon", type=float, default=0.0, show_default=True, help="Random displacement of copies.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--freeze", multiple=True, metavar="NAME_OR_GLOB", help="Tensors to leave as they are.")
+@click.option("-o", "--output", required=True, metavar="PLAN", help="The folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(
+    model: str,
+    scheme: str | None,
+    growth: float,
+    epsilon: float,
+    seed: int,
+    freeze: Sequence[str],
+    output: str,
+    as_json: bool,
+) -> None:
+    """Write a data-free plan for MODEL.onnx; at ε = 0 it preserves the function exactly."""
+    if scheme is None:
+        raise UsageError("say what kind of plan: --random or --net2net (plans from data: growpipe run)")
+    if scheme == "net2net" and epsilon:
+        raise UsageError("--net2net duplicates exactly; --epsilon goes with --random")
+    if seed < 0:
+        raise UsageError(f"--seed must not be negative, not {seed}")
+    loaded = load_model(model)
+    groups = find_channel_groups(loaded, freeze)
+    if scheme == "random":
+        made = random_plan(groups, loaded, growth=growth, epsilon=epsilon, seed=seed)
+    else:
+        made = net2net_plan(groups, loaded, growth=growth, seed=seed)
+    made.save(output)
+    cost = groups.cost
+    if as_json:
+        print_json(
+            {
+                "plan": output,
+                "plan_hash": made.content_hash,
+                "scheme": made.scheme,
+                "epsilon": made.epsilon,
+                "groups": [
+                    {"name": split.group, "width": split.width, "grown_width": split.grown_width}
+                    for split in made.groups
+                ],
+                "parameters": {"before": cost.parameters(), "after": cost.parameters(made.widths)},
+                "macs": {"before": cost.macs(), "after": cost.macs(made.widths)},
+            }
+        )
+        return
+    print_table(
+        f"{output}: {made.scheme}, ε = {made.epsilon:g}, {count(made.added_channels)} channels more; "
+        f"parameters {count(cost.parameters())} → {count(cost.parameters(made.widths))}, "
+        f"MACs {count(cost.macs())} → {count(cost.macs(made.widths))}",
+        [("group", False), ("width", True), ("grown width", True)],
+        [(split.group, split.width, split.grown_width) for split in made.groups],
+    )

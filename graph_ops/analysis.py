@@ -41,12 +41,14 @@ class View:
 class Use:
     """How one input of one node uses a weight; what is neither ``made`` nor ``mixed`` is carried.
 
-    ``made`` and ``mixed`` hold (axis of the weight, the part of it that is meant).
+    ``axes`` are those of the weight in this use: shared by all uses, except where one tensor of zeros or ones
+    serves unrelated nodes. ``made`` and ``mixed`` hold (axis of the weight, the part of it that is meant).
     """
 
     base: ir.Value
     node: ir.Node
     index: int
+    axes: Axes
     made: list[tuple[int, Axis]] = field(default_factory=list)
     mixed: list[tuple[int, Axis]] = field(default_factory=list)
 
@@ -90,6 +92,8 @@ class Analysis:
         self.follows: list[Follow] = []
         self.macs: list[MacTerm] = []
         self.batch: set[Axis] = set()
+        self.fills: set[ir.Value] = set()
+        self._private: dict[tuple[int, int], Axes] = {}
         self._use_of: dict[tuple[int, int], Use] = {}
         self._taken: set[tuple[int, int]] = set()
         self._symbols: dict[str, Axis] = {}
@@ -109,6 +113,11 @@ class Analysis:
         value = self.input(node, index)
         if value is None or value not in self.axes:
             raise UnknownShape(f"the rank of input {index} is not known")
+        if value in self.fills:
+            key = (id(node), index)
+            if key not in self._private:
+                self._private[key] = [Axis(axis.size) for axis in self.axes[value]]
+            return self._private[key]
         return self.axes[value]
 
     def ints(self, node: ir.Node, index: int) -> Ints | None:
@@ -152,13 +161,16 @@ class Analysis:
         if index < len(node.outputs):
             self.axes[node.outputs[index]] = list(axes)
 
-    def fresh(self, node: ir.Node, axis: int, size: int | None, index: int = 0) -> Axis:
-        """A new axis of an output; a length nobody computed is taken from the file where it says."""
-        value = node.outputs[index]
-        if size is None and value.shape is not None and axis < len(value.shape):
-            declared = value.shape[axis]
+    def fixed(self, node: ir.Node, axis: int, size: int | None, index: int = 0) -> Axis:
+        """A new axis of an output that cannot grow, because nothing in the file spells out its length.
+
+        A length that nobody computed is taken from the file where it says.
+        """
+        if size is None and index < len(node.outputs):
+            shape = node.outputs[index].shape
+            declared = shape[axis] if shape is not None and axis < len(shape) else None
             size = declared if isinstance(declared, int) else None
-        return Axis(size)
+        return Axis(size, self.barrier(node, axis, "a length that the operator computes"))
 
     def barrier(self, node: ir.Node, axis: int | None, reason: str) -> Barrier:
         return Barrier(_operator(node), node_name(node), axis, reason)
@@ -174,6 +186,9 @@ class Analysis:
     def freeze_node(self, node: ir.Node, reason: str) -> None:
         """Freeze all axes of all inputs and outputs, and all lengths that the inputs carry."""
         barrier = self.barrier(node, None, reason)
+        for index in range(len(node.inputs)):
+            for axis in self._private.get((id(node), index), ()):
+                freeze(axis, barrier)
         for value in (*node.inputs, *_captured(node), *node.outputs):
             if value is not None:
                 self._freeze_value(value, barrier)
@@ -198,14 +213,18 @@ class Analysis:
     def mixed(self, node: ir.Node, index: int, axis: int, part: Axis | None = None) -> None:
         """State that the node contracts ``axis`` of its weight: there the coefficients go."""
         for base, meant in self._base_axes(node, index, axis, part):
-            self.use(node, index).mixed.append((base, meant))
+            use = self.use(node, index)
+            use.mixed.append((base, meant))
+            if use.base.dtype is not None and not use.base.dtype.is_floating_point():
+                self.freeze(node, meant, axis, "an integer weight cannot hold the coefficients")
 
     def use(self, node: ir.Node, index: int) -> Use:
         key = (id(node), index)
         if key not in self._use_of:
             value = node.inputs[index]
             assert value is not None
-            self._use_of[key] = Use(self.views[value].base, node, index)
+            axes = self._private.get(key, self.axes[self.views[value].base])
+            self._use_of[key] = Use(self.views[value].base, node, index, axes)
             self.uses.append(self._use_of[key])
         return self._use_of[key]
 
@@ -256,7 +275,7 @@ class Analysis:
         rule = rules.get((domain, node.op_type))
         try:
             if rule is None:
-                raise UnknownShape("unknown operator")
+                raise UnknownShape(_why_unknown(node))
             rule(self, node)
         except UnknownShape as refusal:
             self._give_up(node, str(refusal))
@@ -291,6 +310,14 @@ class Analysis:
         sizes = [size if isinstance(size, int) else None for size in shape]
         self.axes[value] = [Axis(size) for size in sizes]
         self.views[value] = View(value, tuple((axis,) for axis in range(len(sizes))))
+        readers = value.consumers()
+        if (
+            tensor is not None
+            and len(value.uses()) > 1
+            and not any(reader.op_type in _REARRANGING for reader in readers)
+            and _is_fill(tensor)
+        ):
+            self.fills.add(value)
 
     def constant_node(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
         """State that the node's output is this tensor."""
@@ -323,7 +350,7 @@ class Analysis:
         value = node.inputs[index]
         assert value is not None
         if part is None:
-            part = self.axes[value][axis]
+            part = self.axes_of(node, index)[axis]
         view = self.views.get(value)
         return [(base, part) for base in view.axes[axis]] if view is not None else []
 
@@ -355,6 +382,29 @@ def size_of(axis: Axis) -> int | None:
 
 def known(expressions: Iterable[Expression]) -> bool:
     return all(isinstance(expression, int) for expression in expressions)
+
+
+_REARRANGING = {"Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_LARGEST_FILL = 1 << 16
+
+
+def _is_fill(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is all zeros or all ones, as exporters share among unrelated nodes."""
+    if not tensor.dtype.is_floating_point() or not 1 < tensor.size <= _LARGEST_FILL:
+        return False
+    array = tensor.numpy()
+    return bool((array == 0).all() or (array == 1).all())
+
+
+def _why_unknown(node: ir.Node) -> str:
+    if any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for attribute in node.attributes.values()
+    ):
+        return "its subgraphs are not followed"
+    if node.op_type in ("GRU", "LSTM", "RNN") and node.domain in ("", "ai.onnx"):
+        return "channels of a recurrent layer mix in its own state"
+    return "unknown operator"
 
 
 def _operator(node: ir.Node) -> str:

@@ -122,20 +122,19 @@ class Solution:
     Attributes:
         groups: the result of `find_channel_groups`.
         analysis: the solved axes of every tensor.
-        private: initializers that are used in several ways and hold one value everywhere: the layout of
-            each use, by (initializer, node, input index). Each use gets its own copy.
+        atoms: the name of the splittable group of every atom.
+        private: the layout of inputs (node, index) that read a tensor of zeros or ones which serves
+            unrelated nodes; each of them gets a tensor of its own.
     """
 
     groups: ChannelGroups
     analysis: Analysis
     atoms: Mapping[Axis, str]
+    private: Mapping[tuple[ir.Node, int], TensorLayout]
 
     def dim(self, axis: Axis) -> Dim:
         """The dimension of an axis of known length."""
         return _dim(axis, self.atoms)
-
-    def layout(self, value: ir.Value) -> tuple[Dim, ...]:
-        return tuple(self.dim(axis) for axis in self.analysis.axes[value])
 
 
 def find_channel_groups(model: ir.Model, freeze: Sequence[str] = ()) -> ChannelGroups:
@@ -156,25 +155,28 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
     analysis = analyse_graph(model)
     for pattern in frozen:
         _freeze_matching(analysis, pattern)
-    touches = [_Touch(use, analysis) for use in analysis.uses]
+    touches = [_Touch(use) for use in analysis.uses]
     _resolve_roles(touches)
     members: dict[Axis, list[Member]] = {}
     for touch in touches:
         touch.collect(members)
     groups, atoms = _name_groups(members, touches)
-    layouts = {}
+    by_name: dict[str, list[TensorLayout | None]] = {}
     for touch in touches:
-        name = touch.use.base.name or ""
-        layout = touch.layout(atoms)
-        if layout is not None and name not in layouts:
-            layouts[name] = layout
+        by_name.setdefault(touch.use.base.name or "", []).append(touch.layout(atoms))
+    layouts = {name: found[0] for name, found in by_name.items() if found[0] and len(set(found)) == 1}
+    private = {
+        (touch.use.node, touch.use.index): layout
+        for touch in touches
+        if (layout := touch.layout(atoms)) is not None and touch.use.base.name not in layouts
+    }
     found = ChannelGroups(
         groups=groups,
         layouts=layouts,
         graph_hash=_graph_hash(model),
         cost=cost_model(analysis, functools.partial(_dim, atoms=atoms)),
     )
-    return Solution(found, analysis, atoms)
+    return Solution(found, analysis, atoms, private)
 
 
 def _freeze_matching(analysis: Analysis, pattern: str) -> None:
@@ -192,9 +194,9 @@ def _freeze_matching(analysis: Analysis, pattern: str) -> None:
 class _Touch:
     """One use of one weight, and which atoms it makes or mixes on which axis."""
 
-    def __init__(self, use: Use, analysis: Analysis) -> None:
+    def __init__(self, use: Use) -> None:
         self.use = use
-        self.axes = analysis.axes[use.base]
+        self.axes = use.axes
         self.atoms = [dict.fromkeys(a for a in leaves(axis) if a.size != 1) for axis in self.axes]
         self.made = self._parts(use.made)
         self.mixed = self._parts(use.mixed)
@@ -271,15 +273,18 @@ def _name_groups(
     }
     groups: list[ChannelGroup] = []
     atoms: dict[Axis, str] = {}
-    used: dict[str, int] = {}
+    used: set[str] = set()
     for atom, held in members.items():
         made = [member for member in held if member.role == "made"]
         mixed = [member for member in held if member.role == "mixed"]
         if atom.size is None or not (made or any(atom in whole[m.tensor, m.axis] for m in mixed)):
             continue  # pixels of a flattened feature map and the like are no channels
         base = made[0].tensor if made else f"{mixed[0].tensor}:in"
-        used[base] = used.get(base, 0) + 1
-        name = base if used[base] == 1 else f"{base}#{used[base]}"
+        name, number = base, 1
+        while name in used:
+            number += 1
+            name = f"{base}#{number}"
+        used.add(name)
         barrier = atom.barrier
         first = held[0]
         if barrier is None and not made:

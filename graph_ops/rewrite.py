@@ -7,6 +7,7 @@ follows the grown width. Nothing else of the graph changes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from growpipe.graph_ops.groups import Solution, solve
 from growpipe.graph_ops.journal import record_growth
 from growpipe.graph_ops.plan import SplitPlan
 from growpipe.graph_ops.sizes import evaluate
-from growpipe.graph_ops.solver import Axis, leaves, root
+from growpipe.graph_ops.solver import Axis, root
 from growpipe.graph_ops.tensors import TensorLayout, grow_tensor
 
 __all__ = ["grow_graph"]
@@ -41,7 +42,7 @@ def grow_graph(model: ir.Model, plan: SplitPlan) -> ir.Model:
     solution = solve(grown)
     _check(solution, plan, where=model.graph.name or "this model")
     sizes = _GrownSizes(solution, plan.widths)
-    _grow_tensors(solution, plan, sizes)
+    _grow_tensors(solution, plan)
     replaced = [_follow(solution, follow, sizes) for follow in solution.analysis.follows]
     _update_shapes(solution, sizes)
     _drop_orphans(value for values in replaced for value in values)
@@ -100,16 +101,12 @@ class _GrownSizes:
     def grows(self, axis: Axis) -> bool:
         return self(axis) != root(axis).size
 
-    def touches(self, axis: Axis) -> bool:
-        """Whether a growing group stands on the axis."""
-        return any(self._solution.atoms.get(leaf) in self._widths for leaf in leaves(axis))
 
-
-def _grow_tensors(solution: Solution, plan: SplitPlan, sizes: _GrownSizes) -> None:
+def _grow_tensors(solution: Solution, plan: SplitPlan) -> None:
     analysis = solution.analysis
     for value, tensor in analysis.tensors.items():
         layout = solution.groups.layouts.get(value.name or "")
-        if layout is None or not any(sizes.touches(axis) for axis in analysis.axes[value]):
+        if layout is None or not _grows(layout, plan):
             continue
         lazy = _lazy(tensor, value.name or "", layout, plan)
         producer = value.producer()
@@ -119,6 +116,16 @@ def _grow_tensors(solution: Solution, plan: SplitPlan, sizes: _GrownSizes) -> No
         else:
             producer.attributes.clear()
             producer.attributes["value"] = ir.AttrTensor("value", lazy)
+    for (node, index), layout in solution.private.items():
+        shared = node.inputs[index]
+        if shared is not None and _grows(layout, plan):
+            array = analysis.tensors[analysis.views[shared].base].numpy()
+            grown = grow_tensor(array, layout, plan.offspring, {}, 0.0)
+            node.replace_input_with(index, _array(node, grown))
+
+
+def _grows(layout: TensorLayout, plan: SplitPlan) -> bool:
+    return any(atom.name in plan.widths for axis in layout.axes for atom in atoms_of(axis.dim))
 
 
 def _lazy(tensor: ir.TensorProtocol, name: str, layout: TensorLayout, plan: SplitPlan) -> ir.LazyTensor:
@@ -191,23 +198,16 @@ class _Patch:
         if all(number is not None for number in natural):
             return self._constant(value, [c if c is not None else n for c, n in zip(changed, natural)])  # noqa: B905
         kept = np.array([change is None for change in changed])
-        numbers = np.array([0 if change is None else change for change in changed], np.int64)
-        new = _insert(
-            self._node,
-            "Where",
-            [self._array(kept), value, self._array(numbers)],
-        )
-        return new
+        numbers = np.array([change or 0 for change in changed], self._type(value))
+        return _insert(self._node, "Where", [_array(self._node, kept), value, _array(self._node, numbers)])
 
     def _constant(self, value: ir.Value, numbers: Sequence[int | None]) -> ir.Value:
-        symbolic = self._analysis.values[value]
-        array = np.array(numbers, np.int64).reshape(() if symbolic.rank == 0 else -1)
-        if value.dtype == ir.DataType.INT32:
-            array = array.astype(np.int32)
-        return self._array(array)
+        shape: Any = () if self._analysis.values[value].rank == 0 else -1
+        return _array(self._node, np.array(numbers, self._type(value)).reshape(shape))
 
-    def _array(self, array: npt.NDArray) -> ir.Value:
-        return _array(self._node, array)
+    @staticmethod
+    def _type(value: ir.Value) -> type[np.integer]:
+        return np.int32 if value.dtype == ir.DataType.INT32 else np.int64
 
 
 def _integers(node: ir.Node, numbers: Sequence[int | None]) -> ir.Value:

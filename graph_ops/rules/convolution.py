@@ -32,10 +32,11 @@ def conv(analysis: Analysis, node: ir.Node) -> None:
         analysis.unify(node, channels, product([group, inner]), 1)
     analysis.mixed(node, 1, 1)
     analysis.made(node, 1, 0, part)
+    analysis.freeze(node, kernel, None, "a window of the convolution")
     _bias(analysis, node, out)
     sizes = [root(axis).size for axis in kernel]
     after = window_sizes(analysis, node, space, sizes)
-    result = [analysis.fresh(node, i + 2, size) for i, size in enumerate(after)]
+    result = [analysis.fixed(node, i + 2, size) for i, size in enumerate(after)]
     analysis.output(node, [batch, out, *result])
     analysis.count(node, _elements(kernel), [batch, out, inner, *result])
 
@@ -62,11 +63,12 @@ def conv_transpose(analysis: Analysis, node: ir.Node) -> None:
         analysis.mixed(node, 1, 0, part)
         made = product([group, out])
     analysis.made(node, 1, 1)
+    analysis.freeze(node, kernel, None, "a window of the convolution")
     _bias(analysis, node, made)
     strides = analysis.attribute(node, "strides", [1] * len(space))
     sizes = [root(axis).size for axis in kernel]
     after = _transposed_sizes(analysis, node, space, sizes, strides)
-    result = [analysis.fresh(node, i + 2, size) for i, size in enumerate(after)]
+    result = [analysis.fixed(node, i + 2, size) for i, size in enumerate(after)]
     analysis.output(node, [batch, made, *result])
     analysis.count(node, _elements(kernel), [batch, channels, out, *space])
 

@@ -55,7 +55,7 @@ def split(analysis: Analysis, node: ir.Node) -> None:
         sizes = [min(chunk, total - i * chunk) for i in range(len(node.outputs))]
         if analysis.opset < 13:
             target = "split"
-    parts = [analysis.fresh(node, position, size, index) for index, size in enumerate(sizes)]
+    parts = [Axis(size) for size in sizes]
     align([axes[position]], parts, analysis.barrier(node, position, "cut inside a channel's block"))
     analysis.follow(node, target, [Size(part) for part in parts])
     for index, part in enumerate(parts):
@@ -81,20 +81,22 @@ def cut(analysis: Analysis, node: ir.Node) -> None:
     for i, position in enumerate(where):
         start, end = evaluate(starts[i], size_of), evaluate(ends[i], size_of)
         axis = root(axes[position])
-        if start == 0 and steps[i] == 1 and end is not None and end >= _FAR:
+        whole = (end is not None and end >= _FAR) or _is_length(ends[i], axis)
+        if start == 0 and steps[i] == 1 and whole:
             continue
         if axis.size is None or start is None or end is None or steps[i] != 1:
             analysis.freeze(node, axis, position, "sliced at steps or at unknown bounds")
             length = None
             if axis.size is not None and start is not None and end is not None and steps[i]:
                 length = len(range(axis.size)[slice(start, _bound(end), steps[i])])
-            axes[position] = analysis.fresh(node, position, length)
+            axes[position] = analysis.fixed(node, position, length)
             continue
         low, high, _ = slice(start, end).indices(axis.size)
         high = max(low, high)
         if (low, high) == (0, axis.size):
-            # Bounds beyond the length stay beyond it only if they are far; spell out the grown one.
-            last[i] = Size(axis) if 0 < end < _FAR else None
+            # Bounds that are far beyond the length stay so; spell out the others for the grown one.
+            first[i] = None if start == 0 else 0
+            last[i] = Size(axis) if end < _FAR else None
             continue
         before, kept, after = Axis(low), Axis(high - low), Axis(axis.size - high)
         barrier = analysis.barrier(node, position, "cut inside a channel's block")
@@ -108,6 +110,10 @@ def cut(analysis: Analysis, node: ir.Node) -> None:
 
 
 _FAR = 2**31 - 1
+
+
+def _is_length(element: Expression, axis: Axis) -> bool:
+    return isinstance(element, Size) and root(element.axis) is axis
 
 
 def _bound(end: int) -> int | None:
@@ -147,7 +153,7 @@ def pad(analysis: Analysis, node: ir.Node) -> None:
         if mode != "constant" or before is None or after is None or min(before, after) < 0:
             analysis.freeze(node, axis, position, f"padded in mode {mode}")
             total = None if None in (axis.size, before, after) else axis.size + before + after  # type: ignore[operator]
-            axes[position] = analysis.fresh(node, position, total)
+            axes[position] = analysis.fixed(node, position, total)
             continue
         edges = [Axis(before), Axis(after)]
         analysis.freeze(node, edges, position, "padding")
@@ -227,8 +233,7 @@ def resize(analysis: Analysis, node: ir.Node) -> None:
         for i, position in enumerate(where):
             lengths[i] = evaluate(wanted[i], size_of)
             axis, element = root(axes[position]), wanted[i]
-            same = isinstance(element, Size) and root(element.axis) is axis
-            kept[i] = same or (lengths[i] is not None and lengths[i] == axis.size)
+            kept[i] = _is_length(element, axis) or (lengths[i] is not None and lengths[i] == axis.size)
             follow.append(Size(axis) if kept[i] else None)
         analysis.follow(node, 3, follow)
     else:
@@ -243,7 +248,7 @@ def resize(analysis: Analysis, node: ir.Node) -> None:
     for i, position in enumerate(where):
         if not kept[i]:
             analysis.freeze(node, axes[position], position, "interpolated")
-            result[position] = analysis.fresh(node, position, lengths[i])
+            result[position] = analysis.fixed(node, position, lengths[i])
     analysis.output(node, result)
 
 

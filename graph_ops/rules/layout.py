@@ -90,6 +90,8 @@ def reshape(analysis: Analysis, node: ir.Node) -> None:
     if inferred is not None:
         result[inferred].size = _inferred_length(axes, result, inferred)
     match(axes, result, analysis.barrier(node, inferred, "the reshape regroups the channels"))
+    if inferred is not None and root(result[inferred]).size is None and root(result[inferred]).kind == "leaf":
+        analysis.freeze(node, result[inferred], inferred, "its length is not known")
     analysis.follow(node, 1, elements)
     analysis.output(node, result)
     sizes = [root(axis).size for axis in axes], [root(axis).size for axis in result]
@@ -145,7 +147,7 @@ def depth_to_space(analysis: Analysis, node: ir.Node) -> None:
     depth_first = analysis.attribute(node, "mode", b"DCR") in ("DCR", b"DCR")
     analysis.unify(node, channels, product([blocks, kept] if depth_first else [kept, blocks]), 1)
     grown = [_scaled(axis, block) for axis in space]
-    analysis.output(node, [batch, kept, *(analysis.fresh(node, i + 2, s) for i, s in enumerate(grown))])
+    analysis.output(node, [batch, kept, *(analysis.fixed(node, i + 2, s) for i, s in enumerate(grown))])
 
 
 def space_to_depth(analysis: Analysis, node: ir.Node) -> None:
@@ -157,7 +159,7 @@ def space_to_depth(analysis: Analysis, node: ir.Node) -> None:
     shrunk = [None if size is None else size // block for size in sizes]
     analysis.output(
         node,
-        [batch, product([blocks, channels]), *(analysis.fresh(node, i + 2, s) for i, s in enumerate(shrunk))],
+        [batch, product([blocks, channels]), *(analysis.fixed(node, i + 2, s) for i, s in enumerate(shrunk))],
     )
 
 

@@ -14,7 +14,7 @@ __all__ = ["RULES"]
 def pool(analysis: Analysis, node: ir.Node) -> None:
     batch, channels, *space = analysis.axes_of(node, 0)
     sizes = window_sizes(analysis, node, space, analysis.attribute(node, "kernel_shape"))
-    result = [batch, channels, *(analysis.fresh(node, i + 2, size) for i, size in enumerate(sizes))]
+    result = [batch, channels, *(analysis.fixed(node, i + 2, size) for i, size in enumerate(sizes))]
     analysis.output(node, result)
     if len(node.outputs) > 1:
         # The indices of MaxPool count through all channels of a sample.

@@ -57,7 +57,7 @@ def top_k(analysis: Analysis, node: ir.Node) -> None:
     for index in range(2):
         result = list(axes)
         result[position] = (
-            analysis.fresh(node, position, size, index) if index < len(node.outputs) else Axis()
+            analysis.fixed(node, position, size, index) if index < len(node.outputs) else Axis()
         )
         analysis.output(node, result, index)
 

@@ -18,7 +18,7 @@ def shape(analysis: Analysis, node: ir.Node) -> None:
     end = analysis.attribute(node, "end")
     elements: list[Expression] = [Size(axis) for axis in axes[slice(start, end)]]
     analysis.values[node.outputs[0]] = Ints(1, tuple(elements))
-    analysis.output(node, [Axis(len(elements))])
+    analysis.output(node, [analysis.fixed(node, 0, len(elements))])
 
 
 def expand(analysis: Analysis, node: ir.Node) -> None:
@@ -83,8 +83,9 @@ def axis_from(analysis: Analysis, node: ir.Node, element: Expression) -> Axis:
         return Axis(length)
     factors = factors_of(element)
     if factors is None:
-        analysis.freeze(node, axes_in(element), None, "its length is part of a computed length")
-        return Axis()
+        reason = "its length is part of a computed length"
+        analysis.freeze(node, axes_in(element), None, reason)
+        return Axis(None, analysis.barrier(node, None, reason))
     axes = []
     for factor in factors:
         if isinstance(factor, int):
@@ -104,7 +105,7 @@ def whole_numbers(analysis: Analysis, node: ir.Node) -> None:
     length = None
     if len(numbers) == 3:
         length = len(range(*numbers))
-    analysis.output(node, [analysis.fresh(node, 0, length)])
+    analysis.output(node, [analysis.fixed(node, 0, length)])
 
 
 def _same(element: Expression, axis: Axis) -> bool:

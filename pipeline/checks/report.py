@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ __all__ = [
     "Status",
     "failed",
     "inconclusive",
+    "overall_exit_code",
     "passed",
     "skipped",
     "warned",
@@ -231,6 +232,12 @@ class CheckReport:
                 for result in self.results
             ],
         }
+
+
+def overall_exit_code(reports: Iterable[CheckReport]) -> int:
+    """Of several models: the worst, in the order of `CheckReport.exit_code`."""
+    codes = {report.exit_code for report in reports}
+    return next((code for code in (4, 3, 1, 5) if code in codes), 0)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,61 @@
+"""Annotations of GitHub Actions, worst first: it shows only the first ten of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from growpipe.checks.formats.text import summary
+from growpipe.checks.report import CheckReport
+
+__all__ = ["MAX_ANNOTATIONS", "to_github"]
+
+MAX_ANNOTATIONS = 10
+"""Per kind and step; GitHub drops the rest."""
+
+_KINDS = {
+    "unsafe": "error",
+    "missing": "error",
+    "failed": "error",
+    "inconclusive": "error",
+    "warned": "warning",
+}
+_MAX_MESSAGE = 2000
+
+
+def to_github(reports: Sequence[CheckReport]) -> str:
+    """Workflow commands: an annotation per check that is not all right, and a verdict per model."""
+    rank = {"unsafe": 0, "missing": 1, "failed": 2, "inconclusive": 3, "warned": 4}
+    entries = sorted(
+        (
+            (rank[result.status], report, result)
+            for report in reports
+            for result in report.worst
+            if result.status in rank
+        ),
+        key=lambda entry: entry[0],
+    )
+    lines, counts = [], {"error": 0, "warning": 0}
+    left_out = 0
+    for _, report, result in entries:
+        kind = _KINDS[result.status]
+        counts[kind] += 1
+        if counts[kind] > MAX_ANNOTATIONS:
+            left_out += 1
+            continue
+        text = "\n".join([result.message, *(f"- {finding}" for finding in result.findings[:5])])
+        lines.append(
+            f"::{kind} file={_property(report.model)},title={_property(f'{result.check} {result.status}')}"
+            f"::{_data(text[:_MAX_MESSAGE])}"
+        )
+    if left_out:
+        lines.append(f"{left_out} more annotations are left out; see the step summary")
+    lines += [f"{report.model.splitlines()[0]}: {summary(report)}" for report in reports]
+    return "\n".join(lines) + "\n"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

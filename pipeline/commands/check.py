@@ -1,0 +1,199 @@
+"""``growpipe check``: a thin skin over `growpipe.checks.run_checks`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from growpipe.checks.baseline import write_baseline, write_beside
+from growpipe.checks.formats import DOCUMENTS, FORMATS
+from growpipe.checks.formats.text import MARKS
+from growpipe.checks.policy import load_policy
+from growpipe.checks.registry import Check, all_checks, explain
+from growpipe.checks.report import CheckReport, overall_exit_code
+from growpipe.checks.run import run_checks
+from growpipe.checks.sessions import PROVIDERS
+from growpipe.graph_ops.errors import UsageError
+from growpipe.suggestions import did_you_mean
+
+__all__ = ["check"]
+
+_STYLES = {"ok": "green", "FAILED": "bold red", "UNSAFE": "bold red", "MISSING": "bold red"} | dict.fromkeys(
+    ("UNCLEAR", "warning", "waived"), "yellow"
+)
+
+
+@click.command()
+@click.argument("models", nargs=-1, type=click.Path(), metavar="MODEL.onnx...")
+@click.option("--reference", type=click.Path(), help="An ONNX model that must compute the same.")
+@click.option("--torch", metavar="FILE.py:BUILD", help="A torch module that must compute the same.")
+@click.option("--weights", type=click.Path(), help="Of the torch module: safetensors, or a saved state dict.")
+@click.option(
+    "--data",
+    type=click.Path(),
+    multiple=True,
+    help="Inputs by name, and `targets`: an .npz file. Repeatable.",
+)
+@click.option("--baseline", type=click.Path(), help="What an earlier model measured.")
+@click.option(
+    "--write-baseline",
+    "baseline_to",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write what this model measures.",
+)
+@click.option("--policy", type=click.Path(), help="What is allowed: a TOML file.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of the policy. Repeatable."
+)
+@click.option("--only", multiple=True, metavar="ID", help="Only this check or area. Repeatable.")
+@click.option("--skip", multiple=True, metavar="ID", help="Without this check or area. Repeatable.")
+@click.option("--device", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    metavar="NAME[=FILE]",
+    help=f"One of {', '.join(FORMATS)}; to stdout, or to a file. Repeatable. Default: text.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--list-checks", is_flag=True, help="List all checks and leave.")
+@click.option("--explain", "explained", metavar="ID", help="Say what a check looks at, and leave.")
+def check(
+    models: tuple[str, ...],
+    reference: str | None,
+    torch: str | None,
+    weights: str | None,
+    data: tuple[str, ...],
+    baseline: str | None,
+    baseline_to: str | None,
+    policy: str | None,
+    settings: tuple[str, ...],
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    device: str,
+    formats: tuple[str, ...],
+    as_json: bool,
+    list_checks: bool,
+    explained: str | None,
+) -> int:
+    """Check ONNX files before they ship: safety, structure, numerics, accuracy, cost, latency.
+
+    Exit codes: 0 passed, 1 a check failed, 2 usage, 3 a device or package is missing, 4 unsafe or unreadable
+    model, 5 a measurement was inconclusive.
+    """
+    if list_checks:
+        _list(as_json)
+        return 0
+    if explained is not None:
+        click.echo(explain(explained))
+        return 0
+    if not models:
+        raise UsageError("no model is given; growpipe check MODEL.onnx")
+    wanted = _formats((*formats, *(("json",) if as_json else ())))
+    if baseline_to is not None and len(models) > 1:
+        raise UsageError("a baseline is of one model; check the models one by one to write it")
+    rules = load_policy(policy, settings)
+    reports = [
+        run_checks(
+            model,
+            reference=reference,
+            torch=torch,
+            weights=weights,
+            data=data,
+            baseline=baseline,
+            policy=rules,
+            only=only,
+            skip=skip,
+            device=device,  # type: ignore[arg-type]
+            progress=_progress(model),
+        )
+        for model in models
+    ]
+    _write(reports, wanted)
+    code = overall_exit_code(reports)
+    if baseline_to is not None:
+        _baseline(reports[0], baseline_to, code)
+    return code
+
+
+def _baseline(report: CheckReport, path: str, code: int) -> None:
+    if code:
+        click.echo(f"growpipe: no baseline was written: the checks {report.verdict}", err=True)
+    else:
+        write_baseline(report, path)
+        click.echo(f"growpipe: wrote the baseline {path}", err=True)
+
+
+def _formats(words: Sequence[str]) -> list[tuple[str, str | None]]:
+    wanted = []
+    for word in words or ("text",):
+        name, separator, file = word.partition("=")
+        if name not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise UsageError(f"there is no format {name!r}{did_you_mean(name, FORMATS)}; known are {known}")
+        if separator and not file:
+            raise UsageError(f"--format {word}: give a file after the =")
+        wanted.append((name, file or None))
+    shown = [name for name, file in wanted if file is None]
+    if len(shown) > 1 and DOCUMENTS & set(shown):
+        raise UsageError(f"{' and '.join(shown)} cannot share stdout; give files, as in {shown[0]}=FILE")
+    return wanted
+
+
+def _write(reports: Sequence[CheckReport], wanted: Sequence[tuple[str, str | None]]) -> None:
+    for name, file in wanted:
+        text = FORMATS[name](reports)
+        if file is not None:
+            write_beside(Path(file), text)
+        elif name == "text":
+            _print(text)
+        else:
+            click.echo(text, nl=False)
+    place = os.environ.get("GITHUB_STEP_SUMMARY")
+    if place and any(name == "github" for name, _ in wanted):
+        with open(place, "a", encoding="utf-8") as summary:
+            summary.write(FORMATS["markdown"](reports))
+
+
+def _print(text: str) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    marks = {mark: _STYLES[mark] for mark in MARKS.values() if mark in _STYLES}
+    for line in text.splitlines():
+        shown = Text(line)
+        word = line[2:10].strip()
+        if line.startswith("  ") and word in marks:
+            shown.stylize(marks[word], 2, 2 + len(word))
+        console.print(shown)
+
+
+def _progress(model: str) -> Callable[[Check], None] | None:
+    if not sys.stderr.isatty() or os.environ.get("CI") or os.environ.get("NO_COLOR"):
+        return None
+    console = Console(stderr=True, highlight=False)
+
+    def show(check: Check) -> None:
+        console.print(Text(f"{model}: {check.id}", style="dim"), end="\r", overflow="crop", no_wrap=True)
+        console.print(" " * (console.width - 1), end="\r")
+
+    return show
+
+
+def _list(as_json: bool) -> None:
+    checks = all_checks()
+    if as_json:
+        entries = [{"check": c.id, "title": c.title, "explanation": c.explanation} for c in checks]
+        click.echo(json.dumps(entries, indent=1))
+        return
+    table = Table("check", "holds when it passes", box=None, pad_edge=False)
+    for c in checks:
+        table.add_row(Text(c.id), Text(c.title))
+    Console(soft_wrap=True, highlight=False).print(table)

@@ -1,0 +1,284 @@
+"""The commands that need nothing but an ONNX file: inspect, plan, grow, deploy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from growpipe.cli import main
+from growpipe.graph_ops.loading import load_model, save_model
+from growpipe.graph_ops.plan import SplitPlan
+
+BODY = """
+    a = Conv<pads=[1,1,1,1]>(x, w1)
+    n = BatchNormalization(a, scale, bias, mean, var)
+    r = Relu(n)
+    p = GlobalAveragePool(r)
+    f = Flatten(p)
+    y = Gemm<transB=1>(f, w2)
+"""
+
+
+def build(width: int = 6, seed: int = 0) -> ir.Model:
+    shapes: dict[str, tuple[int, ...]] = {"w1": (width, 3, 3, 3), "w2": (4, width)}
+    shapes |= dict.fromkeys(("scale", "bias", "mean", "var"), (width,))
+    declared = ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, shape in shapes.items())
+    text = f'<ir_version: 10, opset_import: ["": 20]> g (float[N,3,8,8] x, {declared}) => (float[N,4] y)'
+    model = ir.from_onnx_text(text + f" {{ {BODY} }}")
+    rng = np.random.default_rng(seed)
+    for value in list(model.graph.inputs)[1:]:
+        array = np.abs(rng.standard_normal(shapes[value.name])).astype(np.float32) + 0.1
+        value.const_value = ir.tensor(array, name=value.name)
+        model.graph.inputs.remove(value)
+        model.graph.register_initializer(value)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    save_model(build(), tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def growpipe(capsys):
+    def run(*args: str) -> Result:
+        with pytest.raises(SystemExit) as exit_:
+            main(list(args))
+        captured = capsys.readouterr()
+        assert isinstance(exit_.value.code, int)
+        return Result(exit_.value.code, captured.out, captured.err)
+
+    return run
+
+
+def refused(result: Result, code: int, message: str) -> None:
+    assert result.code == code, result.err
+    assert message in result.err
+    assert result.err.startswith("growpipe: ")
+    assert result.err.count("\n") == 1
+    assert result.out == ""
+
+
+class TestInspect:
+    def test_json(self, folder, growpipe):
+        result = growpipe("inspect", "model.onnx", "--json")
+        assert result.code == 0
+        document = json.loads(result.out)
+        groups = {group["name"]: group for group in document["groups"]}
+        hidden = groups["w1"]
+        assert (hidden["width"], hidden["splittable"], hidden["barrier"]) == (6, True, None)
+        roles = {(m["tensor"], m["axis"], m["role"]) for m in hidden["members"]}
+        carried = {(name, 0, "carried") for name in ("scale", "bias", "mean", "var")}
+        assert roles == {("w1", 0, "made"), ("w2", 1, "mixed")} | carried
+        # One channel more: a 3 x 3 x 3 filter, four batch-norm entries, four weights after it.
+        assert hidden["parameters_per_channel"] == 27 + 4 + 4
+        assert hidden["macs_per_channel"] == 27 * 64 + 4
+        assert document["parameters"] == 6 * 27 + 4 * 6 + 4 * 6
+        assert document["macs"] == 6 * 27 * 64 + 4 * 6
+        blocked = groups["w2"]["barrier"]
+        assert (blocked["operator"], blocked["node"]) == ("Output", "y")
+        assert document["history"] == []
+
+    def test_table(self, folder, growpipe):
+        result = growpipe("inspect", "model.onnx", "--freeze", "w1")
+        assert result.code == 0
+        assert "w1[0] made" in result.out
+        assert "kept by --freeze w1" in result.out
+        assert "\x1b" not in result.out
+
+    def test_freezing_nothing(self, folder, growpipe):
+        refused(growpipe("inspect", "model.onnx", "--freeze", "nope"), 2, "matches no tensor")
+
+
+class TestPlanAndGrow:
+    def test_the_whole_way(self, folder, growpipe):
+        planned = growpipe("plan", "model.onnx", "--random", "--growth", "0.5", "-o", "plan", "--json")
+        assert planned.code == 0
+        facts = json.loads(planned.out)
+        assert facts["groups"] == [{"name": "w1", "width": 6, "grown_width": 9}]
+        assert facts["plan_hash"] == SplitPlan.load("plan").content_hash
+
+        before = (folder / "model.onnx").read_bytes()
+        grown = growpipe("grow", "model.onnx", "--plan", "plan", "-o", "out.onnx", "--json")
+        assert grown.code == 0
+        assert json.loads(grown.out)["parameters"] == facts["parameters"]
+        assert json.loads(grown.out)["macs"] == facts["macs"]
+        assert (folder / "model.onnx").read_bytes() == before
+        tensor = load_model("out.onnx").graph.initializers["w1"].const_value
+        assert tensor is not None
+        assert tensor.shape == (9, 3, 3, 3)
+
+        (step,) = json.loads(growpipe("inspect", "out.onnx", "--json").out)["history"]
+        assert step["widths"] == {"w1": [6, 9]}
+        assert step["plan_hash"] == facts["plan_hash"]
+
+        text = growpipe("grow", "model.onnx", "--plan", "plan", "-o", "out.onnx").out
+        assert "1 channel groups grown by 3 channels" in text
+
+    def test_net2net(self, folder, growpipe):
+        assert growpipe("plan", "model.onnx", "--net2net", "--growth", "0.5", "-o", "plan").code == 0
+        assert SplitPlan.load("plan").scheme == "net2net"
+        assert growpipe("grow", "model.onnx", "--plan", "plan", "-o", "out.onnx").code == 0
+
+    def test_frozen_tensors_are_left_alone(self, folder, growpipe):
+        result = growpipe("plan", "model.onnx", "--random", "--freeze", "w*", "-o", "plan")
+        refused(result, 2, "no channel group of the model can split")
+        assert not Path("plan").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ([], "--random or --net2net"),
+            (["--net2net", "--epsilon", "0.1"], "--epsilon goes with --random"),
+            (["--random", "--growth", "0"], "growth"),
+            (["--random", "--epsilon", "-1"], "epsilon"),
+            (["--random", "--seed", "-1"], "--seed"),
+        ],
+    )
+    def test_options_that_make_no_plan(self, folder, growpipe, options, message):
+        refused(growpipe("plan", "model.onnx", *options, "-o", "plan"), 2, message)
+        assert not Path("plan").exists()
+
+    def test_a_plan_of_another_model(self, folder, growpipe):
+        save_model(build(width=7), "wider.onnx")
+        save_model(build(seed=1), "retrained.onnx")
+        growpipe("plan", "model.onnx", "--random", "-o", "plan")
+        for other in ("wider.onnx", "retrained.onnx"):
+            refused(growpipe("grow", other, "--plan", "plan", "-o", "out.onnx"), 2, "plan was not made for")
+        assert not Path("out.onnx").exists()
+
+    def test_places_that_cannot_be_written(self, folder, growpipe):
+        growpipe("plan", "model.onnx", "--random", "-o", "plan")
+        before = (folder / "model.onnx").read_bytes()
+        refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "model.onnx"), 2, "never overwritten")
+        refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "./plan/../model.onnx"), 2, "never")
+        refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "plan"), 2, "is a folder")
+        refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "absent/out.onnx"), 2, "no folder")
+        refused(growpipe("grow", "model.onnx", "--plan", "absent", "-o", "out.onnx"), 2, "no plan at")
+        refused(growpipe("plan", "model.onnx", "--random", "-o", "model.onnx"), 2, "is no plan")
+        assert (folder / "model.onnx").read_bytes() == before
+        assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "plan"]
+
+
+class TestDeploy:
+    def test_the_bundle(self, folder, growpipe):
+        growpipe("plan", "model.onnx", "--random", "-o", "plan")
+        growpipe("grow", "model.onnx", "--plan", "plan", "-o", "out.onnx")
+        result = growpipe("deploy", "out.onnx", "-o", "bundle", "--json")
+        assert result.code == 0
+        card = json.loads(result.out)
+        assert card == json.loads(Path("bundle/card.json").read_text())
+        assert card["inputs"] == [{"name": "x", "type": "float", "shape": ["N", 3, 8, 8]}]
+        assert card["outputs"] == [{"name": "y", "type": "float", "shape": ["N", 4]}]
+        assert card["opsets"] == {"": 20}
+        # Fused: eight filters with a bias, and the matrix after them.
+        assert card["parameters"] == 8 * 27 + 8 + 4 * 8
+        assert [step["widths"] for step in card["growth"]] == [{"w1": [6, 8]}]
+        assert card["files"]["model.onnx"]["bytes"] == Path("bundle/model.onnx").stat().st_size
+        assert "BatchNormalization" not in [node.op_type for node in load_model("bundle/model.onnx").graph]
+        # Again, over the bundle that is there.
+        assert growpipe("deploy", "out.onnx", "-o", "bundle").code == 0
+        assert sorted(path.name for path in Path("bundle").iterdir()) == ["card.json", "model.onnx"]
+
+    def test_folders_that_are_something_else(self, folder, growpipe):
+        refused(growpipe("deploy", "model.onnx", "-o", "."), 2, "is no bundle")
+        refused(growpipe("deploy", "model.onnx", "-o", "model.onnx"), 2, "is no bundle")
+        refused(growpipe("deploy", "model.onnx", "-o", "absent/bundle"), 2, "no folder")
+        assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+
+    def test_a_model_with_wrong_widths(self, folder, growpipe):
+        wrong = build()
+        narrow = ir.tensor(np.zeros((4, 5), np.float32), name="w2")
+        wrong.graph.initializers["w2"].const_value = narrow
+        wrong.graph.initializers["w2"].shape = ir.Shape((4, 5))
+        save_model(wrong, "wrong.onnx")
+        refused(growpipe("deploy", "wrong.onnx", "-o", "bundle"), 1, "the model is not sound")
+        assert not Path("bundle").exists()
+
+
+COMMANDS = {
+    "inspect": ["inspect", "bad.onnx"],
+    "plan": ["plan", "bad.onnx", "--random", "-o", "new"],
+    "grow": ["grow", "bad.onnx", "--plan", "plan", "-o", "new"],
+    "deploy": ["deploy", "bad.onnx", "-o", "new"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "truncated", "text", "outside"])
+def test_models_that_cannot_be_read(folder, growpipe, command, kind):
+    growpipe("plan", "model.onnx", "--random", "-o", "plan")
+    bad = folder / "bad.onnx"
+    match kind:
+        case "folder":
+            bad.mkdir()
+        case "empty":
+            bad.touch()
+        case "truncated":
+            bad.write_bytes((folder / "model.onnx").read_bytes()[:-30])
+        case "text":
+            bad.write_text("a model\n" * 100)
+        case "outside":
+            save_model(load_model("model.onnx"), bad, external_data=True)
+            (folder / "bad.onnx.data").rename(folder.parent / "moved.data")
+            (folder / "bad.onnx.data").symlink_to(folder.parent / "moved.data")
+    before = sorted(path.name for path in folder.iterdir())
+    refused(growpipe(*COMMANDS[command]), 4, "bad.onnx")
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+NO_TORCH = """
+import sys
+
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "onnxscript", "onnxruntime"):
+            raise ImportError(f"{name} is not installed")
+
+sys.meta_path.insert(0, Wall())
+from growpipe.cli import main
+for args in (
+    ["inspect", "model.onnx"],
+    ["plan", "model.onnx", "--random", "-o", "plan"],
+    ["grow", "model.onnx", "--plan", "plan", "-o", "out.onnx"],
+    ["deploy", "out.onnx", "-o", "bundle"],
+):
+    try:
+        main(args)
+    except SystemExit as stop:
+        assert stop.code == 0, (args, stop.code)
+assert not {"torch", "onnxscript", "onnxruntime"} & set(sys.modules)
+"""
+
+
+def test_all_of_it_works_without_torch(folder):
+    done = subprocess.run([sys.executable, "-c", NO_TORCH], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "bundle" / "card.json").is_file()
+
+
+def test_graph_ops_imports_neither_torch_nor_the_pipeline():
+    code = """
+import importlib, pkgutil, sys
+import growpipe.graph_ops
+for module in pkgutil.walk_packages(growpipe.graph_ops.__path__, "growpipe.graph_ops."):
+    importlib.import_module(module.name)
+foreign = {name for name in sys.modules if name.split(".")[0] in ("torch", "onnxscript", "onnxruntime")}
+foreign |= {n for n in sys.modules if n.startswith("growpipe.") and not n.startswith("growpipe.graph_ops")}
+assert not foreign, foreign
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

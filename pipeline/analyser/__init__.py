@@ -1,1 +1,8 @@
 """The analyser: signed splits of every channel group of a torch module."""
+
+from __future__ import annotations
+
+from growpipe.analyser.api import analyse
+from growpipe.analyser.selection import Budget
+
+__all__ = ["Budget", "analyse"]

@@ -1,0 +1,357 @@
+"""`analyse`: from a torch module, a loss and batches to a split plan."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from growpipe.analyser.binding import bind_groups
+from growpipe.analyser.curvature import Surrogate
+from growpipe.analyser.data import MicroBatch, check_mean_loss, collect
+from growpipe.analyser.line_search import LineSearch, line_search
+from growpipe.analyser.metric import METRICS, make_metric
+from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.program import Program
+from growpipe.analyser.schemes import scheme_of
+from growpipe.analyser.selection import Budget, Limits, select
+from growpipe.analyser.spectra import SOLVERS, measure_spectra
+from growpipe.analyser.splits import is_asymmetric, split_groups
+from growpipe.export import export_growth_form, named_tensors
+from growpipe.graph_ops.errors import MissingEnvironment, UsageError
+from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
+from growpipe.graph_ops.plan import SplitPlan, hash_parameters
+from growpipe.mirror import grow, to_numpy
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+
+__all__ = ["analyse"]
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def analyse(
+    model: nn.Module,
+    loss_fn: Loss,
+    batches: Iterable[Any],
+    example_inputs: tuple[Any, ...],
+    *,
+    scheme: str = "m4",
+    c: float = 3.0,
+    growth: float | None = None,
+    epsilon: float | None = None,
+    budget: Budget | None = None,
+    metric: str = "input",
+    damping: float = 1e-3,
+    displace: Sequence[str] = ("weights",),
+    surrogate_beta: float = 3.0,
+    freeze: Sequence[str] = (),
+    align: int = 1,
+    widths: Mapping[str, tuple[int | None, int | None]] | None = None,
+    max_factor: float = 2.0,
+    cost_exponent: float = 0.5,
+    solver: str = "auto",
+    tolerance: float = 1e-2,
+    max_samples: int = 2048,
+    micro_batch: int = 256,
+    line_search_samples: int = 1024,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> SplitPlan:
+    """The best signed splits of ``model``'s channels: which, into how many copies, in which directions, how far.
+
+    For every channel of every splittable group the extreme eigenpairs of its splitting matrix
+    ``S = ∇²_θθ Σ_e ⟨g_e, e(θ; x)⟩`` (arXiv 2003.10392, equation 6, carried over to channel groups) are found,
+    the optimal split is read off the table in `schemes`, the best candidates by gain per cost are chosen, and
+    ε is searched on real batches. The model comes back exactly as it was given.
+
+    Args:
+        model: the module; it is analysed in eval mode and its mode is restored.
+        loss_fn: ``loss_fn(output, target)``, the mean loss over the samples of a batch, a scalar.
+        batches: gives ``(inputs, target)`` pairs, and can be iterated again.
+        example_inputs: positional inputs of ``model``, for the export.
+        scheme: ``"s2d"`` (positive pairs), ``"m2"``, ``"m3"`` or ``"m4"`` (at most that many copies).
+        c: the bound on Σ|w_i|, at least 1.
+        growth: the share of channels to add; None means 0.3 without a budget, and no such bound with one.
+        epsilon: the step ε in the metric's unit; None searches.
+        budget: what the grown network may cost.
+        metric: ``"euclidean"`` (‖δ‖² in parameter units) or ``"input"`` (δᵀ E[p pᵀ] δ, see `metric`).
+        damping: of the input metric, as a share of the mean eigenvalue of Σ.
+        displace: what is displaced: ``"weights"``, ``"biases"``, ``"affine"``.
+        surrogate_beta: β of the surrogate curvature of kinked activations, softplus.
+        freeze: groups or tensors that must not split.
+        align: groups that grow end at a multiple of this width.
+        widths: by group the least and the greatest width, either None.
+        max_factor: no group grows beyond this multiple of its width.
+        cost_exponent: candidates compete by gain / MACs (or parameters) to this power.
+        solver: ``"dense"``, ``"lanczos"``, or ``"auto"`` by cost.
+        tolerance: the residual bound of the eigenpairs, as a share of each spectral radius.
+        max_samples: the largest analysis set.
+        micro_batch: how many samples are worked on at once.
+        line_search_samples: how many samples a trial of the line search sees.
+        seed: of the Lanczos start vectors.
+        device: where to run; the model's own by default.
+
+    Returns:
+        The plan; predicted and realised change of loss are those at its ε. ``notes["analysis"]`` says how it
+        came about: samples, products, residuals, eigenvalues with standard errors by group, trials of ε.
+
+    Raises:
+        UsageError: a wrong argument, an empty or too small analysis set, a loss that is no mean over samples,
+            a model without a splittable group or that cannot be exported, a budget that is spent already.
+        MissingEnvironment: CUDA was asked for and is not there.
+        CheckFailed: the loss or a gradient is not finite.
+    """
+    chosen_scheme = scheme_of(scheme, c)
+    if metric not in METRICS:
+        raise UsageError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+    if solver not in SOLVERS:
+        raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    if epsilon is not None and not epsilon >= 0:
+        raise UsageError(f"epsilon must not be negative, not {epsilon}")
+    if not surrogate_beta > 0:
+        raise UsageError(f"surrogate_beta must be positive, not {surrogate_beta}")
+    if max_samples < 1 or micro_batch < 1 or line_search_samples < 1:
+        raise UsageError("max_samples, micro_batch and line_search_samples must be at least 1")
+    limits = Limits(
+        growth=0.3 if growth is None and budget is None else growth,
+        budget=budget,
+        align=align,
+        max_factor=max_factor,
+        widths=dict(widths or {}),
+        cost_exponent=cost_exponent,
+    )
+    target_device = _device(model, device)
+    started = time.perf_counter()
+    with _evaluation_mode(model):
+        prepared = _prepare(
+            model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device
+        )
+        program, groups = prepared.program, prepared.groups
+        data = collect(
+            batches,
+            max_samples=max_samples,
+            micro_batch=micro_batch,
+            device=target_device,
+            dtype=prepared.dtype,
+        )
+        check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
+        operator = SplittingOperator(program, [])
+        spectra = measure_spectra(
+            _growing(operator, data, loss_fn),
+            lambda current: make_metric(metric, current, damping),
+            chosen_scheme,
+            solver=solver,
+            tolerance=tolerance,
+            seed=seed,
+        )
+        operator.drop_graphs()
+        selection = select(
+            spectra.candidates, groups.cost, limits, sum(group.width for group in program.groups)
+        )
+        if not selection.widths:
+            raise UsageError(
+                "no split lowers the loss: every eigenvalue of every splitting matrix is zero or of the useless sign"
+                " for this scheme; use scheme='m4' with c above 1, or train further"
+            )
+        names = list(selection.widths)
+        tensors = named_tensors(model)
+        # Constants that the exporter made, such as zero biases, are the graph's own business.
+        layouts = {name: layout for name, layout in groups.restricted(names).items() if name in tensors}
+
+        def plan_at(step: float, orientation: float) -> SplitPlan:
+            splits = split_groups(
+                program.groups, selection.rows, spectra.minus, spectra.plus, selection.value,
+                chosen_scheme.c, step, orientation,
+            )  # fmt: skip
+            return SplitPlan(
+                groups=splits,
+                layouts=layouts,
+                epsilon=step,
+                graph_hash=groups.graph_hash,
+                parameters_hash=parameters_hash,
+                scheme=scheme,
+                c=chosen_scheme.c,
+                metric=metric,
+                surrogate=program.surrogate.name if program.surrogate_used else None,
+                predicted_change=sum(s.predicted_change or 0.0 for s in splits),
+            )
+
+        parameters_hash = hash_parameters(layouts, lambda name: to_numpy(tensors[name]))
+        evaluate = _Evaluator(model, loss_fn, target_device)
+        trial_data = _first(data, line_search_samples)
+        base = evaluate(None, trial_data)
+        orientations = (1.0, -1.0) if is_asymmetric(selection.rows) else (1.0,)
+        found: LineSearch | None = None
+        step, orientation = epsilon, 1.0
+        if step is None or (len(orientations) > 1 and step > 0):
+            found = line_search(
+                lambda e, o: evaluate(plan_at(e, o), trial_data) - base,
+                orientations=orientations,
+                **({} if epsilon is None else {"epsilons": (epsilon,), "smallest": epsilon, "refinements": 0}),
+            )
+            step, orientation = found.best.epsilon, found.best.orientation
+        plan = plan_at(step, orientation)
+        realised = evaluate(plan, data) - evaluate(None, data)
+    notes = {
+        "analysis": {
+            **spectra.report(selection.rows),
+            "samples": sum(batch.samples for batch in data),
+            "displaced": list(displace),
+            "damping": damping if metric == "input" else None,
+            "selection": selection.notes,
+            "base_loss": base,
+            "line_search": _line_search_notes(found, epsilon),
+            "seed": seed,
+        }
+    }
+    logger.info(
+        "analysed %d groups in %.1f s: %d channels added, predicted change %.3g, realised %.3g at epsilon %.3g",
+        len(program.groups), time.perf_counter() - started, plan.added_channels,
+        plan.predicted_change or 0.0, realised, step,
+    )  # fmt: skip
+    return replace(plan, realised_change=realised, notes=notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    program: Program
+    groups: ChannelGroups
+    dtype: torch.dtype
+
+
+def _prepare(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    freeze: Sequence[str],
+    displace: Sequence[str],
+    surrogate: Surrogate,
+    device: torch.device,
+) -> _Prepared:
+    """Export the module, find its channel groups, and bind them to the program."""
+    export = export_growth_form(model, example_inputs)
+    groups = find_channel_groups(export.graph, freeze)
+    splittable = [group for group in groups.groups if group.splittable]
+    if not splittable:
+        barrier = next((g.barrier for g in groups.groups if g.barrier is not None), None)
+        reason = f": {barrier.operator} at {barrier.node!r}, {barrier.reason}" if barrier else ""
+        raise UsageError(f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect")
+    # Without in-place operators a captured value stays what it was.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
+        program = export.program.run_decompositions({})
+    state: dict[str, Any] = {**program.state_dict, **program.constants}
+    if any(isinstance(value, Tensor) and value.device != device for value in state.values()):
+        program = move_to_device_pass(program, str(device))
+        state = {**program.state_dict, **program.constants}
+    state = {name: v.detach() if isinstance(v, Tensor) else v for name, v in state.items()}
+    aliases = _aliases(program.state_dict, groups)
+    bound = bind_groups(program, splittable, groups.layouts, aliases, displace)
+    floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    return _Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0])
+
+
+def _aliases(state: Mapping[str, Any], groups: ChannelGroups) -> dict[str, str]:
+    """For tied parameters, registered under several names, the one the graph keeps."""
+    kept = {id(state[name]): name for name in groups.layouts if name in state}
+    pointers = {
+        (state[name].data_ptr(), state[name].shape): name
+        for name in groups.layouts
+        if name in state and isinstance(state[name], Tensor)
+    }
+    aliases = {}
+    for name, value in state.items():
+        if name in groups.layouts or not isinstance(value, Tensor):
+            continue
+        known = kept.get(id(value)) or pointers.get((value.data_ptr(), value.shape))
+        if known is not None and value.numel():
+            aliases[name] = known
+    return aliases
+
+
+def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"there is no device {device!r}; use cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= (wanted.index or 0):
+            raise MissingEnvironment(
+                f"device {str(device)!r} was asked for and {count} CUDA devices are there; use device='cpu'"
+            )
+    return wanted
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every submodule's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _growing(
+    operator: SplittingOperator, data: Sequence[MicroBatch], loss_fn: Loss
+) -> Iterator[SplittingOperator]:
+    """The operator on a quarter, a half, all of the data."""
+    for share in (4, 2, 1):
+        wanted = max(2, len(data) // share)
+        if wanted == len(operator.batches):
+            continue
+        for batch in data[len(operator.batches) : wanted]:
+            operator.batches.append(operator.program.capture(batch.inputs, batch.target, loss_fn))
+        yield operator
+
+
+def _first(data: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
+    """The first micro-batches, enough for ``samples``."""
+    taken: list[MicroBatch] = []
+    for batch in data:
+        if taken and sum(b.samples for b in taken) >= samples:
+            break
+        taken.append(batch)
+    return taken
+
+
+class _Evaluator:
+    """The mean loss of the module, grown by a plan or as it is."""
+
+    def __init__(self, model: nn.Module, loss_fn: Loss, device: torch.device) -> None:
+        self._model, self._loss_fn, self._device = model, loss_fn, device
+
+    def __call__(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
+        if plan is not None:
+            module = grow(self._model, plan).to(self._device)
+        elif all(p.device == self._device for p in self._model.parameters()):
+            module = self._model
+        else:
+            module = copy.deepcopy(self._model).to(self._device)
+        total, samples = 0.0, 0
+        with torch.no_grad():
+            for batch in data:
+                total += float(self._loss_fn(module(*batch.inputs), batch.target)) * batch.samples
+                samples += batch.samples
+        return total / samples
+
+
+def _line_search_notes(found: LineSearch | None, epsilon: float | None) -> dict[str, Any]:
+    if found is None:
+        return {"epsilon": epsilon, "searched": False}
+    trials = [[t.epsilon, t.orientation, t.change if math.isfinite(t.change) else None] for t in found.trials]
+    return {"searched": epsilon is None, "lowered_the_loss": found.lowered, "trials": trials}

@@ -1,0 +1,470 @@
+"""Per-channel operators with exact, cheap second derivatives, and the surrogate curvature of ReLU and the like.
+
+Autograd's own double backward of a grouped convolution loops over the groups, and that of an activation
+repeats every transcendental function at each product. Both are written out here: a convolution is bilinear, so
+its three maps are each other's derivatives; an activation needs φ, φ' and φ''.
+
+Activations with kinks have no second derivative there. With jumps of φ' by ``a_k`` at ``u = t_k``, φ'' is the
+regular part plus ``Σ_k a_k δ(u − t_k)``, and each δ is replaced by ``β s (1 − s)``, ``s = sigmoid(β (u − t_k))``,
+the second derivative of softplus (arXiv 2003.10392, section 5, where β = 3). Forward and first derivative
+stay exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+__all__ = ["OVERRIDES", "Surrogate", "activation", "convolution", "is_kinked"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """The named surrogate curvature, softplus with sharpness ``beta``."""
+
+    beta: float = 3.0
+
+    @property
+    def name(self) -> str:
+        return f"softplus(beta={self.beta:g})"
+
+    def spike(self, u: Tensor) -> Tensor:
+        """``β s (1 − s)``, which has integral 1 like the δ it stands for."""
+        s = torch.sigmoid(self.beta * u)
+        return self.beta * s * (1 - s)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """φ and its first two derivatives; ``second`` takes the surrogate as its second argument."""
+
+    value: Callable[[Tensor], Tensor]
+    first: Callable[[Tensor], Tensor]
+    second: Callable[[Tensor, Surrogate], Tensor]
+    kinked: bool
+
+
+class _Apply(Function):
+    """y = φ(u)."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, phi: Activation, surrogate: Surrogate) -> Tensor:
+        ctx.phi, ctx.surrogate = phi, surrogate
+        ctx.save_for_backward(u, phi.first(u))
+        return phi.value(u)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        u, first = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return g * first, None, None
+        return _Slope.apply(g, u, first, ctx.phi, ctx.surrogate), None, None
+
+
+class _Slope(Function):
+    """g φ'(u), differentiable once more; φ'' is evaluated when the graph is built, not at every product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, u: Tensor, first: Tensor, phi: Activation, surrogate: Surrogate
+    ) -> Tensor:
+        ctx.save_for_backward(first, g * phi.second(u, surrogate))
+        return g * first
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        first, curvature = ctx.saved_tensors
+        return t * first, t * curvature, None, None, None
+
+
+def _kinks(
+    value: Callable[[Tensor], Tensor],
+    first: Callable[[Tensor], Tensor],
+    *kinks: tuple[float, float],
+    regular: Callable[[Tensor], Tensor] | None = None,
+) -> Activation:
+    """An activation with jumps of φ': (where, by how much)."""
+
+    def second(u: Tensor, surrogate: Surrogate) -> Tensor:
+        total = torch.zeros_like(u) if regular is None else regular(u)
+        for where, jump in kinks:
+            if jump:
+                total = total + jump * surrogate.spike(u - where)
+        return total
+
+    return Activation(value, first, second, True)
+
+
+def _step(u: Tensor) -> Tensor:
+    return (u > 0).to(u.dtype)
+
+
+def _inside(u: Tensor, low: float, high: float) -> Tensor:
+    return ((u > low) & (u < high)).to(u.dtype)
+
+
+_INVERSE_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+def _density(u: Tensor) -> Tensor:
+    return _INVERSE_SQRT_2PI * torch.exp(-0.5 * u * u)
+
+
+def _silu_first(u: Tensor) -> Tensor:
+    s = torch.sigmoid(u)
+    return s * (1 + u * (1 - s))
+
+
+def _silu_second(u: Tensor, _: Surrogate) -> Tensor:
+    s = torch.sigmoid(u)
+    return s * (1 - s) * (2 + u * (1 - 2 * s))
+
+
+def _sigmoid_first(u: Tensor) -> Tensor:
+    s = torch.sigmoid(u)
+    return s * (1 - s)
+
+
+def _sigmoid_second(u: Tensor, _: Surrogate) -> Tensor:
+    s = torch.sigmoid(u)
+    return s * (1 - s) * (1 - 2 * s)
+
+
+def _tanh_second(u: Tensor, _: Surrogate) -> Tensor:
+    t = torch.tanh(u)
+    return -2 * t * (1 - t * t)
+
+
+_K = math.sqrt(2.0 / math.pi)
+
+
+def _tanh_gelu_first(u: Tensor) -> Tensor:
+    t = torch.tanh(_K * (u + 0.044715 * u**3))
+    return 0.5 * (1 + t) + 0.5 * u * (1 - t * t) * _K * (1 + 3 * 0.044715 * u * u)
+
+
+def _tanh_gelu_second(u: Tensor, _: Surrogate) -> Tensor:
+    t = torch.tanh(_K * (u + 0.044715 * u**3))
+    slope = _K * (1 + 3 * 0.044715 * u * u)
+    bend = _K * 6 * 0.044715 * u
+    return (1 - t * t) * (slope + 0.5 * u * (bend - 2 * t * slope * slope))
+
+
+SILU = Activation(torch.nn.functional.silu, _silu_first, _silu_second, False)
+SIGMOID = Activation(torch.sigmoid, _sigmoid_first, _sigmoid_second, False)
+TANH = Activation(torch.tanh, lambda u: 1 - torch.tanh(u) ** 2, _tanh_second, False)
+GELU = Activation(
+    torch.nn.functional.gelu,
+    lambda u: 0.5 * (1 + torch.erf(u / math.sqrt(2.0))) + u * _density(u),
+    lambda u, _: (2 - u * u) * _density(u),
+    False,
+)
+TANH_GELU = Activation(
+    lambda u: torch.nn.functional.gelu(u, approximate="tanh"), _tanh_gelu_first, _tanh_gelu_second, False
+)
+RELU = _kinks(torch.relu, _step, (0.0, 1.0))
+HARDSWISH = _kinks(
+    torch.nn.functional.hardswish,
+    lambda u: _inside(u, -3, 3) * (2 * u + 3) / 6 + (u >= 3).to(u.dtype),
+    (-3.0, -0.5),
+    (3.0, -0.5),
+    regular=lambda u: _inside(u, -3, 3) / 3,
+)
+HARDSIGMOID = _kinks(
+    torch.nn.functional.hardsigmoid, lambda u: _inside(u, -3, 3) / 6, (-3.0, 1 / 6), (3.0, -1 / 6)
+)
+ABS = _kinks(torch.abs, torch.sign, (0.0, 2.0))
+
+
+def leaky_relu(slope: float) -> Activation:
+    """max(u, 0) + slope · min(u, 0)."""
+    return _kinks(
+        lambda u: torch.nn.functional.leaky_relu(u, slope),
+        lambda u: torch.where(u > 0, 1.0, slope).to(u.dtype),
+        (0.0, 1.0 - slope),
+    )
+
+
+def clamp(low: float, high: float) -> Activation:
+    """min(max(u, low), high); ReLU6 is clamp(0, 6)."""
+    kinks = [(low, 1.0)] if math.isfinite(low) else []
+    kinks += [(high, -1.0)] if math.isfinite(high) else []
+    return _kinks(lambda u: torch.clamp(u, low, high), lambda u: _inside(u, low, high), *kinks)
+
+
+def activation(phi: Activation, u: Tensor, surrogate: Surrogate) -> Tensor:
+    """φ(u), elementwise, twice differentiable; the second derivative of a kinked φ is the surrogate's."""
+    result: Tensor = _Apply.apply(u, phi, surrogate)
+    return result
+
+
+class _Prelu(Function):
+    """max(u, 0) + a · min(u, 0) with a slope per channel; the curvature jumps by 1 − a at 0."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, slope: Tensor, surrogate: Surrogate) -> Tensor:
+        first = torch.where(u > 0, torch.ones_like(u), slope.expand_as(u))
+        ctx.surrogate = surrogate
+        ctx.save_for_backward(u, first, slope)
+        return u * first
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        u, first, slope = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return g * first, None, None
+        bend = Activation(lambda x: x, lambda x: x, lambda x, s: (1 - slope) * s.spike(x), True)
+        return _Slope.apply(g, u, first, bend, ctx.surrogate), None, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Convolution:
+    """The geometry of a convolution, as aten.convolution takes it."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        y: Tensor = aten.convolution.default(
+            x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
+            self.groups,
+        )  # fmt: skip
+        return y
+
+    def backward(self, g: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
+        """The gradient by the input (0) or by the weight (1)."""
+        gradients = aten.convolution_backward.default(
+            g, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
+            self.groups, [which == 0, which == 1, False],
+        )  # fmt: skip
+        result: Tensor = gradients[which]
+        return result
+
+
+class _Conv(Function):
+    """y = x * w."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, conv: _Convolution) -> Tensor:
+        ctx.conv = conv
+        ctx.save_for_backward(x, w)
+        return conv.forward(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, w = ctx.saved_tensors
+        by_x = _ConvByInput.apply(g, w, x, ctx.conv) if ctx.needs_input_grad[0] else None
+        by_w = _ConvByWeight.apply(g, x, w, ctx.conv) if ctx.needs_input_grad[1] else None
+        return by_x, by_w, None
+
+
+class _ConvByInput(Function):
+    """The gradient of ⟨g, x * w⟩ by x; ``like`` only gives the shape of x."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, w: Tensor, like: Tensor, conv: _Convolution) -> Tensor:
+        ctx.conv = conv
+        ctx.save_for_backward(g, w)
+        return conv.backward(g, like.detach(), w, 0)
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        g, w = ctx.saved_tensors
+        by_g = _Conv.apply(t, w, ctx.conv) if ctx.needs_input_grad[0] else None
+        by_w = _ConvByWeight.apply(g, t, w, ctx.conv) if ctx.needs_input_grad[1] else None
+        return by_g, by_w, None, None
+
+
+class _ConvByWeight(Function):
+    """The gradient of ⟨g, x * w⟩ by w; ``like`` only gives the shape of w."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, like: Tensor, conv: _Convolution) -> Tensor:
+        ctx.conv = conv
+        ctx.save_for_backward(g, x)
+        return conv.backward(g, x, like.detach(), 1)
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        g, x = ctx.saved_tensors
+        by_g = _Conv.apply(x, t, ctx.conv) if ctx.needs_input_grad[0] else None
+        by_x = _ConvByInput.apply(g, t, x, ctx.conv) if ctx.needs_input_grad[1] else None
+        return by_g, by_x, None, None
+
+
+def convolution(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor:
+    """A convolution of any rank and grouping whose derivatives of every order are convolutions."""
+    rank = w.ndim - 2
+
+    def full(values: list[int]) -> tuple[int, ...]:
+        return tuple(values) * rank if len(values) == 1 else tuple(values)
+
+    conv = _Convolution(
+        full(stride), full(padding), full(dilation), transposed, full(output_padding), groups
+    )
+    y: Tensor = _Conv.apply(x, w, conv)
+    return y if bias is None else y + bias.reshape(-1, *[1] * rank)
+
+
+def _conv_nd(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if x.ndim != w.ndim:  # an unbatched input
+        return _conv_nd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups).squeeze(0)
+    return convolution(x, w, bias, _list(stride), _list(padding), _list(dilation), False, [0], groups)
+
+
+def _list(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Tensor:
+    """Batch normalisation in evaluation mode: one scale and one shift per channel."""
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    return x * scale.reshape(shape) + shift.reshape(shape)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Scaled dot-product attention in plain operators: the fused kernels have no double backward."""
+    if enable_gqa:
+        repeats = q.shape[-3] // k.shape[-3]
+        k, v = k.repeat_interleave(repeats, -3), v.repeat_interleave(repeats, -3)
+    scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return torch.softmax(scores, -1) @ v
+
+
+def _simple(phi: Activation) -> Callable[..., Tensor]:
+    return lambda surrogate, u: activation(phi, u, surrogate)
+
+
+def _gelu(surrogate: Surrogate, u: Tensor, approximate: str = "none") -> Tensor:
+    return activation(TANH_GELU if approximate == "tanh" else GELU, u, surrogate)
+
+
+def _clamp(surrogate: Surrogate, u: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    bounds = (-math.inf if low is None else low, math.inf if high is None else high)
+    return activation(clamp(*bounds), u, surrogate)
+
+
+def _leaky(surrogate: Surrogate, u: Tensor, slope: float = 0.01) -> Tensor:
+    return activation(leaky_relu(slope), u, surrogate)
+
+
+def _prelu(surrogate: Surrogate, u: Tensor, slope: Tensor) -> Tensor:
+    shape = (1, -1, *[1] * (u.ndim - 2)) if slope.numel() > 1 else (1,) * u.ndim
+    result: Tensor = _Prelu.apply(u, slope.reshape(shape), surrogate)
+    return result
+
+
+def _unsurrogated(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda surrogate, *args, **kwargs: function(*args, **kwargs)
+
+
+def _legit_batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, _momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    empty = x.new_empty(0)
+    return _batch_norm(x, weight, bias, mean, var, eps), empty, empty
+
+
+def _plain_batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, _training: bool, _momentum: float,
+    eps: float, _cudnn: bool,
+) -> Tensor:  # fmt: skip
+    return _batch_norm(x, weight, bias, mean, var, eps)
+
+
+# What stands in for an operator on a group's path: (surrogate, *arguments) -> value.
+OVERRIDES: dict[Any, Callable[..., Any]] = {
+    aten.silu.default: _simple(SILU),
+    aten.sigmoid.default: _simple(SIGMOID),
+    aten.tanh.default: _simple(TANH),
+    aten.gelu.default: _gelu,
+    aten.relu.default: _simple(RELU),
+    aten.relu6.default: _simple(clamp(0.0, 6.0)),
+    aten.hardswish.default: _simple(HARDSWISH),
+    aten.hardsigmoid.default: _simple(HARDSIGMOID),
+    aten.abs.default: _simple(ABS),
+    aten.hardtanh.default: lambda s, u, low=-1.0, high=1.0: _clamp(s, u, low, high),
+    aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.leaky_relu.default: _leaky,
+    aten.prelu.default: _prelu,
+    aten.conv1d.default: _unsurrogated(_conv_nd),
+    aten.conv2d.default: _unsurrogated(_conv_nd),
+    aten.conv3d.default: _unsurrogated(_conv_nd),
+    aten.convolution.default: _unsurrogated(convolution),
+    aten._native_batch_norm_legit_no_training.default: _unsurrogated(_legit_batch_norm),
+    aten.batch_norm.default: _unsurrogated(_plain_batch_norm),
+    aten.scaled_dot_product_attention.default: _unsurrogated(_attention),
+}
+
+_KINKED = {
+    aten.relu.default,
+    aten.relu6.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.abs.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.leaky_relu.default,
+    aten.prelu.default,
+}
+
+
+def is_kinked(operator: Any) -> bool:
+    """Whether the operator's second derivative is a surrogate's."""
+    return operator in _KINKED

@@ -1,0 +1,151 @@
+"""The analysis set: micro-batches of real data on the device, and the checks of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from growpipe.analyser.program import inputs_of
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from torch import Tensor
+
+__all__ = ["MIN_SAMPLES", "MicroBatch", "check_mean_loss", "collect"]
+
+MIN_SAMPLES = 16
+"""The least number of samples for an analysis: two halves of eight."""
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Inputs and target of some samples, on the device."""
+
+    inputs: tuple[Any, ...]
+    target: Any
+    samples: int
+
+
+def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device=device, dtype=dtype) if value.is_floating_point() else value.to(device)
+
+
+def _length(tree: Any) -> int:
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return int(leaf.shape[0])
+    return 0
+
+
+def _slice(tree: Any, start: int, stop: int, length: int) -> Any:
+    return pytree.tree_map(
+        lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == length else leaf,
+        tree,
+    )
+
+
+def collect(
+    batches: Iterable[Any],
+    *,
+    max_samples: int,
+    micro_batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    shard: tuple[int, int] = (0, 1),
+) -> list[MicroBatch]:
+    """The first ``max_samples`` samples of ``batches`` in micro-batches.
+
+    Args:
+        batches: gives ``(inputs, target)`` pairs; axis 0 of every tensor is the batch.
+        max_samples: the size of the analysis set, over all processes.
+        micro_batch: the largest number of samples worked on at once.
+        device: where they go.
+        dtype: of floating inputs and targets.
+        shard: (rank, world size): the process keeps every world-size-th micro-batch.
+
+    Raises:
+        UsageError: nothing to iterate over, no pairs, or fewer than `MIN_SAMPLES` samples in all.
+    """
+    taken = 0
+    pieces: list[tuple[Any, Any, int]] = []
+    for batch in batches:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise UsageError(
+                f"batches must give (inputs, target) pairs, not {type(batch).__name__}"
+                + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+            )
+        inputs, target = inputs_of(batch[0]), batch[1]
+        length = _length(inputs)
+        if length == 0:
+            raise UsageError("a batch has no samples: its inputs hold no tensor with a batch axis of at least 1")
+        use = min(length, max_samples - taken)
+        for start in range(0, use, micro_batch):
+            stop = min(start + micro_batch, use)
+            pieces.append((_slice(inputs, start, stop, length), _slice(target, start, stop, length), stop - start))
+        taken += use
+        if taken >= max_samples:
+            break
+    if taken == 0:
+        raise UsageError("batches is empty; give a loader with data that can be iterated again")
+    if taken < MIN_SAMPLES:
+        raise UsageError(
+            f"the analysis set has {taken} samples, fewer than the {MIN_SAMPLES} that two halves need; "
+            f"give more batches"
+        )
+    rank, world = shard
+    # Every process needs two pieces of its own for its halves.
+    if len(pieces) < 2 * world:
+        pieces = _finer(pieces, 2 * world)
+    return [
+        MicroBatch(
+            pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), inputs),
+            pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), target),
+            samples,
+        )
+        for inputs, target, samples in pieces[rank::world]
+    ]
+
+
+def _finer(pieces: Sequence[tuple[Any, Any, int]], wanted: int) -> list[tuple[Any, Any, int]]:
+    """The same samples in at least ``wanted`` pieces."""
+    share = math.ceil(sum(samples for *_, samples in pieces) / wanted)
+    finer = []
+    for inputs, target, samples in pieces:
+        parts = max(1, math.ceil(samples / share))
+        bounds = [round(k * samples / parts) for k in range(parts + 1)]
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            finer.append(
+                (_slice(inputs, start, stop, samples), _slice(target, start, stop, samples), stop - start)
+            )
+    return finer
+
+
+def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> None:
+    """Refuse a loss that is not a mean over samples: a batch and the same batch twice must have one loss.
+
+    Args:
+        loss: ``(inputs, target) →`` the loss.
+        batch: any batch.
+
+    Raises:
+        CheckFailed: the loss is not finite.
+        UsageError: the two differ.
+    """
+
+    def twice(leaf: Any) -> Any:
+        own = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch.samples
+        return torch.cat([leaf, leaf]) if own else leaf
+
+    once = loss(batch.inputs, batch.target)
+    if not math.isfinite(once):
+        raise CheckFailed(f"the loss of an analysis batch is {once}; analyse a trained model on finite data")
+    doubled = loss(pytree.tree_map(twice, batch.inputs), pytree.tree_map(twice, batch.target))
+    if abs(doubled - once) > 1e-3 * max(abs(once), abs(doubled), 1e-6):
+        raise UsageError(
+            f"loss_fn is not a mean over samples: {once:.6g} on a batch, {doubled:.6g} on the same batch twice; "
+            f"use reduction='mean'"
+        )

@@ -1,0 +1,178 @@
+"""The splitting matrices of all channels as one linear operator: batches in, products S·v out.
+
+    S = ∇²_θθ Σ_e ⟨g_e, e(θ; x)⟩,   g_e and every mixing producer's input held constant
+
+Channels of one group do not meet in this scalar, so one Hessian-vector product gives S·v for every channel,
+and those of all groups whose paths do not multiply each other (`binding.colours`) come from the same one.
+For a chain without sharing it is ``S = E_x[Φ'(σ(θ,x)) ∇²_θθ σ(θ,x)]`` (arXiv 2003.10392, equation 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from growpipe.analyser.binding import BoundGroup, colours
+from growpipe.analyser.program import Captured, Program
+from torch import Tensor
+
+__all__ = ["SplittingOperator", "Vectors", "join", "split"]
+
+Vectors = list[Tensor]
+"""One vector per channel: for every group a tensor [width, d]."""
+
+
+def split(group: BoundGroup, values: Tensor) -> list[Tensor]:
+    """[width, d] to one [width, d_block] per block."""
+    return list(values.split(group.sizes, dim=1))
+
+
+def join(blocks: Sequence[Tensor]) -> Tensor:
+    """The inverse of `split`."""
+    return torch.cat(list(blocks), dim=1)
+
+
+@dataclass
+class _Linearised:
+    """∇_θ of the scalar of one batch and colour, as a graph that can be differentiated again and again."""
+
+    theta: dict[str, Tensor]
+    names: list[str]
+    gradients: list[Tensor]
+
+    def product(self, direction: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+        pairs = [(g, direction[name]) for name, g in zip(self.names, self.gradients, strict=True)]
+        live = [(g, v) for g, v in pairs if g.requires_grad]
+        if not live:
+            return {}
+        results = torch.autograd.grad(
+            [g for g, _ in live],
+            [self.theta[name] for name in self.names],
+            [v for _, v in live],
+            retain_graph=keep,
+            allow_unused=True,
+        )
+        return {name: r for name, r in zip(self.names, results, strict=True) if r is not None}
+
+
+@dataclass
+class SplittingOperator:
+    """S of every channel of every group over a set of captured batches.
+
+    Attributes:
+        program: the bound program.
+        batches: what each micro-batch left behind.
+        keep_graphs: hold the linearised paths between products (fast) or rebuild them (small).
+        reduce: sums a tensor over all processes, in place; nothing by default.
+    """
+
+    program: Program
+    batches: list[Captured]
+    keep_graphs: bool = True
+    reduce: Callable[[Tensor], Tensor] | None = None
+    products: int = field(default=0, init=False)
+    _graphs: dict[tuple[int, int], _Linearised] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._colours = colours(self.program.groups)
+
+    @property
+    def groups(self) -> tuple[BoundGroup, ...]:
+        return self.program.groups
+
+    @property
+    def samples(self) -> int:
+        return sum(batch.samples for batch in self.batches)
+
+    @property
+    def total_samples(self) -> int:
+        """The number of samples over all processes."""
+        if self.reduce is None:
+            return self.samples
+        return int(self.reduce(torch.tensor(self.samples, device=self.zeros()[0].device)))
+
+    def zeros(self, dtype: torch.dtype | None = None) -> Vectors:
+        """A zero vector for every channel."""
+        return [
+            torch.zeros(g.width, g.dimension, dtype=dtype or reference.dtype, device=reference.device)
+            for g in self.groups
+            for reference in [self.program.tensor(g.blocks[0].tensor)]
+        ]
+
+    def apply(self, vectors: Sequence[Tensor], batches: Sequence[int] | None = None) -> Vectors:
+        """S·v for every channel.
+
+        Args:
+            vectors: for every group [width, d].
+            batches: over which micro-batches; all by default.
+
+        Returns:
+            For every group [width, d]; S is that of the mean loss over the samples of those batches.
+        """
+        self.products += 1
+        chosen = range(len(self.batches)) if batches is None else batches
+        totals = [torch.zeros_like(v) for v in vectors]
+        weight = torch.zeros((), dtype=torch.float64, device=totals[0].device)
+        for index in chosen:
+            samples = self.batches[index].samples
+            weight += samples
+            for colour_index, colour in enumerate(self._colours):
+                self._accumulate(totals, vectors, index, colour_index, colour, float(samples))
+        if self.reduce is not None:
+            weight = self.reduce(weight)
+            totals = [self.reduce(total) for total in totals]
+        return [total / weight.to(total.dtype) for total in totals]
+
+    def _accumulate(
+        self,
+        totals: Vectors,
+        vectors: Sequence[Tensor],
+        index: int,
+        colour_index: int,
+        colour: Sequence[BoundGroup],
+        scale: float,
+    ) -> None:
+        graph = self._graphs.get((index, colour_index))
+        if graph is None:
+            graph = self._linearise(self.batches[index], colour)
+            if self.keep_graphs:
+                self._graphs[index, colour_index] = graph
+        positions = {id(group): position for position, group in enumerate(self.groups)}
+        direction: dict[str, Tensor] = {}
+        for group in colour:
+            for block, values in zip(group.blocks, split(group, vectors[positions[id(group)]]), strict=True):
+                scattered = block.scatter(values)
+                held = direction.get(block.tensor)
+                direction[block.tensor] = scattered if held is None else held + scattered
+        results = graph.product(direction, keep=self.keep_graphs)
+        for group in colour:
+            parts = [
+                block.gather(results[block.tensor])
+                if block.tensor in results
+                else direction[block.tensor].new_zeros(block.width, block.dimension)
+                for block in group.blocks
+            ]
+            totals[positions[id(group)]].add_(join(parts), alpha=scale)
+
+    def _linearise(self, batch: Captured, colour: Sequence[BoundGroup]) -> _Linearised:
+        names = list(dict.fromkeys(block.tensor for group in colour for block in group.blocks))
+        theta = {name: self.program.tensor(name).detach().clone().requires_grad_() for name in names}
+        with torch.enable_grad():
+            scalar = self.program.scalar(colour, batch, theta)
+            gradients = torch.autograd.grad(
+                scalar, list(theta.values()), create_graph=True, allow_unused=True
+            )
+        filled = [
+            torch.zeros_like(theta[name]) if g is None else g for name, g in zip(names, gradients, strict=True)
+        ]
+        return _Linearised(theta, names, filled)
+
+    def drop_graphs(self) -> None:
+        """Free the linearised paths."""
+        self._graphs.clear()
+
+    def halves(self) -> Iterator[list[int]]:
+        """Two disjoint halves of the micro-batches, interleaved."""
+        yield list(range(0, len(self.batches), 2))
+        yield list(range(1, len(self.batches), 2))

@@ -1,0 +1,201 @@
+"""The table of optimal signed splits: extreme eigenpairs of a splitting matrix in, weights and directions out.
+
+A neuron θ is replaced by m copies, ``σ(θ, x) → Σ_i w_i σ(θ + ε δ_i, x)`` with ``Σ w_i = 1``, ``Σ w_i δ_i = 0``,
+``‖δ_i‖ ≤ 1`` and ``Σ |w_i| ≤ c``. The loss changes by ``(ε²/2) Σ_i w_i δ_iᵀ S δ_i + O(ε³)`` (arXiv 2003.10392,
+equation 5), S the splitting matrix. With ``p = (c+1)/2``, ``n = (c−1)/2`` and the extreme eigenpairs (λ−, v−)
+and (λ+, v+) of S the optimal splits are
+
+| row | weights | displacements | value Σ w δᵀSδ |
+|---|---|---|---|
+| positive pair (S2D) | ½, ½ | +v−, −v− | λ− |
+| negative pair | p, −n | (n/p) v+, v+ | −(n/p) λ+ |
+| positive triplet | p/2, p/2, −n | +v−, −v−, 0 | p λ− |
+| negative triplet | −n/2, −n/2, p | +v+, −v+, 0 | −n λ+ |
+| mixed triplet | p/2, p/2, −n | (n/p) v+ ± √(1−n²/p²) v−, v+ | −(n/p) λ+ + (c/p) λ− |
+| quadruplet | p/2, p/2, −n/2, −n/2 | ±v−, ±v+ | p min(λ−, 0) − n max(λ+, 0) |
+
+The optimum over m copies is the least value of the rows with at most m copies, and 0, which is not to split.
+The quadruplet counts only where λ− < 0 < λ+: otherwise its useless pair collapses into one copy, and it is a
+triplet. The rows hold in any metric in which (λ, v) are the generalised eigenpairs and ‖δ‖ is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from growpipe.graph_ops.errors import UsageError
+
+__all__ = ["ROWS", "SCHEMES", "Copy", "Row", "Scheme", "best_rows", "scheme_of"]
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """One copy of a channel: its weight w_i and its displacement ``minus · v− + plus · v+``."""
+
+    weight: float
+    minus: float
+    plus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: how the row is called.
+        copies: the number m of copies.
+        symmetric: whether the split is unchanged when v− or v+ changes its sign; where it is not, the
+            O(ε³) term depends on the sign.
+        value: ``(λ−, λ+, c) → Σ w δᵀSδ``; arrays of one shape, inf where the row does not apply.
+        offspring: ``c →`` the copies.
+    """
+
+    name: str
+    copies: int
+    symmetric: bool
+    value: Callable[[Array, Array, float], Array]
+    offspring: Callable[[float], tuple[Copy, ...]]
+
+
+def _p(c: float) -> float:
+    return (c + 1.0) / 2.0
+
+
+def _n(c: float) -> float:
+    return (c - 1.0) / 2.0
+
+
+def _signed(values: Array, c: float) -> Array:
+    # With c = 1 there are no negative weights: the row is the identity or a positive split with fewer copies.
+    return values if c > 1.0 else np.full_like(values, np.inf)
+
+
+def _positive_pair(_c: float) -> tuple[Copy, ...]:
+    return (Copy(0.5, 1.0, 0.0), Copy(0.5, -1.0, 0.0))
+
+
+def _negative_pair(c: float) -> tuple[Copy, ...]:
+    p, n = _p(c), _n(c)
+    return (Copy(p, 0.0, n / p), Copy(-n, 0.0, 1.0))
+
+
+def _positive_triplet(c: float) -> tuple[Copy, ...]:
+    p, n = _p(c), _n(c)
+    return (Copy(p / 2, 1.0, 0.0), Copy(p / 2, -1.0, 0.0), Copy(-n, 0.0, 0.0))
+
+
+def _negative_triplet(c: float) -> tuple[Copy, ...]:
+    p, n = _p(c), _n(c)
+    return (Copy(p, 0.0, 0.0), Copy(-n / 2, 0.0, 1.0), Copy(-n / 2, 0.0, -1.0))
+
+
+def _mixed_triplet(c: float) -> tuple[Copy, ...]:
+    p, n = _p(c), _n(c)
+    along, across = n / p, math.sqrt(1.0 - (n / p) ** 2)
+    return (Copy(p / 2, across, along), Copy(p / 2, -across, along), Copy(-n, 0.0, 1.0))
+
+
+def _quadruplet(c: float) -> tuple[Copy, ...]:
+    p, n = _p(c), _n(c)
+    return (
+        Copy(p / 2, 1.0, 0.0),
+        Copy(p / 2, -1.0, 0.0),
+        Copy(-n / 2, 0.0, 1.0),
+        Copy(-n / 2, 0.0, -1.0),
+    )
+
+
+ROWS: tuple[Row, ...] = (
+    Row("positive pair", 2, True, lambda low, high, c: low + 0.0 * high, _positive_pair),
+    Row(
+        "negative pair",
+        2,
+        False,
+        lambda low, high, c: _signed(-(_n(c) / _p(c)) * high + 0.0 * low, c),
+        _negative_pair,
+    ),
+    Row("positive triplet", 3, True, lambda low, high, c: _signed(_p(c) * low + 0.0 * high, c), _positive_triplet),
+    Row("negative triplet", 3, True, lambda low, high, c: _signed(-_n(c) * high + 0.0 * low, c), _negative_triplet),
+    Row(
+        "mixed triplet",
+        3,
+        False,
+        lambda low, high, c: _signed(-(_n(c) / _p(c)) * high + (c / _p(c)) * low, c),
+        _mixed_triplet,
+    ),
+    Row(
+        "quadruplet",
+        4,
+        True,
+        lambda low, high, c: _signed(
+            np.where((low < 0) & (high > 0), _p(c) * low - _n(c) * high, np.inf),
+            c,
+        ),
+        _quadruplet,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """The rows a plan may use: at most ``max_copies`` copies, and ``c`` at least 1.
+
+    Attributes:
+        name: ``"s2d"``, ``"m2"``, ``"m3"`` or ``"m4"``.
+        max_copies: 2, 3 or 4.
+        c: the bound on Σ|w_i|; 1 leaves positive splits only.
+    """
+
+    name: str
+    max_copies: int
+    c: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.c) and self.c >= 1.0):
+            raise UsageError(f"c bounds the sum of |w_i| and is at least 1, not {self.c}")
+
+
+SCHEMES = {"s2d": 2, "m2": 2, "m3": 3, "m4": 4}
+
+
+def scheme_of(name: str, c: float) -> Scheme:
+    """The scheme of a name; ``"s2d"`` is the positive pair alone, which is c = 1.
+
+    Raises:
+        UsageError: no such scheme, or c below 1.
+    """
+    if name not in SCHEMES:
+        raise UsageError(f"unknown scheme {name!r}; choose one of {', '.join(SCHEMES)}")
+    return Scheme(name, SCHEMES[name], 1.0 if name == "s2d" else float(c))
+
+
+def best_rows(low: Array, high: Array, c: float, copies: int) -> tuple[Array, npt.NDArray[np.int64]]:
+    """The optimum over all splits with at most ``copies`` copies, channel by channel.
+
+    Args:
+        low: λ−, float [channels].
+        high: λ+, float [channels].
+        c: the bound on Σ|w_i|.
+        copies: the largest number m of copies.
+
+    Returns:
+        The least value Σ w δᵀSδ, float [channels], never above 0, and the index in `ROWS` that reaches it,
+        int64 [channels], −1 where the channel is not split.
+    """
+    values = np.stack(
+        [
+            row.value(low, high, c) if row.copies <= copies else np.full_like(low, np.inf, dtype=np.float64)
+            for row in ROWS
+        ]
+    )
+    choice = values.argmin(axis=0)
+    best = values.min(axis=0)
+    split = best < 0.0
+    return np.where(split, best, 0.0), np.where(split, choice, -1).astype(np.int64)

@@ -1,0 +1,316 @@
+"""Which channels split, and into how many copies: the best gain per added cost within the limits.
+
+A channel that goes from one copy to m adds m − 1 channels. What one more channel costs depends on the widths
+of the neighbouring groups, which grow too, so marginal costs are taken anew as the widths change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from growpipe.analyser.schemes import ROWS, Scheme, best_rows
+from growpipe.graph_ops.cost import CostModel
+from growpipe.graph_ops.errors import UsageError
+
+__all__ = ["Budget", "Candidates", "Limits", "Selection", "select"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the grown network may cost in all, per sample; None leaves a quantity free.
+
+    Attributes:
+        parameters: the number of trainable entries.
+        macs: multiply-accumulates of one forward pass.
+    """
+
+    parameters: int | None = None
+    macs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("parameters", self.parameters), ("macs", self.macs)):
+            if value is not None and value <= 0:
+                raise UsageError(f"a budget of {value} {name} leaves no network; give a positive number")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a round of growth.
+
+    Attributes:
+        growth: the share of channels to add; None for no such bound.
+        budget: what the grown network may cost.
+        align: every group that grows ends at a multiple of this width.
+        max_factor: no group grows beyond this multiple of its width in one round.
+        widths: by group name the least and the greatest width, either None.
+        cost_exponent: candidates compete by gain / costᵉ. 1 spends a budget best as far as the quadratic
+            prediction goes; ½ found the better widths in practice, as predictions of cheap layers are
+            optimistic.
+    """
+
+    growth: float | None = 0.3
+    budget: Budget | None = None
+    align: int = 1
+    max_factor: float = 2.0
+    widths: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    cost_exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.growth is None and self.budget is None:
+            raise UsageError("give a growth share or a budget")
+        if self.growth is not None and not self.growth > 0:
+            raise UsageError(f"growth is the share of channels to add and must be positive, not {self.growth}")
+        if self.align < 1:
+            raise UsageError(f"align is a multiple of channels, at least 1, not {self.align}")
+        if self.max_factor <= 1:
+            raise UsageError(f"max_factor must be above 1, not {self.max_factor}")
+        if self.cost_exponent < 0:
+            raise UsageError(f"cost_exponent must not be negative, not {self.cost_exponent}")
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The splits on offer in one group.
+
+    Attributes:
+        group: the group's name.
+        values: float [copies − 1, width], the least Σ w δᵀSδ with at most 2, 3, … copies; never above 0.
+        rows: int64 of the same shape, the row of the table that reaches it, −1 for none.
+    """
+
+    group: str
+    values: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(group: str, low: npt.NDArray, high: npt.NDArray, scheme: Scheme) -> Candidates:
+        """From the extreme eigenvalues λ−, λ+ of the group's channels, float [width] each."""
+        best = [best_rows(low, high, scheme.c, m) for m in range(2, scheme.max_copies + 1)]
+        return Candidates(group, np.stack([b[0] for b in best]), np.stack([b[1] for b in best]))
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The chosen row of every channel.
+
+    Attributes:
+        rows: by group int64 [width], the row in `ROWS`, −1 where the channel stays.
+        value: by group Σ over the channels of Σ w δᵀSδ.
+        widths: by group the grown width; groups that do not grow are absent.
+        notes: why the selection ended.
+    """
+
+    rows: Mapping[str, npt.NDArray[np.int64]]
+    value: Mapping[str, float]
+    widths: Mapping[str, int]
+    notes: str
+
+
+@dataclass
+class _Step:
+    """A channel taking further copies: from ``before`` added channels to ``after``."""
+
+    channel: int
+    before: int
+    after: int
+    gain: float
+
+    @property
+    def added(self) -> int:
+        return self.after - self.before
+
+    @property
+    def rate(self) -> float:
+        return self.gain / self.added
+
+
+class _Queue:
+    """The steps of one group, best gain per added channel first.
+
+    Of a channel's options only those on the concave hull of gain over added channels are steps, so that a
+    channel's own steps come in order.
+    """
+
+    def __init__(self, candidates: Candidates, floor: float) -> None:
+        self.candidates = candidates
+        self.chosen = np.zeros(candidates.width, dtype=np.int64)
+        steps: list[_Step] = []
+        for channel in range(candidates.width):
+            # An option counts its own copies: a row with fewer copies than allowed adds fewer channels.
+            options: dict[int, float] = {0: 0.0}
+            for value, row in zip(candidates.values[:, channel], candidates.rows[:, channel], strict=True):
+                if row >= 0 and -value > floor:
+                    added = ROWS[row].copies - 1
+                    options[added] = max(options.get(added, 0.0), -float(value))
+            steps.extend(_hull_steps(channel, options))
+        self.steps = sorted(steps, key=lambda s: (-s.rate, s.channel, s.before))
+
+    def peek(self, room: int) -> list[_Step] | None:
+        """The best steps that add exactly ``room`` channels, or None; with room 0 the best single step."""
+        if room == 0:
+            return self.steps[:1] or None
+        taken: list[_Step] = []
+        position = {s.channel: int(self.chosen[s.channel]) for s in self.steps}
+        for step in self.steps:
+            if step.added <= room and position[step.channel] == step.before:
+                taken.append(step)
+                position[step.channel] = step.after
+                room -= step.added
+                if room == 0:
+                    return taken
+        return None
+
+    def take(self, steps: Sequence[_Step]) -> None:
+        for step in steps:
+            self.chosen[step.channel] = step.after
+        gone = {id(step) for step in steps}
+        self.steps = [step for step in self.steps if id(step) not in gone]
+
+    def rows(self) -> tuple[npt.NDArray[np.int64], float]:
+        """The chosen row of every channel, and the value of all."""
+        rows = np.full(self.candidates.width, -1, dtype=np.int64)
+        total = 0.0
+        for channel, added in enumerate(self.chosen):
+            if added:
+                rows[channel] = self.candidates.rows[added - 1, channel]
+                total += float(self.candidates.values[added - 1, channel])
+        return rows, total
+
+
+def _hull_steps(channel: int, options: Mapping[int, float]) -> list[_Step]:
+    hull = [(0, 0.0)]
+    while True:
+        here, gained = hull[-1]
+        further = [(added, gain) for added, gain in options.items() if added > here and gain > gained]
+        if not further:
+            break
+        hull.append(max(further, key=lambda o: ((o[1] - gained) / (o[0] - here), o[0])))
+    return [
+        _Step(channel, a, b, gain_b - gain_a)
+        for (a, gain_a), (b, gain_b) in zip(hull, hull[1:], strict=False)
+    ]
+
+
+def select(
+    candidates: Sequence[Candidates],
+    cost: CostModel,
+    limits: Limits,
+    total_channels: int | None = None,
+) -> Selection:
+    """The best splits by gain per cost, group by group and channel by channel, greedily.
+
+    Args:
+        candidates: of every group that may split.
+        cost: of the whole network.
+        limits: what bounds the growth.
+        total_channels: of which ``growth`` is a share; the channels of ``candidates`` by default.
+
+    Raises:
+        UsageError: the network is over the budget already, or a least width cannot be reached.
+    """
+    widths = {c.group: c.width for c in candidates}
+    start = dict(widths)
+    unknown = sorted(set(limits.widths) - set(widths))
+    if unknown:
+        raise UsageError(f"there is no splittable group {unknown[0]!r} to limit; see growpipe inspect")
+    channels = sum(widths.values()) if total_channels is None else total_channels
+    room = None if limits.growth is None else max(1, round(limits.growth * channels))
+    if not _affordable(cost, {}, limits.budget):
+        raise UsageError("the network is over the budget already; give a larger budget")
+    largest = max((float(-c.values.min(initial=0.0)) for c in candidates), default=0.0)
+    queues = {c.group: _Queue(c, 1e-9 * largest) for c in candidates}
+    open_groups = set(queues)
+    prices: dict[str, float] = {}
+    added = priced_at = 0
+    reason = "no candidate lowers the loss any further"
+    while open_groups:
+        if not prices or added - priced_at >= max(1, added // 32):
+            prices, priced_at = _prices(cost, widths, start, limits), added
+        below = [g for g in open_groups if widths[g] < (limits.widths.get(g, (None, None))[0] or 0)]
+        best: tuple[float, str, list[_Step]] | None = None
+        for group in sorted(below or open_groups):
+            steps = _move(queues[group], widths[group], start[group], limits, group)
+            if steps is None:
+                open_groups.discard(group)
+                continue
+            count = sum(s.added for s in steps)
+            score = sum(s.gain for s in steps) / count / prices[group]
+            if best is None or score > best[0]:
+                best = (score, group, steps)
+        if best is None:
+            continue
+        _, group, steps = best
+        count = sum(s.added for s in steps)
+        wider = {**widths, group: widths[group] + count}
+        grown = {g: w for g, w in wider.items() if w != start[g]}
+        if room is not None and added + count > room and not below:
+            if added > 0 or count > 2 * room:
+                reason = "the growth share is reached"
+                open_groups.discard(group)
+                continue
+        if not _affordable(cost, grown, limits.budget):
+            reason = "the budget is spent"
+            open_groups.discard(group)
+            continue
+        queues[group].take(steps)
+        widths = wider
+        added += count
+        if room is not None and added >= room and not below:
+            reason = "the growth share is reached"
+            break
+    for group, (least, _) in limits.widths.items():
+        if least is not None and widths[group] < least:
+            raise UsageError(f"group {group!r} cannot reach its least width {least}: {widths[group]} is the most")
+    rows, value = {}, {}
+    for group, queue in queues.items():
+        rows[group], value[group] = queue.rows()
+    return Selection(rows, value, {g: w for g, w in widths.items() if w != start[g]}, reason)
+
+
+def _move(queue: _Queue, width: int, start: int, limits: Limits, group: str) -> list[_Step] | None:
+    """The group's next steps, to the next aligned width and within its limits; None when there are none."""
+    target = 0 if limits.align == 1 else limits.align - width % limits.align
+    steps = queue.peek(target)
+    if steps is None:
+        return None
+    most = limits.widths.get(group, (None, None))[1]
+    ceiling = max(start + 1, int(limits.max_factor * start))
+    if limits.align > 1:
+        ceiling = max(ceiling, -(-(start + 1) // limits.align) * limits.align)
+    least = limits.widths.get(group, (None, None))[0] or 0
+    ceiling = max(ceiling, least)
+    if most is not None:
+        ceiling = min(ceiling, most)
+    if width + sum(s.added for s in steps) <= ceiling:
+        return steps
+    # The best step may be too large for what is left, a smaller one not.
+    return queue.peek(ceiling - width) if limits.align == 1 and ceiling > width else None
+
+
+def _affordable(cost: CostModel, grown: Mapping[str, int], budget: Budget | None) -> bool:
+    if budget is None:
+        return True
+    if budget.parameters is not None and cost.parameters(grown) > budget.parameters:
+        return False
+    return budget.macs is None or cost.macs(grown) <= budget.macs
+
+
+def _prices(
+    cost: CostModel, widths: Mapping[str, int], start: Mapping[str, int], limits: Limits
+) -> dict[str, float]:
+    """What one more channel of every group costs at the current widths, to the power ``cost_exponent``."""
+    by_parameters = limits.budget is not None and limits.budget.macs is None
+    measure = cost.parameters if by_parameters else cost.macs
+    grown = {g: w for g, w in widths.items() if w != start[g]}
+    base = measure(grown)
+    return {
+        group: float(max(1, measure({**grown, group: width + 1}) - base)) ** limits.cost_exponent
+        for group, width in widths.items()
+    }

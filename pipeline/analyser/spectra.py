@@ -1,0 +1,219 @@
+"""The extreme eigenpairs of every channel on a growing analysis set, with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from growpipe.analyser.dense import dense_extremes
+from growpipe.analyser.lanczos import Extremes, lanczos, random_start
+from growpipe.analyser.metric import Metric
+from growpipe.analyser.operator import SplittingOperator, Vectors
+from growpipe.analyser.schemes import ROWS, Scheme
+from growpipe.analyser.selection import Candidates
+from growpipe.graph_ops.errors import UsageError
+from scipy.stats import spearmanr
+from torch import Tensor
+
+__all__ = ["SOLVERS", "Spectra", "measure_spectra", "solve"]
+
+SOLVERS = ("auto", "dense", "lanczos")
+
+FloatArray = npt.NDArray[np.floating]
+
+LANCZOS_PRODUCTS = 12
+"""About how many products batched Lanczos needs for a residual of a percent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """What the analysis knows of every channel of every group.
+
+    Attributes:
+        low: by group λ−, float64 [width].
+        high: by group λ+, float64 [width].
+        low_error: by group the standard error of λ−, float64 [width], from disjoint halves of the data.
+        high_error: by group that of λ+.
+        minus: by group v− in parameter coordinates, [width, d], of length 1 in the metric.
+        plus: by group v+, likewise.
+        candidates: the splits on offer.
+        facts: how it came about; JSON values.
+    """
+
+    low: Mapping[str, FloatArray]
+    high: Mapping[str, FloatArray]
+    low_error: Mapping[str, FloatArray]
+    high_error: Mapping[str, FloatArray]
+    minus: Mapping[str, FloatArray]
+    plus: Mapping[str, FloatArray]
+    candidates: tuple[Candidates, ...]
+    facts: Mapping[str, Any]
+
+    def report(self, rows: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+        """Facts and one entry per group, for the notes of a plan; ``rows`` are the chosen splits."""
+        groups = {
+            name: {
+                "channels": len(self.low[name]),
+                "dimension": int(self.minus[name].shape[1]),
+                "lowest": float(self.low[name].min()),
+                "highest": float(self.high[name].max()),
+                "standard_error": float(
+                    np.median(np.concatenate([self.low_error[name], self.high_error[name]]))
+                ),
+                "splits": {
+                    row.name: int(np.count_nonzero(rows[name] == index))
+                    for index, row in enumerate(ROWS)
+                    if np.any(rows[name] == index)
+                },
+            }
+            for name in self.low
+        }
+        return {**self.facts, "groups": groups}
+
+
+def solve(
+    operator: SplittingOperator,
+    metric: Metric,
+    *,
+    solver: str,
+    tolerance: float,
+    start: Sequence[Tensor],
+    max_steps: int = 40,
+) -> tuple[Extremes, str]:
+    """The extreme eigenpairs in the metric's whitened coordinates, and the solver that found them.
+
+    ``auto`` takes the dense solver where the largest dimension needs no more products than Lanczos would.
+
+    Raises:
+        UsageError: an unknown solver.
+    """
+    if solver not in SOLVERS:
+        raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+
+    def apply(vectors: Vectors) -> Vectors:
+        return metric.to_white(operator.apply(metric.to_raw(vectors)))
+
+    if solver == "auto":
+        largest = max(group.dimension for group in operator.groups)
+        solver = "dense" if largest <= LANCZOS_PRODUCTS else "lanczos"
+    if solver == "dense":
+        return dense_extremes(apply, start), solver
+    return lanczos(apply, start, tolerance=tolerance, max_steps=max_steps), solver
+
+
+def _quotients(
+    operator: SplittingOperator, raw: Sequence[Tensor], half: Sequence[int]
+) -> list[npt.NDArray[np.float64]]:
+    """vᵀ S v of every channel, S over the micro-batches of one half."""
+    products = operator.apply(raw, half)
+    return [
+        torch.einsum("cd,cd->c", v.double(), p.double()).cpu().numpy() for v, p in zip(raw, products, strict=True)
+    ]
+
+
+def measure_spectra(
+    operators: Iterator[SplittingOperator],
+    make_metric: Callable[[SplittingOperator], Metric],
+    scheme: Scheme,
+    *,
+    solver: str = "auto",
+    tolerance: float = 1e-2,
+    max_steps: int = 40,
+    stability: float = 0.95,
+    seed: int = 0,
+) -> Spectra:
+    """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
+
+    On each set the extreme eigenpairs are found, warm-started from the set before. vᵀSv on two disjoint
+    halves of the set gives the standard errors ``|q₁ − q₂| / 2``, and two rankings of the candidates; they are
+    stable when Spearman's rank correlation reaches ``stability``.
+
+    Args:
+        operators: the operator on ever larger sets; the last is the limit. Never empty.
+        make_metric: measures the metric on a set.
+        scheme: gives the candidates.
+        solver: one of `SOLVERS`.
+        tolerance: the residual bound, as a share of each spectral radius.
+        max_steps: the largest number of products per set.
+        stability: of the ranking.
+        seed: of the start vectors.
+    """
+    raw_minus: list[Tensor] | None = None
+    raw_plus: list[Tensor] | None = None
+    products = 0
+    agreement = 0.0
+    stages = []
+    for operator in operators:
+        before = operator.products
+        metric = make_metric(operator)
+        noise = random_start(operator.zeros(), seed)
+        if raw_minus is None or raw_plus is None:
+            start = noise
+        else:
+            # The old ends, and a little of everything in case the new data turn them.
+            ends = [a + b for a, b in zip(metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True)]
+            start = [
+                e + 0.1 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True) for e, n in zip(ends, noise, strict=True)
+            ]
+        extremes, used = solve(
+            operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps
+        )
+        raw_minus, raw_plus = metric.to_raw(extremes.minus), metric.to_raw(extremes.plus)
+        first, second = operator.halves()
+        halves = [
+            (_quotients(operator, raw_minus, half), _quotients(operator, raw_plus, half))
+            for half in (first, second)
+        ]
+        agreement = _agreement(halves, scheme)
+        products += operator.products - before
+        stages.append(
+            {
+                "samples": operator.total_samples,
+                "solver": used,
+                "products": operator.products - before,
+                "residual": extremes.relative_residual,
+                "rank_agreement": agreement,
+            }
+        )
+        if agreement >= stability:
+            break
+    assert raw_minus is not None and raw_plus is not None
+    names = [group.name for group in operator.groups]
+    low = {n: v.numpy() for n, v in zip(names, extremes.low, strict=True)}
+    high = {n: v.numpy() for n, v in zip(names, extremes.high, strict=True)}
+    errors = [
+        {n: np.abs(a - b) / 2 for n, a, b in zip(names, halves[0][end], halves[1][end], strict=True)}
+        for end in (0, 1)
+    ]
+    return Spectra(
+        low=low,
+        high=high,
+        low_error=errors[0],
+        high_error=errors[1],
+        minus={n: v.cpu().numpy() for n, v in zip(names, raw_minus, strict=True)},
+        plus={n: v.cpu().numpy() for n, v in zip(names, raw_plus, strict=True)},
+        candidates=tuple(Candidates.of(n, low[n], high[n], scheme) for n in names),
+        facts={
+            "stages": stages,
+            "products": products,
+            "ranking_stable": bool(agreement >= stability),
+            "stopped": "the ranking is stable" if agreement >= stability else "the analysis set is used up",
+        },
+    )
+
+
+def _agreement(halves: Sequence[tuple[list[FloatArray], list[FloatArray]]], scheme: Scheme) -> float:
+    """Spearman's rank correlation of all candidates' values between the two halves."""
+    ranked = [
+        np.concatenate(
+            [Candidates.of("", low, high, scheme).values[-1] for low, high in zip(*half, strict=True)]
+        )
+        for half in halves
+    ]
+    if any(np.ptp(values) == 0 for values in ranked):
+        return 1.0 if all(np.ptp(values) == 0 for values in ranked) else 0.0
+    return float(spearmanr(*ranked).statistic)

@@ -1,0 +1,89 @@
+"""From chosen rows and eigenvectors to the split plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from growpipe.analyser.binding import BoundGroup
+from growpipe.analyser.schemes import ROWS
+from growpipe.graph_ops.plan import GroupSplit
+from growpipe.graph_ops.tensors import Displacement
+
+__all__ = ["is_asymmetric", "split_groups"]
+
+
+def is_asymmetric(rows: Mapping[str, npt.NDArray[np.int64]]) -> bool:
+    """Whether any chosen split depends on the sign of v+."""
+    return any(row >= 0 and not ROWS[row].symmetric for chosen in rows.values() for row in chosen)
+
+
+def split_groups(
+    groups: Sequence[BoundGroup],
+    rows: Mapping[str, npt.NDArray[np.int64]],
+    minus: Mapping[str, npt.NDArray[np.floating]],
+    plus: Mapping[str, npt.NDArray[np.floating]],
+    values: Mapping[str, float],
+    c: float,
+    epsilon: float,
+    orientation: float = 1.0,
+) -> tuple[GroupSplit, ...]:
+    """The splits of all groups in which a channel splits.
+
+    Args:
+        groups: the bound groups.
+        rows: by group int64 [width], the row of `ROWS` per channel, −1 for none.
+        minus: by group v− in parameter coordinates, [width, d].
+        plus: by group v+, likewise.
+        values: by group Σ w δᵀSδ over its channels.
+        c: the bound on Σ|w_i|.
+        epsilon: the step ε.
+        orientation: ±1, the sign of every v+.
+    """
+    splits = []
+    for group in groups:
+        chosen = rows[group.name]
+        channels = np.flatnonzero(chosen >= 0)
+        if not len(channels):
+            continue
+        source = list(range(group.width))
+        coefficient = [1.0] * group.width
+        moved: list[int] = []
+        directions: list[npt.NDArray[np.floating]] = []
+        for channel in channels:
+            for number, copy in enumerate(ROWS[chosen[channel]].offspring(c)):
+                if number == 0:
+                    grown = int(channel)
+                    coefficient[grown] = copy.weight
+                else:
+                    grown = len(source)
+                    source.append(int(channel))
+                    coefficient.append(copy.weight)
+                if copy.minus or copy.plus:
+                    moved.append(grown)
+                    directions.append(
+                        copy.minus * minus[group.name][channel]
+                        + orientation * copy.plus * plus[group.name][channel]
+                    )
+        delta = np.stack(directions)
+        displacements, start = {}, 0
+        for block in group.blocks:
+            part = delta[:, start : start + block.dimension]
+            start += block.dimension
+            displacements[block.tensor] = Displacement(
+                block.axis,
+                np.array(moved, dtype=np.int64),
+                np.ascontiguousarray(part.reshape(len(moved), block.rows.shape[1], *block.others)),
+            )
+        splits.append(
+            GroupSplit(
+                group=group.name,
+                width=group.width,
+                source=np.array(source, dtype=np.int64),
+                coefficient=np.array(coefficient, dtype=np.float64),
+                displacements=displacements,
+                predicted_change=0.5 * epsilon**2 * values[group.name],
+            )
+        )
+    return tuple(splits)

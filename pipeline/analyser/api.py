@@ -13,10 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+
 from growpipe.analyser.binding import bind_groups
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import MicroBatch, check_mean_loss, collect
-from growpipe.analyser.line_search import LineSearch, line_search
+from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, make_metric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.program import Program
@@ -25,12 +28,10 @@ from growpipe.analyser.selection import Budget, Limits, select
 from growpipe.analyser.spectra import SOLVERS, measure_spectra
 from growpipe.analyser.splits import is_asymmetric, split_groups
 from growpipe.export import export_growth_form, named_tensors
-from growpipe.graph_ops.errors import MissingEnvironment, UsageError
+from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
 from growpipe.mirror import grow, to_numpy
-from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
 
 __all__ = ["analyse"]
 
@@ -67,10 +68,10 @@ def analyse(
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> SplitPlan:
-    """The best signed splits of ``model``'s channels: which, into how many copies, in which directions, how far.
+    """The best signed splits of ``model``'s channels: which, into how many copies, where to, how far.
 
     For every channel of every splittable group the extreme eigenpairs of its splitting matrix
-    ``S = ∇²_θθ Σ_e ⟨g_e, e(θ; x)⟩`` (arXiv 2003.10392, equation 6, carried over to channel groups) are found,
+    ``S = ∇²_θθ Σ_e ⟨g_e, e(θ; x)⟩`` (arXiv 2003.10392, carried over to channel groups) are found,
     the optimal split is read off the table in `schemes`, the best candidates by gain per cost are chosen, and
     ε is searched on real batches. The model comes back exactly as it was given.
 
@@ -83,7 +84,7 @@ def analyse(
         c: the bound on Σ|w_i|, at least 1.
         growth: the share of channels to add; None means 0.3 without a budget, and no such bound with one.
         epsilon: the step ε in the metric's unit; None searches.
-        budget: what the grown network may cost.
+        budget: what the grown network may cost; with a growth share both hold.
         metric: ``"euclidean"`` (‖δ‖² in parameter units) or ``"input"`` (δᵀ E[p pᵀ] δ, see `metric`).
         damping: of the input metric, as a share of the mean eigenvalue of Σ.
         displace: what is displaced: ``"weights"``, ``"biases"``, ``"affine"``.
@@ -107,7 +108,8 @@ def analyse(
 
     Raises:
         UsageError: a wrong argument, an empty or too small analysis set, a loss that is no mean over samples,
-            a model without a splittable group or that cannot be exported, a budget that is spent already.
+            a model that cannot be exported.
+        NothingToSplit: no group is splittable, no split lowers the loss, or the budget is spent.
         MissingEnvironment: CUDA was asked for and is not there.
         CheckFailed: the loss or a gradient is not finite.
     """
@@ -122,8 +124,9 @@ def analyse(
         raise UsageError(f"surrogate_beta must be positive, not {surrogate_beta}")
     if max_samples < 1 or micro_batch < 1 or line_search_samples < 1:
         raise UsageError("max_samples, micro_batch and line_search_samples must be at least 1")
+    unlimited = budget is None or (budget.parameters is None and budget.macs is None)
     limits = Limits(
-        growth=0.3 if growth is None and budget is None else growth,
+        growth=0.3 if growth is None and unlimited else growth,
         budget=budget,
         align=align,
         max_factor=max_factor,
@@ -133,9 +136,7 @@ def analyse(
     target_device = _device(model, device)
     started = time.perf_counter()
     with _evaluation_mode(model):
-        prepared = _prepare(
-            model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device
-        )
+        prepared = _prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
         data = collect(
             batches,
@@ -159,10 +160,7 @@ def analyse(
             spectra.candidates, groups.cost, limits, sum(group.width for group in program.groups)
         )
         if not selection.widths:
-            raise UsageError(
-                "no split lowers the loss: every eigenvalue of every splitting matrix is zero or of the useless sign"
-                " for this scheme; use scheme='m4' with c above 1, or train further"
-            )
+            raise NothingToSplit(f"nothing is left to split: {selection.notes}")
         names = list(selection.widths)
         tensors = named_tensors(model)
         # Constants that the exporter made, such as zero biases, are the graph's own business.
@@ -197,7 +195,9 @@ def analyse(
             found = line_search(
                 lambda e, o: evaluate(plan_at(e, o), trial_data) - base,
                 orientations=orientations,
-                **({} if epsilon is None else {"epsilons": (epsilon,), "smallest": epsilon, "refinements": 0}),
+                epsilons=EPSILONS if epsilon is None else (epsilon,),
+                refinements=2 if epsilon is None else 0,
+                smallest=1e-4 if epsilon is None else epsilon,
             )
             step, orientation = found.best.epsilon, found.best.orientation
         plan = plan_at(step, orientation)
@@ -215,7 +215,7 @@ def analyse(
         }
     }
     logger.info(
-        "analysed %d groups in %.1f s: %d channels added, predicted change %.3g, realised %.3g at epsilon %.3g",
+        "analysed %d groups in %.1f s: %d channels added, loss %.3g predicted, %.3g realised at epsilon %.3g",
         len(program.groups), time.perf_counter() - started, plan.added_channels,
         plan.predicted_change or 0.0, realised, step,
     )  # fmt: skip
@@ -244,7 +244,9 @@ def _prepare(
     if not splittable:
         barrier = next((g.barrier for g in groups.groups if g.barrier is not None), None)
         reason = f": {barrier.operator} at {barrier.node!r}, {barrier.reason}" if barrier else ""
-        raise UsageError(f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect")
+        raise NothingToSplit(
+            f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect"
+        )
     # Without in-place operators a captured value stays what it was.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class

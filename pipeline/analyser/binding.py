@@ -1,4 +1,4 @@
-"""Where a channel group lives in an exported program: its producers, its per-channel path, its consumer edges.
+"""Where a channel group lives in an exported program: producers, per-channel path, consumer edges.
 
 Channel groups are found on the ONNX graph and nowhere else; a group names its tensors, and initializers keep
 the parameter names. So the part of the program between the named producers and consumers is found by
@@ -12,14 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from growpipe.graph_ops.dims import channel_rows
-from growpipe.graph_ops.errors import CheckFailed, UsageError
-from growpipe.graph_ops.groups import ChannelGroup, Member
-from growpipe.graph_ops.tensors import TensorLayout
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+
+from growpipe.graph_ops.dims import channel_rows
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.groups import ChannelGroup, Member
+from growpipe.graph_ops.tensors import TensorLayout
 
 __all__ = ["DISPLACEABLE", "Block", "BoundGroup", "Edge", "bind_groups", "colours", "placeholders"]
 
@@ -27,7 +28,7 @@ Edge = tuple[Node, Node]
 """A consumer edge: the mixing consumer, and the node whose value enters it."""
 
 DISPLACEABLE = ("weights", "biases", "affine")
-"""What can be displaced: weights of producers and depthwise filters, their biases, batch-norm γ and β."""
+"""Weights (of producers, and depthwise filters), their biases, batch-norm scale and shift."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,10 +259,12 @@ def _bind(
             varying.add(node)
     if not edges:
         raise CheckFailed(
-            f"group {group.name!r}: no consumer is reached from its displaced tensors in the exported program; "
-            f"freeze the group"
+            f"group {group.name!r}: no consumer is reached from its displaced tensors in the exported "
+            f"program; freeze the group"
         )
     useful = _reaching(edges, varying, cut, constant)
+    used = {names[node] for node in useful if node in names}
+    blocks = tuple(block for block in blocks if block.tensor in used)
     parameters = frozenset(node for node in useful if node in constant)
     return BoundGroup(group, blocks, frozenset(useful), parameters, frozenset(cut & useful), tuple(edges))
 

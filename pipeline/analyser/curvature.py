@@ -1,13 +1,13 @@
-"""Per-channel operators with exact, cheap second derivatives, and the surrogate curvature of ReLU and the like.
+"""Per-channel operators with exact, cheap second derivatives, and the surrogate curvature of kinks.
 
 Autograd's own double backward of a grouped convolution loops over the groups, and that of an activation
-repeats every transcendental function at each product. Both are written out here: a convolution is bilinear, so
-its three maps are each other's derivatives; an activation needs φ, φ' and φ''.
+repeats every transcendental function at each product. Both are written out here: a convolution is bilinear,
+so its three maps are each other's derivatives; an activation needs φ, φ' and φ''.
 
-Activations with kinks have no second derivative there. With jumps of φ' by ``a_k`` at ``u = t_k``, φ'' is the
-regular part plus ``Σ_k a_k δ(u − t_k)``, and each δ is replaced by ``β s (1 − s)``, ``s = sigmoid(β (u − t_k))``,
-the second derivative of softplus (arXiv 2003.10392, section 5, where β = 3). Forward and first derivative
-stay exact.
+ReLU and the like have no second derivative at their kinks. With jumps of φ' by ``a_k`` at ``u = t_k``, φ'' is
+the regular part plus ``Σ_k a_k δ(u − t_k)``, and each δ is replaced by the second derivative of softplus,
+``β s (1 − s)`` with ``s = sigmoid(β (u − t_k))`` (arXiv 1910.02366 and 2003.10392; β = 3 is their published
+default). Forward and first derivative stay exact.
 """
 
 from __future__ import annotations
@@ -322,9 +322,7 @@ def convolution(
     def full(values: list[int]) -> tuple[int, ...]:
         return tuple(values) * rank if len(values) == 1 else tuple(values)
 
-    conv = _Convolution(
-        full(stride), full(padding), full(dilation), transposed, full(output_padding), groups
-    )
+    conv = _Convolution(full(stride), full(padding), full(dilation), transposed, full(output_padding), groups)
     y: Tensor = _Conv.apply(x, w, conv)
     return y if bias is None else y + bias.reshape(-1, *[1] * rank)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import Tensor
+
 from growpipe.analyser.program import inputs_of
 from growpipe.graph_ops.errors import CheckFailed, UsageError
-from torch import Tensor
 
 __all__ = ["MIN_SAMPLES", "MicroBatch", "check_mean_loss", "collect"]
 
@@ -43,7 +45,9 @@ def _length(tree: Any) -> int:
 
 def _slice(tree: Any, start: int, stop: int, length: int) -> Any:
     return pytree.tree_map(
-        lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == length else leaf,
+        lambda leaf: (
+            leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == length else leaf
+        ),
         tree,
     )
 
@@ -81,11 +85,15 @@ def collect(
         inputs, target = inputs_of(batch[0]), batch[1]
         length = _length(inputs)
         if length == 0:
-            raise UsageError("a batch has no samples: its inputs hold no tensor with a batch axis of at least 1")
+            raise UsageError(
+                "a batch has no samples: its inputs hold no tensor with a batch axis of at least 1"
+            )
         use = min(length, max_samples - taken)
         for start in range(0, use, micro_batch):
             stop = min(start + micro_batch, use)
-            pieces.append((_slice(inputs, start, stop, length), _slice(target, start, stop, length), stop - start))
+            pieces.append(
+                (_slice(inputs, start, stop, length), _slice(target, start, stop, length), stop - start)
+            )
         taken += use
         if taken >= max_samples:
             break
@@ -117,7 +125,7 @@ def _finer(pieces: Sequence[tuple[Any, Any, int]], wanted: int) -> list[tuple[An
     for inputs, target, samples in pieces:
         parts = max(1, math.ceil(samples / share))
         bounds = [round(k * samples / parts) for k in range(parts + 1)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             finer.append(
                 (_slice(inputs, start, stop, samples), _slice(target, start, stop, samples), stop - start)
             )
@@ -146,6 +154,6 @@ def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> Non
     doubled = loss(pytree.tree_map(twice, batch.inputs), pytree.tree_map(twice, batch.target))
     if abs(doubled - once) > 1e-3 * max(abs(once), abs(doubled), 1e-6):
         raise UsageError(
-            f"loss_fn is not a mean over samples: {once:.6g} on a batch, {doubled:.6g} on the same batch twice; "
-            f"use reduction='mean'"
+            f"loss_fn is not a mean over samples: {once:.6g} on a batch, {doubled:.6g} on the same batch "
+            f"twice; use reduction='mean'"
         )

@@ -1,19 +1,18 @@
-"""The splitting matrices themselves, and their spectra by eigh: small dimensions, and the reference of the tests."""
+"""The splitting matrices themselves, and their spectra by eigh: the reference for everything else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-from growpipe.analyser.lanczos import Extremes
 from torch import Tensor
+
+from growpipe.analyser.lanczos import Extremes
 
 __all__ = ["dense_extremes", "splitting_matrices"]
 
 
-def splitting_matrices(
-    apply: Callable[[list[Tensor]], list[Tensor]], like: Sequence[Tensor]
-) -> list[Tensor]:
+def splitting_matrices(apply: Callable[[list[Tensor]], list[Tensor]], like: Sequence[Tensor]) -> list[Tensor]:
     """S of every channel, column by column: for every group [width, d, d].
 
     The j-th columns of all channels of all groups come from one product, so the cost is the largest d.
@@ -35,7 +34,7 @@ def splitting_matrices(
 
 
 def dense_extremes(apply: Callable[[list[Tensor]], list[Tensor]], like: Sequence[Tensor]) -> Extremes:
-    """The extreme eigenpairs of every channel from its splitting matrix, by `torch.linalg.eigh` in float64."""
+    """The extreme eigenpairs of every channel from its splitting matrix, by eigh in float64."""
     low, high, minus, plus, residual = [], [], [], [], []
     for matrix, reference in zip(splitting_matrices(apply, like), like, strict=True):
         s = matrix.double()

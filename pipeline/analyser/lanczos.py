@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from growpipe.graph_ops.errors import CheckFailed
 from torch import Tensor
+
+from growpipe.graph_ops.errors import CheckFailed
 
 __all__ = ["Extremes", "lanczos", "random_start"]
 

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.fx import Node
+
 from growpipe.analyser.binding import Block, BoundGroup
 from growpipe.analyser.operator import SplittingOperator, join, split
 from growpipe.analyser.program import Captured, Program
 from growpipe.graph_ops.errors import CheckFailed, UsageError
-from torch import Tensor
-from torch.fx import Node
 
 __all__ = ["METRICS", "Euclidean", "InputMetric", "Metric", "make_metric"]
 
@@ -68,7 +69,7 @@ class InputMetric:
     name = "input"
 
     def to_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """δ = L⁻ᵀ y: displacements in parameter coordinates from whitened ones, for every group [width, d]."""
+        """δ = L⁻ᵀ y: displacements in parameter coordinates, for every group [width, d]."""
         return self._solve(vectors, transpose=True)
 
     def from_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
@@ -101,7 +102,9 @@ class InputMetric:
                     d = factor.shape[0]
                     columns = part.reshape(-1, d).T
                     matrix = factor.T if transpose else factor
-                    rows = torch.linalg.solve_triangular(matrix, columns, upper=transpose).T.reshape(part.shape)
+                    rows = torch.linalg.solve_triangular(matrix, columns, upper=transpose).T.reshape(
+                        part.shape
+                    )
                 parts.append(rows)
             solved.append(join(parts))
         return solved
@@ -134,13 +137,17 @@ def make_metric(name: str, operator: SplittingOperator, damping: float = 1e-3) -
         for (i, j), moment in _batch_moments(operator, batch).items():
             held = moments.get((i, j))
             moments[i, j] = moment if held is None else held + moment
-    total = torch.tensor(float(operator.samples), dtype=torch.float64, device=next(iter(moments.values())).device)
+    total = torch.tensor(
+        float(operator.samples), dtype=torch.float64, device=next(iter(moments.values())).device
+    )
     if operator.reduce is not None:
         total = operator.reduce(total)
         moments = {key: operator.reduce(moment) for key, moment in moments.items()}
     factors = tuple(
         tuple(
-            _factor(group, block, moments[i, j] / total, damping).to(operator.program.tensor(block.tensor).dtype)
+            _factor(group, block, moments[i, j] / total, damping).to(
+                operator.program.tensor(block.tensor).dtype
+            )
             for j, block in enumerate(group.blocks)
         )
         for i, group in enumerate(operator.groups)
@@ -155,8 +162,8 @@ def _factor(group: BoundGroup, block: Block, moment: Tensor, damping: float) -> 
     overall = mean.mean()
     if not torch.isfinite(moment).all() or not overall > 0:
         raise CheckFailed(
-            f"group {group.name!r}: the inputs of {block.tensor!r} are all zero or not finite on the analysis "
-            f"batches; freeze the group or use the euclidean metric"
+            f"group {group.name!r}: the inputs of {block.tensor!r} are all zero or not finite on the "
+            f"analysis batches; freeze the group or use the euclidean metric"
         )
     # A dead channel's own block may vanish: it is damped by the mean of the others.
     floor = torch.maximum(mean, 1e-6 * overall)
@@ -177,7 +184,7 @@ def _batch_moments(operator: SplittingOperator, batch: Captured) -> dict[tuple[i
             for j, block in enumerate(group.blocks):
                 moments = []
                 for user, weight in program.users(group, block.tensor):
-                    moment = _moment(user, weight, block, lambda node, u=user: read(node, u), rows)
+                    moment = _moment(user, weight, block, read, rows)
                     if moment is None:
                         moment = _response(program, group, batch, block, user, values)
                     moments.append(moment)
@@ -190,10 +197,10 @@ PATCHES = 16384
 
 
 def _moment(
-    user: Node, weight: Node, block: Block, read: Callable[[Node], Any], rows: int
+    user: Node, weight: Node, block: Block, read: Callable[[Node, Node], Any], rows: int
 ) -> Tensor | None:
     """E[p pᵀ] of what multiplies the block at one use, or None where this module does not know it."""
-    arguments = [read(a) if isinstance(a, Node) else a for a in user.args]
+    arguments: list[Any] = [read(a, user) if isinstance(a, Node) else a for a in user.args]
     position = next((k for k, a in enumerate(user.args) if a is weight), None)
     direct = weight.op == "placeholder"
     if user.target in _CONVOLUTIONS and position == 1 and direct and block.axis == 0:

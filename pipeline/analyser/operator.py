@@ -4,7 +4,7 @@
 
 Channels of one group do not meet in this scalar, so one Hessian-vector product gives S·v for every channel,
 and those of all groups whose paths do not multiply each other (`binding.colours`) come from the same one.
-For a chain without sharing it is ``S = E_x[Φ'(σ(θ,x)) ∇²_θθ σ(θ,x)]`` (arXiv 2003.10392, equation 6).
+For a chain without sharing it is ``S = E_x[Φ'(σ(θ,x)) ∇²_θθ σ(θ,x)]`` (arXiv 2003.10392).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from growpipe.analyser.binding import BoundGroup, colours
 from growpipe.analyser.program import Captured, Program
-from torch import Tensor
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
 
@@ -164,7 +165,8 @@ class SplittingOperator:
                 scalar, list(theta.values()), create_graph=True, allow_unused=True
             )
         filled = [
-            torch.zeros_like(theta[name]) if g is None else g for name, g in zip(names, gradients, strict=True)
+            torch.zeros_like(theta[name]) if g is None else g
+            for name, g in zip(names, gradients, strict=True)
         ]
         return _Linearised(theta, names, filled)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from growpipe.analyser.binding import BoundGroup, Edge, placeholders
-from growpipe.analyser.curvature import OVERRIDES, Surrogate, is_kinked
-from growpipe.graph_ops.errors import CheckFailed, UsageError
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_arg
+
+from growpipe.analyser.binding import BoundGroup, Edge, placeholders
+from growpipe.analyser.curvature import OVERRIDES, Surrogate, is_kinked
+from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["Captured", "Program", "inputs_of"]
 
@@ -165,7 +166,9 @@ class Program:
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise UsageError("loss_fn must return one number, the mean loss over the samples of a batch")
             if not torch.isfinite(loss):
-                raise CheckFailed(f"the loss of an analysis batch is {float(loss)}; analyse a trained, finite model")
+                raise CheckFailed(
+                    f"the loss of an analysis batch is {float(loss)}; analyse a finite, trained model"
+                )
             try:
                 gradients = torch.autograd.grad(loss.reshape(()), list(along.values()), allow_unused=True)
             except RuntimeError as error:
@@ -190,7 +193,7 @@ class Program:
     def reader(
         self, groups: Sequence[BoundGroup], captured: Captured, values: Mapping[Node, Any]
     ) -> Callable[[Node, Node], Any]:
-        """``read(source, user)``: the value of ``source`` as ``user`` sees it along the paths of ``groups``."""
+        """``read(source, user)``: the value of ``source`` as ``user`` sees it on the groups' paths."""
 
         def read(source: Node, user: Node) -> Any:
             if any(group.varies(source, user) for group in groups):

@@ -1,9 +1,9 @@
-"""The table of optimal signed splits: extreme eigenpairs of a splitting matrix in, weights and directions out.
+"""The table of optimal signed splits: extreme eigenpairs in, weights and directions out.
 
-A neuron θ is replaced by m copies, ``σ(θ, x) → Σ_i w_i σ(θ + ε δ_i, x)`` with ``Σ w_i = 1``, ``Σ w_i δ_i = 0``,
-``‖δ_i‖ ≤ 1`` and ``Σ |w_i| ≤ c``. The loss changes by ``(ε²/2) Σ_i w_i δ_iᵀ S δ_i + O(ε³)`` (arXiv 2003.10392,
-equation 5), S the splitting matrix. With ``p = (c+1)/2``, ``n = (c−1)/2`` and the extreme eigenpairs (λ−, v−)
-and (λ+, v+) of S the optimal splits are
+A neuron θ is replaced by m copies, ``σ(θ, x) → Σ_i w_i σ(θ + ε δ_i, x)`` with ``Σ w_i = 1``,
+``Σ w_i δ_i = 0``, ``‖δ_i‖ ≤ 1`` and ``Σ |w_i| ≤ c``. The loss changes by
+``(ε²/2) Σ_i w_i δ_iᵀ S δ_i + O(ε³)``, S the splitting matrix (arXiv 2003.10392). With ``p = (c+1)/2``,
+``n = (c−1)/2`` and the extreme eigenpairs (λ−, v−) and (λ+, v+) of S the optimal splits are
 
 | row | weights | displacements | value Σ w δᵀSδ |
 |---|---|---|---|
@@ -121,8 +121,20 @@ ROWS: tuple[Row, ...] = (
         lambda low, high, c: _signed(-(_n(c) / _p(c)) * high + 0.0 * low, c),
         _negative_pair,
     ),
-    Row("positive triplet", 3, True, lambda low, high, c: _signed(_p(c) * low + 0.0 * high, c), _positive_triplet),
-    Row("negative triplet", 3, True, lambda low, high, c: _signed(-_n(c) * high + 0.0 * low, c), _negative_triplet),
+    Row(
+        "positive triplet",
+        3,
+        True,
+        lambda low, high, c: _signed(_p(c) * low + 0.0 * high, c),
+        _positive_triplet,
+    ),
+    Row(
+        "negative triplet",
+        3,
+        True,
+        lambda low, high, c: _signed(-_n(c) * high + 0.0 * low, c),
+        _negative_triplet,
+    ),
     Row(
         "mixed triplet",
         3,

@@ -6,14 +6,16 @@ of the neighbouring groups, which grow too, so marginal costs are taken anew as 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from growpipe.analyser.schemes import ROWS, Scheme, best_rows
 from growpipe.graph_ops.cost import CostModel
-from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.errors import NothingToSplit, UsageError
 
 __all__ = ["Budget", "Candidates", "Limits", "Selection", "select"]
 
@@ -59,10 +61,13 @@ class Limits:
     cost_exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.growth is None and self.budget is None:
+        unlimited = self.budget is None or (self.budget.parameters is None and self.budget.macs is None)
+        if self.growth is None and unlimited:
             raise UsageError("give a growth share or a budget")
         if self.growth is not None and not self.growth > 0:
-            raise UsageError(f"growth is the share of channels to add and must be positive, not {self.growth}")
+            raise UsageError(
+                f"growth is the share of channels to add and must be positive, not {self.growth}"
+            )
         if self.align < 1:
             raise UsageError(f"align is a multiple of channels, at least 1, not {self.align}")
         if self.max_factor <= 1:
@@ -141,6 +146,7 @@ class _Queue:
     def __init__(self, candidates: Candidates, floor: float) -> None:
         self.candidates = candidates
         self.chosen = np.zeros(candidates.width, dtype=np.int64)
+        self.options: list[dict[int, float]] = []
         steps: list[_Step] = []
         for channel in range(candidates.width):
             # An option counts its own copies: a row with fewer copies than allowed adds fewer channels.
@@ -150,28 +156,42 @@ class _Queue:
                     added = ROWS[row].copies - 1
                     options[added] = max(options.get(added, 0.0), -float(value))
             steps.extend(_hull_steps(channel, options))
+            self.options.append(options)
         self.steps = sorted(steps, key=lambda s: (-s.rate, s.channel, s.before))
 
     def peek(self, room: int) -> list[_Step] | None:
-        """The best steps that add exactly ``room`` channels, or None; with room 0 the best single step."""
+        """The best single step with room 0; else the best steps adding exactly ``room`` channels, or None."""
         if room == 0:
             return self.steps[:1] or None
-        taken: list[_Step] = []
-        position = {s.channel: int(self.chosen[s.channel]) for s in self.steps}
-        for step in self.steps:
-            if step.added <= room and position[step.channel] == step.before:
-                taken.append(step)
-                position[step.channel] = step.after
-                room -= step.added
-                if room == 0:
-                    return taken
-        return None
+        # A knapsack over the channels whose next steps are best; others could not displace them all.
+        channels = list(dict.fromkeys(step.channel for step in self.steps))[: 4 * room]
+        best: list[tuple[float, tuple[_Step, ...]] | None] = [(0.0, ()), *[None] * room]
+        for channel in channels:
+            here = int(self.chosen[channel])
+            gained = self.options[channel][here]
+            moves = [
+                _Step(channel, here, added, gain - gained)
+                for added, gain in self.options[channel].items()
+                if added > here and gain > gained
+            ]
+            for filled in range(room, 0, -1):
+                for move in moves:
+                    before = best[filled - move.added] if move.added <= filled else None
+                    held = best[filled]
+                    if before is not None and (held is None or before[0] + move.gain > held[0]):
+                        best[filled] = (before[0] + move.gain, (*before[1], move))
+        full = best[room]
+        return None if full is None else list(full[1])
 
     def take(self, steps: Sequence[_Step]) -> None:
         for step in steps:
             self.chosen[step.channel] = step.after
-        gone = {id(step) for step in steps}
-        self.steps = [step for step in self.steps if id(step) not in gone]
+        changed = {step.channel for step in steps}
+        # What is left of a channel's hull: a step that was jumped into goes on from where it is now.
+        rest = [step for step in self.steps if step.channel not in changed]
+        for channel in sorted(changed):
+            rest.extend(_hull_steps(channel, self.options[channel], int(self.chosen[channel])))
+        self.steps = sorted(rest, key=lambda s: (-s.rate, s.channel, s.before))
 
     def rows(self) -> tuple[npt.NDArray[np.int64], float]:
         """The chosen row of every channel, and the value of all."""
@@ -184,18 +204,15 @@ class _Queue:
         return rows, total
 
 
-def _hull_steps(channel: int, options: Mapping[int, float]) -> list[_Step]:
-    hull = [(0, 0.0)]
+def _hull_steps(channel: int, options: Mapping[int, float], start: int = 0) -> list[_Step]:
+    hull = [(start, options[start])]
     while True:
         here, gained = hull[-1]
         further = [(added, gain) for added, gain in options.items() if added > here and gain > gained]
         if not further:
             break
         hull.append(max(further, key=lambda o: ((o[1] - gained) / (o[0] - here), o[0])))
-    return [
-        _Step(channel, a, b, gain_b - gain_a)
-        for (a, gain_a), (b, gain_b) in zip(hull, hull[1:], strict=False)
-    ]
+    return [_Step(channel, a, b, gain_b - gain_a) for (a, gain_a), (b, gain_b) in itertools.pairwise(hull)]
 
 
 def select(
@@ -213,7 +230,8 @@ def select(
         total_channels: of which ``growth`` is a share; the channels of ``candidates`` by default.
 
     Raises:
-        UsageError: the network is over the budget already, or a least width cannot be reached.
+        NothingToSplit: the network is over the budget already.
+        UsageError: a limit names no group, or a least width cannot be reached.
     """
     widths = {c.group: c.width for c in candidates}
     start = dict(widths)
@@ -223,7 +241,7 @@ def select(
     channels = sum(widths.values()) if total_channels is None else total_channels
     room = None if limits.growth is None else max(1, round(limits.growth * channels))
     if not _affordable(cost, {}, limits.budget):
-        raise UsageError("the network is over the budget already; give a larger budget")
+        raise NothingToSplit("the budget is spent: the network costs more already; give a larger budget")
     largest = max((float(-c.values.min(initial=0.0)) for c in candidates), default=0.0)
     queues = {c.group: _Queue(c, 1e-9 * largest) for c in candidates}
     open_groups = set(queues)
@@ -250,11 +268,10 @@ def select(
         count = sum(s.added for s in steps)
         wider = {**widths, group: widths[group] + count}
         grown = {g: w for g, w in wider.items() if w != start[g]}
-        if room is not None and added + count > room and not below:
-            if added > 0 or count > 2 * room:
-                reason = "the growth share is reached"
-                open_groups.discard(group)
-                continue
+        if room is not None and added + count > room and added > 0 and not below:
+            reason = "the growth share is reached"
+            open_groups.discard(group)
+            continue
         if not _affordable(cost, grown, limits.budget):
             reason = "the budget is spent"
             open_groups.discard(group)
@@ -267,7 +284,9 @@ def select(
             break
     for group, (least, _) in limits.widths.items():
         if least is not None and widths[group] < least:
-            raise UsageError(f"group {group!r} cannot reach its least width {least}: {widths[group]} is the most")
+            raise UsageError(
+                f"group {group!r} cannot reach its least width {least}: {widths[group]} is the most"
+            )
     rows, value = {}, {}
     for group, queue in queues.items():
         rows[group], value[group] = queue.rows()
@@ -306,7 +325,9 @@ def _prices(
     cost: CostModel, widths: Mapping[str, int], start: Mapping[str, int], limits: Limits
 ) -> dict[str, float]:
     """What one more channel of every group costs at the current widths, to the power ``cost_exponent``."""
-    by_parameters = limits.budget is not None and limits.budget.macs is None
+    by_parameters = (
+        limits.budget is not None and limits.budget.macs is None and limits.budget.parameters is not None
+    )
     measure = cost.parameters if by_parameters else cost.macs
     grown = {g: w for g, w in widths.items() if w != start[g]}
     base = measure(grown)

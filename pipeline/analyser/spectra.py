@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
 from growpipe.analyser.dense import dense_extremes
 from growpipe.analyser.lanczos import Extremes, lanczos, random_start
 from growpipe.analyser.metric import Metric
@@ -16,8 +19,6 @@ from growpipe.analyser.operator import SplittingOperator, Vectors
 from growpipe.analyser.schemes import ROWS, Scheme
 from growpipe.analyser.selection import Candidates
 from growpipe.graph_ops.errors import UsageError
-from scipy.stats import spearmanr
-from torch import Tensor
 
 __all__ = ["SOLVERS", "Spectra", "measure_spectra", "solve"]
 
@@ -111,7 +112,8 @@ def _quotients(
     """vᵀ S v of every channel, S over the micro-batches of one half."""
     products = operator.apply(raw, half)
     return [
-        torch.einsum("cd,cd->c", v.double(), p.double()).cpu().numpy() for v, p in zip(raw, products, strict=True)
+        torch.einsum("cd,cd->c", v.double(), p.double()).cpu().numpy()
+        for v, p in zip(raw, products, strict=True)
     ]
 
 
@@ -129,7 +131,7 @@ def measure_spectra(
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
 
     On each set the extreme eigenpairs are found, warm-started from the set before. vᵀSv on two disjoint
-    halves of the set gives the standard errors ``|q₁ − q₂| / 2``, and two rankings of the candidates; they are
+    halves of the set gives standard errors ``|q₁ − q₂| / 2`` and two rankings of the candidates; these are
     stable when Spearman's rank correlation reaches ``stability``.
 
     Args:
@@ -157,7 +159,8 @@ def measure_spectra(
             # The old ends, and a little of everything in case the new data turn them.
             ends = [a + b for a, b in zip(metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True)]
             start = [
-                e + 0.1 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True) for e, n in zip(ends, noise, strict=True)
+                e + 0.1 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True)
+                for e, n in zip(ends, noise, strict=True)
             ]
         extremes, used = solve(
             operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps
@@ -181,7 +184,8 @@ def measure_spectra(
         )
         if agreement >= stability:
             break
-    assert raw_minus is not None and raw_plus is not None
+    if raw_minus is None or raw_plus is None:
+        raise UsageError("there is no analysis set; give batches")
     names = [group.name for group in operator.groups]
     low = {n: v.numpy() for n, v in zip(names, extremes.low, strict=True)}
     high = {n: v.numpy() for n, v in zip(names, extremes.high, strict=True)}
@@ -206,7 +210,7 @@ def measure_spectra(
     )
 
 
-def _agreement(halves: Sequence[tuple[list[FloatArray], list[FloatArray]]], scheme: Scheme) -> float:
+def _agreement(halves: Sequence[Sequence[Sequence[FloatArray]]], scheme: Scheme) -> float:
     """Spearman's rank correlation of all candidates' values between the two halves."""
     ranked = [
         np.concatenate(

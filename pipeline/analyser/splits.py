@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from growpipe.analyser.binding import BoundGroup
 from growpipe.analyser.schemes import ROWS
 from growpipe.graph_ops.plan import GroupSplit

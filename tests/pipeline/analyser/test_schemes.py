@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+
 from growpipe.analyser.schemes import ROWS, best_rows, scheme_of
 from growpipe.graph_ops.errors import UsageError
-from scipy.optimize import minimize
 
 SPECTRA = {
     "indefinite": [-1.0, -0.3, 0.2, 0.8],
@@ -51,7 +52,9 @@ def least_value(spectrum: np.ndarray, c: float, m: int, starts: int, rng: np.ran
             value, z, jac=gradient, constraints=constraints, bounds=bounds, method="SLSQP",
             options={"maxiter": 200, "ftol": 1e-10},
         )  # fmt: skip
-        violation = max(abs(parts(result.x)[0].sum() - 1), np.abs(parts(result.x)[0] @ parts(result.x)[1]).max())
+        violation = max(
+            abs(parts(result.x)[0].sum() - 1), np.abs(parts(result.x)[0] @ parts(result.x)[1]).max()
+        )
         if violation < 1e-6 and (parts(result.x)[1] ** 2).sum(1).max() < 1 + 1e-6:
             best = min(best, result.fun)
     return best

@@ -1,0 +1,170 @@
+"""`analyse` from module to plan: what comes back, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from growpipe.analyser import Budget, analyse
+from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, NothingToSplit, UsageError
+from growpipe.graph_ops.plan import SplitPlan
+from growpipe.mirror import grow
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.hidden = nn.Linear(4 * 9, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = nn.functional.silu(self.norm(self.conv(x))).flatten(1)
+        return self.head(torch.tanh(self.hidden(x)))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    torch.manual_seed(0)
+    model = Net()
+    x = torch.randn(96, 1, 8, 8)
+    y = (x.mean((1, 2, 3)) > 0).long() + (x[:, 0, 0, 0] > 0).long()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model, [(x[i : i + 32], y[i : i + 32]) for i in range(0, 96, 32)]
+
+
+def run(problem, **options) -> SplitPlan:
+    model, batches = problem
+    return analyse(model, cross_entropy, batches, (batches[0][0][:2],), **options)
+
+
+def test_plan_lowers_the_loss_and_the_model_comes_back_as_it_was(problem):
+    model, batches = problem
+    model.hidden.eval()
+    before = copy.deepcopy(model.state_dict())
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    plan = run(problem, growth=0.5)
+    assert model.training
+    assert not model.hidden.training
+    model.train()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    for old, parameter in zip(gradients, model.parameters(), strict=True):
+        assert torch.equal(old, parameter.grad)
+        assert parameter.requires_grad
+    assert plan.added_channels == 5
+    assert plan.predicted_change < 0
+    assert plan.realised_change < 0
+    assert plan.surrogate is None
+    assert plan.predicted_change == pytest.approx(sum(g.predicted_change for g in plan.groups))
+    grown = grow(model, plan).eval()
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    with torch.no_grad():
+        change = cross_entropy(grown(x), y) - cross_entropy(copy.deepcopy(model).eval()(x), y)
+    assert float(change) == pytest.approx(plan.realised_change, abs=1e-6)
+    report = plan.notes["analysis"]
+    assert report["samples"] == 96
+    assert set(report["groups"]) == {"conv.weight", "hidden.weight"}
+    assert len(report["line_search"]["trials"]) >= 6
+
+
+def test_same_seed_same_plan_and_plans_survive_the_disk(problem, tmp_path):
+    plan = run(problem)
+    assert run(problem).content_hash == plan.content_hash
+    plan.save(tmp_path / "plan")
+    assert SplitPlan.load(tmp_path / "plan").content_hash == plan.content_hash
+
+
+@pytest.mark.parametrize("scheme", ["s2d", "m3"])
+def test_copies_stay_within_the_scheme(problem, scheme):
+    plan = run(problem, scheme=scheme, c=2.0, growth=1.0, epsilon=0.05)
+    copies = {"s2d": 2, "m3": 3}[scheme]
+    for group in plan.groups:
+        _, counts = torch.unique(torch.from_numpy(group.source), return_counts=True)
+        assert int(counts.max()) <= copies
+        bound = 1.0 if scheme == "s2d" else 2.0
+        total = torch.zeros(group.width, dtype=torch.float64).index_add_(
+            0, torch.from_numpy(group.source), torch.from_numpy(abs(group.coefficient))
+        )
+        assert float(total.max()) <= bound + 1e-9
+    assert plan.epsilon == 0.05
+
+
+def test_frozen_groups_limits_and_alignment(problem):
+    assert set(run(problem, freeze=("conv.weight",), epsilon=0.1).widths) == {"hidden.weight"}
+    plan = run(problem, growth=1.0, align=4, epsilon=0.1)
+    assert plan.widths
+    assert all(width % 4 == 0 for width in plan.widths.values())
+    limited = run(
+        problem, growth=1.0, widths={"conv.weight": (6, 6), "hidden.weight": (None, 7)}, epsilon=0.1
+    )
+    assert limited.widths["conv.weight"] == 6
+    assert limited.widths.get("hidden.weight", 6) <= 7
+
+
+def test_relu_names_its_surrogate():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+    data = [(torch.randn(64, 5), torch.randint(0, 2, (64,)))]
+    plan = analyse(model, cross_entropy, data, (torch.randn(2, 5),), surrogate_beta=4.0)
+    assert plan.surrogate == "softplus(beta=4)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "m7"}, "unknown scheme 'm7'"),
+        ({"metric": "fisher"}, "unknown metric 'fisher'"),
+        ({"solver": "power"}, "unknown solver 'power'"),
+        ({"epsilon": -1.0}, "epsilon must not be negative"),
+        ({"growth": 0.0}, "must be positive"),
+        ({"displace": ("gates",)}, "displace names what is displaced"),
+        ({"device": "abacus"}, "no device 'abacus'"),
+        ({"widths": {"nobody": (1, 2)}}, "no splittable group 'nobody'"),
+    ],
+)
+def test_wrong_arguments(problem, options, message):
+    with pytest.raises(UsageError, match=message):
+        run(problem, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there(problem):
+    with pytest.raises(MissingEnvironment, match="device 'cuda' was asked for"):
+        run(problem, device="cuda")
+
+
+def test_a_spent_budget_ends_growth(problem):
+    with pytest.raises(NothingToSplit, match="the budget is spent"):
+        run(problem, budget=Budget(parameters=10))
+
+
+def test_bad_data(problem):
+    model, batches = problem
+    example = (batches[0][0][:2],)
+    x, y = batches[0]
+    with pytest.raises(UsageError, match="batches is empty"):
+        analyse(model, cross_entropy, [], example)
+    with pytest.raises(UsageError, match="has 4 samples, fewer than the 16"):
+        analyse(model, cross_entropy, [(x[:4], y[:4])], example)
+    with pytest.raises(UsageError, match="not a mean over samples"):
+        analyse(model, lambda o, t: cross_entropy(o, t, reduction="sum"), batches, example)
+    with pytest.raises(UsageError, match="must give \\(inputs, target\\) pairs"):
+        analyse(model, cross_entropy, [x], example)
+    with pytest.raises(CheckFailed, match="loss of an analysis batch is nan"):
+        analyse(model, cross_entropy, [(x * float("nan"), y)], example)
+
+
+def test_no_splittable_group():
+    model = nn.Linear(4, 2)
+    data = [(torch.randn(32, 4), torch.randint(0, 2, (32,)))]
+    with pytest.raises(NothingToSplit, match="Linear has no splittable channel group"):
+        analyse(model, cross_entropy, data, (torch.randn(2, 4),))

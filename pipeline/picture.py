@@ -55,7 +55,7 @@ def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
                 [row.parameters], [accuracy], "s", color=_CONTROL, label="seed, same epochs, never grown"
             )
             left.axhline(accuracy, color=_CONTROL, lw=0.8, ls=":")
-        left.set(xlabel="parameters", ylabel="test accuracy in onnxruntime, %", xscale="log")
+        left.set(xlabel="parameters", ylabel="test accuracy in onnxruntime, %")
         left.margins(x=0.18, y=0.15)
         left.legend(loc="lower right", fontsize=8)
     start = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,10 @@ def train_round(task: Task, number: int) -> StageRecord:
 
     def produce(folder: Path) -> dict[str, Any]:
         model = task.build_seed()
-        if parent is not None:
+        if parent is None:
+            # A network that cannot be exported or grown should say so before it is trained, not after.
+            _require_growth(find_channel_groups(_export(task, model), run.recipe.growth.freeze))
+        else:
             load_grown(model, parent.folder / WEIGHTS)
         model.to(run.device)
         optimizer = make_optimizer(model, settings)
@@ -104,7 +108,22 @@ def train_round(task: Task, number: int) -> StageRecord:
             load_optimizer(optimizer, model, parent.folder / OPTIMIZER)
         return _train_into(folder, task, model, optimizer, name, epochs, last, config, inputs)
 
-    return run.stage(name, produce, config=config, inputs=inputs)
+    record = run.stage(name, produce, config=config, inputs=inputs)
+    shutil.rmtree(_progress_folder(run, name), ignore_errors=True)
+    return record
+
+
+def _progress_folder(run: Run, name: str) -> Path:
+    """Where a stage that trains keeps its checkpoint until it is published."""
+    return run.path / Path(name).parent / f".progress-{Path(name).name}"
+
+
+def _require_growth(groups: ChannelGroups) -> None:
+    if not any(group.splittable for group in groups.groups):
+        barrier = next((str(group.barrier) for group in groups.groups if group.barrier), "it has no channels")
+        raise UsageError(
+            f"the seed network has no channel group that can split: {barrier}; see growpipe inspect"
+        )
 
 
 def train_control(task: Task, epochs: int) -> StageRecord:
@@ -124,7 +143,9 @@ def train_control(task: Task, epochs: int) -> StageRecord:
             "test_accuracy": test_accuracy(task, folder / GROWTH_FORM),
         }
 
-    return task.run.stage(CONTROL, produce, config=config, inputs={})
+    record = task.run.stage(CONTROL, produce, config=config, inputs={})
+    shutil.rmtree(_progress_folder(task.run, CONTROL), ignore_errors=True)
+    return record
 
 
 def test_accuracy(task: Task, path: Path) -> dict[str, Any] | None:
@@ -152,7 +173,6 @@ def _train_into(
     inputs: Mapping[str, str],
 ) -> dict[str, Any]:
     run = task.run
-    progress = run.path / Path(name).parent / ".progress"
     history = train(
         model,
         optimizer,
@@ -165,7 +185,7 @@ def _train_into(
         seed=run.seed,
         device=run.device,
         classify=task.classify,
-        checkpoint=progress,
+        checkpoint=_progress_folder(run, name),
         key=json.dumps([config, inputs], sort_keys=True),
     )
     save_grown(model, folder / WEIGHTS)

@@ -40,13 +40,20 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["growpipe.loop", "growpipe.commands.run", "growpipe.analyser"])
 
 
-def growpipe(*args: str, file_size_limit: int | None = None) -> multiprocessing.process.BaseProcess:
-    process = _SERVER.Process(target=_child, args=(args, file_size_limit))
+def growpipe(
+    *args: str, errors: Path | None = None, file_size_limit: int | None = None
+) -> multiprocessing.process.BaseProcess:
+    """The command line in a process of its own; its stderr goes to the file ``errors``."""
+    process = _SERVER.Process(target=_child, args=(args, errors, file_size_limit))
     process.start()
     return process
 
 
-def _child(args: tuple[str, ...], file_size_limit: int | None) -> None:
+def _child(args: tuple[str, ...], errors: Path | None, file_size_limit: int | None) -> None:
+    with Path(errors or os.devnull).open("w") as file:
+        os.dup2(file.fileno(), 2)
+    with Path(os.devnull).open("w") as file:
+        os.dup2(file.fileno(), 1)
     if file_size_limit is not None:
         # What a full disk looks like to a program: writing fails.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -118,13 +125,11 @@ def test_every_round_is_accounted_for(undisturbed: tuple[Path, float]) -> None:
 
 
 def test_a_second_call_skips_every_stage(
-    undisturbed: tuple[Path, float], recipe: str, capfd: pytest.CaptureFixture[str]
+    undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
 ) -> None:
     before = (undisturbed[0] / "final" / "manifest.json").read_bytes()
-    assert finished(growpipe("run", recipe, "--out", str(undisturbed[0]))) == 0
-    lines = [
-        line for line in capfd.readouterr().err.splitlines() if line.startswith(("round", "control", "final"))
-    ]
+    assert finished(growpipe("run", recipe, "--out", str(undisturbed[0]), errors=tmp_path / "err")) == 0
+    lines = (tmp_path / "err").read_text().splitlines()
     assert len(lines) == 5 + 5 + 3 + 2
     assert all("skipped" in line for line in lines)
     assert (undisturbed[0] / "final" / "manifest.json").read_bytes() == before
@@ -177,22 +182,18 @@ def test_the_stage_commands_do_one_round_together(
     assert finished(growpipe("report", str(folder), "--json")) == 0
 
 
-def test_a_stage_before_its_inputs_says_what_to_run_first(
-    recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stage_before_its_inputs_says_what_to_run_first(recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "early"
     assert finished(growpipe("train", str(folder), "--recipe", recipe)) == 0
-    assert finished(growpipe("rewrite", str(folder))) == 2
-    assert "round 0 has no export stage yet; run first: growpipe export" in capfd.readouterr().err
+    assert finished(growpipe("rewrite", str(folder), errors=tmp_path / "err")) == 2
+    assert "round 0 has no export stage yet; run first: growpipe export" in (tmp_path / "err").read_text()
 
 
-def test_a_full_disk_leaves_nothing_half_written(
-    recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_leaves_nothing_half_written(recipe: str, tmp_path: Path) -> None:
     folder = tmp_path / "full"
-    process = growpipe("run", recipe, "--out", str(folder), file_size_limit=6000)
+    process = growpipe("run", recipe, "--out", str(folder), errors=tmp_path / "err", file_size_limit=6000)
     assert finished(process) == 3
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("growpipe:")]
+    errors = [line for line in (tmp_path / "err").read_text().splitlines() if line.startswith("growpipe:")]
     assert len(errors) == 1
     assert "too large" in errors[0]
     for stage in folder.glob("*/*/"):

@@ -372,7 +372,7 @@ def _graph_hash(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
-def _sizes(shape: ir.Shape) -> list[int | None]:
+def _sizes(shape: Iterable[Any]) -> list[int | None]:
     return [size if isinstance(size, int) else None for size in shape]
 
 

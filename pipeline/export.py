@@ -45,7 +45,7 @@ class GrowthExport:
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name, detached; a tensor registered under two names is there twice."""
-    tensors = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -190,7 +190,7 @@ def _assert_parameters_equal(program: torch.export.ExportedProgram, graph: ir.Mo
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
     }
-    tensors: Mapping[str, torch.Tensor] = {**program.state_dict, **program.constants}  # type: ignore[dict-item]
+    tensors: Mapping[str, torch.Tensor] = {**program.state_dict, **program.constants}
     used = [
         named[node.name]
         for node in program.graph.nodes

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from growpipe.checks.baseline import Baseline
-from growpipe.checks.inputs import Dataset, InputSpec, input_specs, random_inputs
+from growpipe.checks.inputs import Dataset, InputSpec, batch_dims, input_specs, random_inputs
 from growpipe.checks.policy import Policy
 from growpipe.checks.sandbox import ModelCrashed, ModelHung, Sandbox
 from growpipe.checks.sessions import Device
@@ -229,7 +229,8 @@ class Context:
 
     def _sizes(self) -> tuple[int, ...]:
         named = self._dims()
-        free = {d for s in self.specs or () for d in s.shape[1:] if isinstance(d, str) and d not in named}
+        free = {d for s in self.specs or () for d in s.shape if isinstance(d, str) and d not in named}
+        free -= set(batch_dims(self.specs or ()))
         return DYNAMIC_SIZES if free else DYNAMIC_SIZES[:1]
 
     def _candidates(self, size: int) -> list[InputSet]:
@@ -240,7 +241,7 @@ class Context:
             return sets
         settings = self.policy.numerics
         dims = self._dims()
-        has_batch = any(s.batch is not None and s.batch not in dims for s in specs)
+        has_batch = any(name not in dims for name in batch_dims(specs))
         try:
             for seed in settings.seeds:
                 for batch in settings.batch_sizes if has_batch else settings.batch_sizes[:1]:

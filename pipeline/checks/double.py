@@ -31,7 +31,6 @@ _RANDOM = {
     "Bernoulli",
     "Multinomial",
 }
-_SCALES = {"Resize", "Upsample", "Range"}
 
 
 def run_in_double(path: str | os.PathLike[str], inputs: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
@@ -81,7 +80,7 @@ def to_double(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in all_nodes(doubled):
         if node.domain not in ("", "ai.onnx"):
             raise CheckFailed(f"no float64 evaluation of {node.domain}.{node.op_type}")
-        if any(mark in node.op_type for mark in _QUANTISED) or node.op_type in _RANDOM | _SCALES:
+        if any(mark in node.op_type for mark in _QUANTISED) or node.op_type in _RANDOM:
             raise CheckFailed(f"no float64 evaluation of {node.op_type}")
         for attribute in node.attribute:
             _double_attribute(node, attribute)

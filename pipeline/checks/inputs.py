@@ -16,7 +16,15 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["Dataset", "InputSpec", "input_specs", "load_dataset", "random_inputs"]
+__all__ = [
+    "Dataset",
+    "InputSpec",
+    "batch_dims",
+    "input_specs",
+    "is_batch_name",
+    "load_dataset",
+    "random_inputs",
+]
 
 TARGETS = ("targets", "target", "labels", "label")
 """The names under which a data file gives the classes."""
@@ -41,7 +49,7 @@ class InputSpec:
     bound: int | None = None
 
     @property
-    def batch(self) -> str | None:
+    def first(self) -> str | None:
         """The name of the symbolic dimension on axis 0, if it is one."""
         return self.shape[0] if self.shape and isinstance(self.shape[0], str) else None
 
@@ -78,6 +86,17 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...] | None:
     return tuple(specs)
 
 
+def batch_dims(specs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """The symbolic dimensions that are the batch: those of a usual name, else all that stand on axis 0."""
+    named = {d for s in specs for d in s.shape if isinstance(d, str) and is_batch_name(d)}
+    return tuple(sorted(named or {s.first for s in specs if s.first is not None}))
+
+
+def is_batch_name(name: str) -> bool:
+    """Is this what people call the batch?"""
+    return name.lower() in ("n", "b", "bs", "bsz") or "batch" in name.lower()
+
+
 def _bound(value: ir.Value) -> int | None:
     """The length of the shortest table that ``value`` indexes."""
     lengths = []
@@ -112,15 +131,14 @@ def random_inputs(
 
     Args:
         specs: the inputs.
-        batch: size of the symbolic dimensions on axis 0.
+        batch: size of the batch, and of other symbolic dimensions on axis 0.
         seed: the same seed gives the same inputs.
         dims: sizes of symbolic dimensions by name.
         default: size of symbolic dimensions that ``dims`` does not name.
     """
     sizes = dict(dims or {})
-    for spec in specs:
-        if spec.batch is not None:
-            sizes.setdefault(spec.batch, batch)
+    for name in batch_dims(specs):
+        sizes.setdefault(name, batch)
     random = np.random.default_rng(seed)
     inputs = {}
     for spec in specs:

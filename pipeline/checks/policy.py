@@ -79,6 +79,8 @@ class NumericsPolicy(_Strict):
     """How many samples of the user's inputs are compared."""
     dims: Mapping[str, Positive] = {}
     """Sizes of symbolic dimensions, by name; the batch is set by ``batch_sizes``."""
+    batch_dim: str | None = None
+    """The symbolic dimension that is the batch. None: the one of a usual name, else that on axis 0."""
     relative: Tolerance | None = None
     """Limit of max |difference| / max |reference|. None: by the model's precision and a float64 reference."""
     absolute: Tolerance | None = None

@@ -33,7 +33,7 @@ def parameters(context: Context) -> Outcome:
     )
 
 
-@check("cost/macs", "no more multiply-accumulates than the budget allows")
+@check("cost/macs", "no more multiply-accumulates than the budget allows", runs=True)
 def macs(context: Context) -> Outcome:
     """Multiply-accumulates of convolutions and matrix products for one sample; an axis of unknown length
     other than the batch counts as 1.

@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from growpipe.checks.context import Context, InputSet, as_torch_outputs
 from growpipe.checks.divergence import last_of_module
+from growpipe.checks.inputs import batch_dims, is_batch_name
 from growpipe.checks.numerics import Divergence, compare
 from growpipe.checks.registry import check
-from growpipe.checks.report import Finding, Outcome, failed, passed, skipped
+from growpipe.checks.report import Finding, Outcome, failed, passed, skipped, warned
 from growpipe.checks.tolerance import Tolerance, default_relative, with_float64
 from growpipe.graph_ops.errors import GrowpipeError
 
@@ -122,14 +123,17 @@ def optimisation(context: Context) -> Outcome:
 def batch(context: Context) -> Outcome:
     """Runs a batch, then its samples one by one. Batch statistics of training mode, a batch size that was
     fixed in a Reshape, and normalisation over the wrong axis make them differ. Outputs that are no list of
-    samples are left out.
+    samples are left out. Where the dynamic dimension on axis 0 has no name that says that it is the batch, a
+    difference is a warning only: call it `batch`.
 
-    Policy: `numerics.relative` or the default of the model's precision.
+    Policy: `numerics.batch_dim`; `numerics.relative` or the default of the model's precision.
     """
     specs = context.specs or ()
-    free = {s.name for s in specs if s.batch is not None and s.batch not in context.policy.numerics.dims}
-    if not free or len({s.batch for s in specs if s.name in free}) != 1:
-        return skipped("it has no dynamic batch")
+    settings = context.policy.numerics
+    dims = (settings.batch_dim,) if settings.batch_dim else batch_dims(specs)
+    free = {s.name for s in specs if s.first in dims and s.first not in settings.dims}
+    if len(dims) != 1 or not free:
+        return skipped("it has no dynamic batch on axis 0")
     size = max(2, *context.policy.numerics.batch_sizes, 2)
     given = context.random_set(size, 101, f"a batch of {size}")
     if given is None:
@@ -153,8 +157,12 @@ def batch(context: Context) -> Outcome:
     )
     problems = tolerance.problems(divergence)
     if problems:
-        return failed(
-            f"samples differ alone and in a batch of {size}: {'; '.join(problems)}", **_measured(divergence)
+        text = f"samples differ alone and in a batch of {size}: {'; '.join(problems)}"
+        if settings.batch_dim or is_batch_name(dims[0]):
+            return failed(text, **_measured(divergence))
+        return warned(
+            f"{text}; if {dims[0]!r} on axis 0 is the batch this is wrong: name it in numerics.batch_dim",
+            **_measured(divergence),
         )
     return passed(f"they agree: {_told(divergence)}", **_measured(divergence))
 

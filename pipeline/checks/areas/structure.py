@@ -148,7 +148,7 @@ def dynamic_dims(context: Context) -> Outcome:
         findings += [
             Finding("its batch (axis 0) is fixed", tensor=spec.name)
             for spec in context.specs or ()
-            if spec.shape and spec.batch is None
+            if spec.shape and spec.first is None
         ]
     if findings:
         return failed(

@@ -29,7 +29,7 @@ def to_markdown(reports: Sequence[CheckReport], limit: int = MAX_BYTES) -> str:
     # Every report's verdict comes before any of the details, so that cutting takes the details first.
     head = [f"**{_plain(r.model)}**: {summary(r)}\n" for r in reports] if len(reports) > 1 else []
     size = len(_CUT.encode())
-    kept = []
+    kept: list[str] = []
     for line in (*head, *lines):
         size += len(line.encode()) + 1
         if size > limit:

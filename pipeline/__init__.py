@@ -20,9 +20,14 @@ _HOMES = {
     "analyse": "growpipe.analyser",
     "grow": "growpipe.mirror",
 }
+_NEED_TORCH = ("growpipe.analyser", "growpipe.mirror")
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        from growpipe.environment import require
+
+        if _HOMES[name] in _NEED_TORCH:
+            require("torch", "train", f"growpipe.{name}")
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

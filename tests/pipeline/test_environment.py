@@ -1,0 +1,73 @@
+"""What is not installed is named, with the extra that brings it; importing growpipe is cheap."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from growpipe.environment import code_version, library_versions, require, resolve_device
+from growpipe.graph_ops.errors import MissingEnvironment
+
+
+def python_without(modules: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in an interpreter where importing ``modules`` fails as if they were not installed."""
+    blocker = f"""
+        import sys
+        class Blocker:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {modules.split()!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        sys.meta_path.insert(0, Blocker())
+    """
+    source = textwrap.dedent(blocker) + textwrap.dedent(code)
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("missing", "command", "extra"),
+    [
+        ("torch", "['run', '--out', 'x']", "growpipe[train]"),
+        ("onnxruntime", "['run', '--out', 'x']", "growpipe[cpu]"),
+        ("torch", "['analyse', 'x']", "growpipe[train]"),
+    ],
+)
+def test_a_command_names_the_missing_extra(missing: str, command: str, extra: str) -> None:
+    done = python_without(missing, f"from growpipe.cli import main\nmain({command})\n")
+    assert done.returncode == 3
+    (line,) = done.stderr.strip().splitlines()
+    assert f"needs {missing}, which is not installed: pip install '{extra}'" in line
+
+
+def test_the_python_calls_name_the_missing_extra() -> None:
+    done = python_without("torch", "import growpipe\nprint(growpipe.SplitPlan.__name__)\ngrowpipe.analyse\n")
+    assert done.stdout == "SplitPlan\n"
+    assert (
+        "growpipe.analyse needs torch, which is not installed: pip install 'growpipe[train]'" in done.stderr
+    )
+
+
+def test_importing_growpipe_imports_nothing_heavy() -> None:
+    code = "import growpipe, sys; print(sorted({'torch', 'onnx', 'numpy', 'onnxruntime'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=100) == "[]\n"
+
+
+def test_an_import_error_inside_a_module_is_not_hidden() -> None:
+    with pytest.raises(MissingEnvironment, match=r"x needs no_such_package, .*growpipe\[train\]"):
+        require("no_such_package", "train", "x")
+
+
+def test_the_code_version_names_release_and_sources() -> None:
+    assert code_version().startswith("0.1.0+")
+    assert "torch" in library_versions()
+
+
+def test_cuda_asked_for_and_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(MissingEnvironment, match="no CUDA device"):
+        resolve_device("cuda")

@@ -136,7 +136,7 @@ def analyse(
     target_device = _device(model, device)
     started = time.perf_counter()
     with _evaluation_mode(model):
-        prepared = _prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
+        prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
         data = collect(
             batches,
@@ -223,20 +223,20 @@ def analyse(
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
+class Prepared:
     program: Program
     groups: ChannelGroups
     dtype: torch.dtype
 
 
-def _prepare(
+def prepare(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
     freeze: Sequence[str],
     displace: Sequence[str],
     surrogate: Surrogate,
     device: torch.device,
-) -> _Prepared:
+) -> Prepared:
     """Export the module, find its channel groups, and bind them to the program."""
     export = export_growth_form(model, example_inputs)
     groups = find_channel_groups(export.graph, freeze)
@@ -259,7 +259,7 @@ def _prepare(
     aliases = _aliases(program.state_dict, groups)
     bound = bind_groups(program, splittable, groups.layouts, aliases, displace)
     floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    return _Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0])
+    return Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0])
 
 
 def _aliases(state: Mapping[str, Any], groups: ChannelGroups) -> dict[str, str]:

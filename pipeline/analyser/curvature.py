@@ -447,6 +447,9 @@ OVERRIDES: dict[Any, Callable[..., Any]] = {
     aten._native_batch_norm_legit_no_training.default: _unsurrogated(_legit_batch_norm),
     aten.batch_norm.default: _unsurrogated(_plain_batch_norm),
     aten.scaled_dot_product_attention.default: _unsurrogated(_attention),
+    # The strides of what is recomputed need not be those of the traced kernels.
+    aten.view.default: _unsurrogated(torch.reshape),
+    aten._unsafe_view.default: _unsurrogated(torch.reshape),
 }
 
 _KINKED = {

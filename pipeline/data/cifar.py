@@ -1,0 +1,196 @@
+"""CIFAR-10 and CIFAR-100: the binary version as it is distributed, or CIFAR-10 as a zip of class folders.
+
+Batches are float32 [N, 3, 32, 32], RGB, pixel / 255; the models of the shipped recipes normalise inside.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from growpipe.data import Loaders
+from growpipe.data.augment import crop_and_flip, to_float
+from growpipe.data.batches import Batches
+from growpipe.data.images import open_images, read_images
+from growpipe.data.location import locate
+from growpipe.data.splits import first_of_each, held_out
+from growpipe.graph_ops.errors import UsageError
+
+__all__ = ["cifar10", "cifar100", "parse_records"]
+
+SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+PIXELS = 3 * 32 * 32
+EVALUATION_BATCH = 500
+MAX_FILE = 256 << 20  # bytes; the largest file, train.bin, has 147 MiB
+
+
+def cifar10(
+    batch_size: int,
+    seed: int,
+    path: str | None = None,
+    augment: bool = True,
+    train_samples: int | None = None,
+) -> Loaders:
+    """CIFAR-10, ten classes in alphabetical order.
+
+    Of each class the last images are held out, in the order of the files (in name order for images). Of the
+    binary version the last 500 are the validation set and ``test_batch.bin`` is the test set. A zip or folder
+    of images has no test set: 250 are the validation set and the very last 250 the test set.
+
+    Args:
+        batch_size: of the training batches.
+        seed: not used: order and augmentation come from torch's generator, which the trainer seeds for
+            every epoch.
+        path: see `growpipe.data.location.locate`: ``cifar-10-binary.tar.gz``, ``cifar-10-batches-bin`` (the
+            same unpacked), ``cifar10-train.zip`` or any zip or folder with ten class folders.
+        augment: random crops with a padding of 4, and flips, on the training images.
+        train_samples: train on the first so many images of each class in turn; None for all.
+
+    Returns:
+        Batches of images float32 [N, 3, 32, 32] in [0, 1] and classes int64 [N].
+
+    Raises:
+        UsageError: the data are not there, or damaged.
+    """
+    del seed
+    names = ("cifar-10-binary.tar.gz", "cifar-10-batches-bin", "cifar10-train.zip", "cifar10")
+    place = locate(path, names, "CIFAR-10", SOURCE)
+    if _is_binary(place, "data_batch_1.bin"):
+        files = [f"data_batch_{number}.bin" for number in range(1, 6)]
+        images, labels = _read(place, files, 1, 10)
+        test = _read(place, ["test_batch.bin"], 1, 10)
+        return _loaders(images, labels, test, batch_size, augment, train_samples)
+    listed = open_images(place)
+    if len(listed.classes) != 10:
+        raise UsageError(f"{place} has {len(listed.classes)} class folders; CIFAR-10 has ten")
+    images = read_images(listed)
+    if images.shape[1:] != (3, 32, 32):
+        raise UsageError(f"{place}: the images have size {images.shape[2:]}, not 32 x 32")
+    return _loaders(images, listed.labels, None, batch_size, augment, train_samples)
+
+
+def cifar100(
+    batch_size: int,
+    seed: int,
+    path: str | None = None,
+    augment: bool = True,
+    train_samples: int | None = None,
+) -> Loaders:
+    """CIFAR-100 by its fine labels; arguments and result as of `cifar10`.
+
+    The binary version, ``cifar-100-binary.tar.gz`` or the folder ``cifar-100-binary``: the last 50 training
+    images of each class are the validation set, ``test.bin`` is the test set.
+    """
+    del seed
+    names = ("cifar-100-binary.tar.gz", "cifar-100-binary")
+    place = locate(path, names, "CIFAR-100", SOURCE)
+    if not _is_binary(place, "train.bin"):
+        raise UsageError(f"{place} is no binary version of CIFAR-100: it has no train.bin; see {SOURCE}")
+    images, labels = _read(place, ["train.bin"], 2, 100)
+    test = _read(place, ["test.bin"], 2, 100)
+    return _loaders(images, labels, test, batch_size, augment, train_samples)
+
+
+def parse_records(
+    data: bytes, label_bytes: int, classes: int, where: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Records of label bytes (the last one counts) and 3,072 pixels, channel by channel.
+
+    Returns:
+        uint8 [N, 3, 32, 32] and int64 [N].
+
+    Raises:
+        UsageError: not a whole number of records, or a label out of range.
+    """
+    size = label_bytes + PIXELS
+    if not data or len(data) % size:
+        raise UsageError(f"{where} has {len(data)} bytes, no multiple of a record's {size}; get it again")
+    records = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
+    labels = records[:, label_bytes - 1].astype(np.int64)
+    if labels.max() >= classes:
+        raise UsageError(f"{where} has label {labels.max()}, but there are {classes} classes; get it again")
+    return records[:, label_bytes:].reshape(-1, 3, 32, 32), labels
+
+
+def _is_binary(place: Path, file: str) -> bool:
+    return place.name.endswith((".tar.gz", ".tgz", ".tar")) or (place / file).is_file()
+
+
+def _read(
+    place: Path, names: Sequence[str], label_bytes: int, classes: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    parts = [
+        parse_records(data, label_bytes, classes, f"{place}: {name}")
+        for name, data in zip(names, _contents(place, names), strict=True)
+    ]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _contents(place: Path, names: Sequence[str]) -> list[bytes]:
+    """The bytes of files in a folder or tar archive; the archive is read, never extracted."""
+    found: dict[str, bytes] = {}
+    try:
+        if place.is_dir():
+            for name in names:
+                with open(place / name, "rb") as file:
+                    found[name] = _limited(file.read(MAX_FILE + 1), place, name)
+        else:
+            with tarfile.open(place) as archive:
+                for member in archive:
+                    name = member.name.rpartition("/")[2]
+                    if name in names and member.isfile():
+                        content = archive.extractfile(member)
+                        assert content is not None
+                        found[name] = _limited(content.read(MAX_FILE + 1), place, name)
+    except FileNotFoundError as error:
+        raise UsageError(f"{place} lacks {Path(str(error.filename)).name}; get it again") from None
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise UsageError(f"{place} cannot be read: {error}") from None
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UsageError(f"{place} lacks {missing[0]}; get the binary version from {SOURCE}")
+    return [found[name] for name in names]
+
+
+def _limited(data: bytes, place: Path, name: str) -> bytes:
+    if len(data) > MAX_FILE:
+        raise UsageError(f"{place}: {name} is larger than {MAX_FILE >> 20} MiB; it is no CIFAR")
+    return data
+
+
+def _loaders(
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    test: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None,
+    batch_size: int,
+    augment: bool,
+    train_samples: int | None,
+) -> Loaders:
+    train, validation = held_out(labels, 0.1)
+    if test is None:
+        first, second = held_out(labels[validation], 0.5)
+        validation, last = validation[first], validation[second]
+        test = images[last], labels[last]
+    train = first_of_each(labels, train, train_samples)
+
+    def part(
+        pixels: npt.NDArray[np.uint8], classes: npt.NDArray[np.int64], size: int, learn: bool = False
+    ) -> Batches:
+        return Batches(
+            torch.from_numpy(np.ascontiguousarray(pixels)),
+            torch.from_numpy(np.ascontiguousarray(classes)),
+            size,
+            shuffle=learn,
+            transform=crop_and_flip if learn and augment else to_float,
+        )
+
+    return Loaders(
+        part(images[train], labels[train], batch_size, learn=True),
+        part(images[validation], labels[validation], EVALUATION_BATCH),
+        part(*test, EVALUATION_BATCH),
+    )

@@ -21,7 +21,7 @@ def random_plan(
     groups: ChannelGroups,
     model: ir.Model,
     *,
-    growth: float,
+    growth: float | Mapping[str, int],
     epsilon: float = 0.0,
     seed: int = 0,
     max_coefficient: float = 2.0,
@@ -35,7 +35,8 @@ def random_plan(
     Args:
         groups: the channel groups of ``model``.
         model: gives the parameters the plan belongs to.
-        growth: the share of channels to add to each group, at least one channel where it is above 0.
+        growth: the share of channels to add to each group, at least one channel each; or by group name the
+            number of channels to add.
         epsilon: the step ε; at 0 the function is preserved exactly.
         seed: the same seed gives the same plan.
         max_coefficient: the bound on every |w_i|, at least 1.
@@ -52,7 +53,9 @@ def random_plan(
     return _blind_plan(groups, model, growth, epsilon, seed, "random", coefficients)
 
 
-def net2net_plan(groups: ChannelGroups, model: ir.Model, *, growth: float, seed: int = 0) -> SplitPlan:
+def net2net_plan(
+    groups: ChannelGroups, model: ir.Model, *, growth: float | Mapping[str, int], seed: int = 0
+) -> SplitPlan:
     """Exact duplication of random channels: m copies with coefficient 1/m each, no displacement.
 
     Net2WiderNet of Chen, Goodfellow, Shlens, arXiv 1511.05641. Arguments and errors as for `random_plan`.
@@ -85,25 +88,23 @@ def read_parameter(model: ir.Model) -> Callable[[str], npt.NDArray]:
 def _blind_plan(
     groups: ChannelGroups,
     model: ir.Model,
-    growth: float,
+    growth: float | Mapping[str, int],
     epsilon: float,
     seed: int,
     scheme: str,
     coefficients: Callable[[int, np.random.Generator], npt.NDArray[np.float64]],
 ) -> SplitPlan:
-    if not 0 < growth <= 100:
-        raise UsageError(f"growth is the share of channels to add, above 0 and at most 100, not {growth}")
-    splittable = [group for group in groups.groups if group.splittable]
-    if not splittable:
-        raise UsageError("no channel group of the model can split; `growpipe inspect` says why")
-    layouts = groups.restricted(group.name for group in splittable)
+    added = _added_channels(groups, growth)
+    layouts = groups.restricted(added)
     read = read_parameter(model)
     taken: set[str] = set()
     splits = []
-    for number, group in enumerate(splittable):
+    for number, group in enumerate(group for group in groups.groups if group.splittable):
+        if group.name not in added:
+            continue
         # One generator per group: what happens to a group does not depend on the others.
         rng = np.random.default_rng([seed, number])
-        source, weights = _split(group.width, max(1, round(growth * group.width)), coefficients, rng)
+        source, weights = _split(group.width, added[group.name], coefficients, rng)
         displacements: dict[str, Displacement] = {}
         if epsilon > 0:
             displacements = _random_displacements(group, source, weights, layouts, read, taken, rng)
@@ -115,8 +116,25 @@ def _blind_plan(
         graph_hash=groups.graph_hash,
         parameters_hash=hash_parameters(layouts, read),
         scheme=scheme,
-        notes={"growth": growth, "seed": seed},
+        notes={"growth": dict(growth) if isinstance(growth, Mapping) else growth, "seed": seed},
     )
+
+
+def _added_channels(groups: ChannelGroups, growth: float | Mapping[str, int]) -> dict[str, int]:
+    """By group the number of channels to add."""
+    if isinstance(growth, Mapping):
+        unknown = next((name for name in growth if not groups[name].splittable), None)
+        if unknown is not None:
+            raise UsageError(f"group {unknown!r} cannot split: {groups[unknown].barrier}")
+        if not growth or min(growth.values()) < 1:
+            raise UsageError(f"growth names no channels to add: {dict(growth)}")
+        return dict(growth)
+    if not 0 < growth <= 100:
+        raise UsageError(f"growth is the share of channels to add, above 0 and at most 100, not {growth}")
+    added = {group.name: max(1, round(growth * group.width)) for group in groups.groups if group.splittable}
+    if not added:
+        raise UsageError("no channel group of the model can split; `growpipe inspect` says why")
+    return added
 
 
 def _split(

@@ -52,6 +52,8 @@ class Growth(_Section):
     samples: int = Field(default=1024, ge=1)
     align: int = Field(default=1, ge=1)
     freeze: tuple[str, ...] = ()
+    finish: Literal["continue", "retrain"] = "continue"
+    """The last stage trains the grown weights on, or the found widths from scratch."""
 
 
 class Budget(_Section):

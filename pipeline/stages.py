@@ -32,9 +32,10 @@ from growpipe.graph_ops.rewrite import grow_graph
 from growpipe.mirror import grow, load_grown, save_grown, to_numpy
 from growpipe.optimizer_state import load_optimizer, save_optimizer
 from growpipe.recipe import Budget
+from growpipe.rewidth import reinitialise
 from growpipe.run_store import METRICS, Run, StageRecord
 from growpipe.task import Task, as_feed
-from growpipe.training import make_optimizer, train
+from growpipe.training import make_optimizer, seed_everything, train
 
 __all__ = [
     "CONTROL",
@@ -93,7 +94,8 @@ def train_round(task: Task, number: int) -> StageRecord:
         last = last or bool(parent.facts["budget_spent"])
     epochs = settings.final_epochs if last else settings.epochs
     name = round_stage(number, "train")
-    config = {**task.config, "train": settings.model_dump(mode="json"), "last": last}
+    retrain = last and number > 0 and run.recipe.growth.finish == "retrain"
+    config = {**task.config, "train": settings.model_dump(mode="json"), "last": last, "retrain": retrain}
 
     def produce(folder: Path) -> dict[str, Any]:
         model = task.build_seed()
@@ -102,9 +104,12 @@ def train_round(task: Task, number: int) -> StageRecord:
             _require_growth(find_channel_groups(_export(task, model), run.recipe.growth.freeze))
         else:
             load_grown(model, parent.folder / WEIGHTS)
+        if retrain:
+            seed_everything(run.seed, "retrain")
+            reinitialise(model)
         model.to(run.device)
         optimizer = make_optimizer(model, settings)
-        if parent is not None:
+        if parent is not None and not retrain:
             load_optimizer(optimizer, model, parent.folder / OPTIMIZER)
         return _train_into(folder, task, model, optimizer, name, epochs, last, config, inputs)
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,12 @@ from safetensors.numpy import load_file, save_file
 
 from growpipe.graph_ops.dims import Offspring, atoms_of, dim_from_json, dim_to_json
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.hashing import hash_contents, hash_parameters
 from growpipe.graph_ops.tensors import AxisLayout, Displacement, TensorLayout, grow_tensor
 
 __all__ = ["GroupSplit", "SplitPlan", "hash_parameters"]
 
 FORMAT_VERSION = 1
-
-
-def hash_parameters(names: Iterable[str], read: Callable[[str], npt.NDArray]) -> str:
-    """SHA-256 over name, type, shape and bytes of the named parameters, in name order.
-
-    The ONNX graph and the torch module give the same hash when their parameters are equal.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        array = np.ascontiguousarray(read(name))
-        digest.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +208,7 @@ class SplitPlan:
         """SHA-256 of everything the plan says."""
         document, tensors = self._serialise()
         digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
-        digest.update(hash_parameters(tensors, tensors.__getitem__).encode())
+        digest.update(hash_contents(tensors, tensors.__getitem__).encode())
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -17,11 +17,12 @@ from growpipe.graph_ops.analysis import Analysis, Follow, node_name
 from growpipe.graph_ops.dims import atoms_of, grown_size
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups import Solution, solve
+from growpipe.graph_ops.grown_tensor import GrownTensor
 from growpipe.graph_ops.journal import record_growth
 from growpipe.graph_ops.plan import SplitPlan
 from growpipe.graph_ops.sizes import evaluate
 from growpipe.graph_ops.solver import Axis, root
-from growpipe.graph_ops.tensors import TensorLayout, grow_tensor
+from growpipe.graph_ops.tensors import TensorGrowth, TensorLayout, grow_tensor
 
 __all__ = ["grow_graph"]
 
@@ -29,7 +30,7 @@ __all__ = ["grow_graph"]
 def grow_graph(model: ir.Model, plan: SplitPlan) -> ir.Model:
     """The grown model; ``model`` is left untouched, and tensors that do not grow are shared with it.
 
-    Grown tensors are computed when they are read (`onnx_ir.LazyTensor`), one at a time.
+    Grown tensors are computed when they are read or written (`GrownTensor`).
 
     Args:
         model: the model that ``plan`` was made for.
@@ -108,7 +109,7 @@ def _grow_tensors(solution: Solution, plan: SplitPlan) -> None:
         layout = solution.groups.layouts.get(value.name or "")
         if layout is None or not _grows(layout, plan):
             continue
-        lazy = _lazy(tensor, value.name or "", layout, plan)
+        lazy = _grown(tensor, value.name or "", layout, plan)
         producer = value.producer()
         if producer is None:
             value.const_value = lazy
@@ -128,15 +129,10 @@ def _grows(layout: TensorLayout, plan: SplitPlan) -> bool:
     return any(atom.name in plan.widths for axis in layout.axes for atom in atoms_of(axis.dim))
 
 
-def _lazy(tensor: ir.TensorProtocol, name: str, layout: TensorLayout, plan: SplitPlan) -> ir.LazyTensor:
-    shape = [grown_size(axis.dim, plan.widths) for axis in layout.axes]
+def _grown(tensor: ir.TensorProtocol, name: str, layout: TensorLayout, plan: SplitPlan) -> GrownTensor:
     displacements = {g.group: g.displacements[name] for g in plan.groups if name in g.displacements}
-
-    def compute() -> ir.TensorProtocol:
-        array = grow_tensor(tensor.numpy(), layout, plan.offspring, displacements, plan.epsilon)
-        return ir.Tensor(array, dtype=tensor.dtype, name=name)
-
-    return ir.LazyTensor(compute, dtype=tensor.dtype, shape=ir.Shape(shape), name=name)
+    growth = TensorGrowth(layout, plan.offspring, displacements, plan.epsilon)
+    return GrownTensor(tensor, growth, name)
 
 
 def _follow(solution: Solution, follow: Follow, sizes: _GrownSizes) -> list[ir.Value]:

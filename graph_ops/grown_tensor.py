@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import BinaryIO
 
 import numpy as np
@@ -15,6 +16,9 @@ __all__ = ["GrownTensor"]
 
 _BLOCK_BYTES = 2**20
 """Small enough for a processor's cache, large enough that the calls do not count."""
+
+_MAPPING = threading.RLock()
+"""External tensors map their file at the first use, which two threads must not do at once."""
 
 
 class GrownTensor(ir.LazyTensor):
@@ -31,7 +35,9 @@ class GrownTensor(ir.LazyTensor):
         self._growth = growth
 
     def _whole(self) -> ir.TensorProtocol:
-        array = self._growth.rows(self._before.numpy(), 0, self._growth.shape[0] if self._growth.shape else 1)
+        with _MAPPING:
+            before = self._before.numpy()
+        array = self._growth.rows(before, 0, self._growth.shape[0] if self._growth.shape else 1)
         return ir.Tensor(array, dtype=self.dtype, name=self.name)
 
     def tofile(self, file: BinaryIO) -> None:
@@ -39,7 +45,8 @@ class GrownTensor(ir.LazyTensor):
         if self.nbytes <= _BLOCK_BYTES or self.dtype.bitwidth < 8 or sys.byteorder != "little":
             super().tofile(file)
             return
-        array = self._before.numpy()
+        with _MAPPING:
+            array = self._before.numpy()
         count = self._growth.shape[0]
         step = max(1, _BLOCK_BYTES * count // self.nbytes)
         for start in range(0, count, step):

@@ -27,6 +27,8 @@ EXTERNAL_ABOVE = 1_800_000_000
 _INLINE_BELOW = 256
 """Bytes of a tensor that is not worth a place in the external data."""
 
+_WRITERS = min(4, os.cpu_count() or 1)
+
 _WALKED_ABOVE = 4 * 2**20
 """Smaller files cannot unfold to more than some hundred megabytes."""
 
@@ -199,7 +201,7 @@ def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
     try:
         if data_name is not None and outside:
             written = ir.external_data.convert_tensors_to_external(
-                list(outside.values()), path.parent, data_name
+                list(outside.values()), path.parent, data_name, max_workers=_WRITERS
             )
             for value, tensor in zip(outside, written, strict=True):
                 value.const_value = tensor

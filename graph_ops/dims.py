@@ -169,12 +169,20 @@ def axis_map(dim: Dim, offspring: Mapping[str, Offspring]) -> AxisMap:
 
 
 def channel_rows(dim: Dim, atom: str) -> npt.NDArray[np.int64]:
-    """The entries of the axis that belong to each channel of ``atom``: int64 [width, entries per channel]."""
+    """The entries of the axis that belong to each channel of ``atom``: int64 [width, entries per channel].
+
+    Entries of a channel are in ascending order.
+
+    Raises:
+        UsageError: ``atom`` is not on the axis.
+    """
     width = next((a.size for a in atoms_of(dim) if a.name == atom), None)
     if width is None:
         raise UsageError(f"channel group {atom!r} is not on an axis of type {dim_to_json(dim)}")
     channel = axis_map(dim, {}).channel[atom]
-    return np.stack([np.flatnonzero(channel == c) for c in range(width)])
+    # Every channel has equally many entries, so a stable sort by channel lines them up.
+    entries = np.argsort(channel, kind="stable")[np.count_nonzero(channel < 0) :]
+    return entries.reshape(width, -1).astype(np.int64, copy=False)
 
 
 def dim_to_json(dim: Dim) -> Any:

@@ -87,6 +87,7 @@ class Analysis:
         self.axes: dict[ir.Value, Axes] = {}
         self.values: dict[ir.Value, Ints] = {}
         self.views: dict[ir.Value, View] = {}
+        self.sequences: dict[ir.Value, list[Axes]] = {}
         self.tensors: dict[ir.Value, ir.TensorProtocol] = {}
         self.uses: list[Use] = []
         self.follows: list[Follow] = []
@@ -339,6 +340,8 @@ class Analysis:
     def _freeze_value(self, value: ir.Value, barrier: Barrier) -> None:
         for position, axis in enumerate(self.axes.get(value, ())):
             freeze(axis, Barrier(barrier.operator, barrier.node, position, barrier.reason))
+        for axis in (a for part in self.sequences.get(value, ()) for a in part):
+            freeze(axis, barrier)
         symbolic = self.values.get(value)
         for element in symbolic.elements if symbolic is not None else ():
             for axis in axes_in(element):

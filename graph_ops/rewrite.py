@@ -163,6 +163,12 @@ def _follow(solution: Solution, follow: Follow, sizes: _GrownSizes) -> list[ir.V
     if symbolic is None:
         return []
     natural = [evaluate(element, sizes) for element in symbolic.elements]
+    if symbolic.rank == 0 and follow.elements and any(_changes(follow, sizes)):
+        # SplitToSequence: one length for all parts becomes a list of lengths.
+        _replace(node, follow.target, _integers(node, wanted))
+        return [source]
+    if symbolic.rank == 0:
+        return []
     changed = [
         want if want is not None and want != have else None
         for want, have in zip(wanted, natural, strict=True)

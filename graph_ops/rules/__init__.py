@@ -14,11 +14,14 @@ from growpipe.graph_ops.rules import (
     contraction,
     convolution,
     elementwise,
+    indexing,
     joining,
     layout,
     normalisation,
     pooling,
+    quantisation,
     reduction,
+    sampling,
     shapes,
 )
 
@@ -31,11 +34,14 @@ RULES: dict[tuple[str, str], Rule] = {
         contraction,
         convolution,
         elementwise,
+        indexing,
         joining,
         layout,
         normalisation,
         pooling,
+        quantisation,
         reduction,
+        sampling,
         shapes,
     )
     for operator, rule in family.RULES.items()

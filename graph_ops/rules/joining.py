@@ -1,4 +1,4 @@
-"""Operators that join, cut, pad and repeat axes; and Gather."""
+"""Operators that join, cut, pad and repeat axes."""
 
 from __future__ import annotations
 
@@ -43,23 +43,64 @@ def split(analysis: Analysis, node: ir.Node) -> None:
     sizes = analysis.attribute(node, "split")
     target: str | int = "split" if sizes is not None else 1
     if sizes is None and analysis.input(node, 1) is not None:
-        value = analysis.ints(node, 1)
-        if value is None:
-            raise UnknownShape("the lengths of the parts are not known")
-        sizes = [evaluate(element, size_of) for element in value.elements]
+        sizes = _numbers(analysis, node, 1)
     total = root(axes[position]).size
     if sizes is None:
         if total is None:
             raise UnknownShape("the length of the axis is not known")
-        chunk = math.ceil(total / len(node.outputs))
-        sizes = [min(chunk, total - i * chunk) for i in range(len(node.outputs))]
+        sizes = _chunks(total, math.ceil(total / len(node.outputs)), len(node.outputs))
         if analysis.opset < 13:
             target = "split"
-    parts = [Axis(size) for size in sizes]
-    align([axes[position]], parts, analysis.barrier(node, position, "cut inside a channel's block"))
-    analysis.follow(node, target, [Size(part) for part in parts])
-    for index, part in enumerate(parts):
+    for index, part in enumerate(_divide(analysis, node, position, sizes, target)):
         analysis.output(node, [*axes[:position], part, *axes[position + 1 :]], index)
+
+
+def split_to_sequence(analysis: Analysis, node: ir.Node) -> None:
+    """As Split, the parts in a sequence; one length stands for equal chunks."""
+    axes = analysis.axes_of(node, 0)
+    position = analysis.attribute(node, "axis", 0) % len(axes)
+    total = root(axes[position]).size
+    given = analysis.ints(node, 1)
+    if given is None or total is None:
+        raise UnknownShape("the lengths of the parts are not known")
+    sizes = _numbers(analysis, node, 1)
+    if given.rank == 0:
+        sizes = _chunks(total, sizes[0], -(-total // sizes[0]))
+    analysis.sequences[node.outputs[0]] = [
+        [*axes[:position], part, *axes[position + 1 :]]
+        for part in _divide(analysis, node, position, sizes, 1)
+    ]
+
+
+def sequence_at(analysis: Analysis, node: ir.Node) -> None:
+    source = node.inputs[0]
+    parts = analysis.sequences.get(source) if source is not None else None
+    if parts is None:
+        raise UnknownShape("its sequence is not known")
+    (position,) = _numbers(analysis, node, 1)
+    analysis.output(node, parts[position])
+
+
+def _divide(
+    analysis: Analysis, node: ir.Node, position: int, sizes: list[int], target: str | int
+) -> list[Axis]:
+    parts = [Axis(size) for size in sizes]
+    axis = analysis.axes_of(node, 0)[position]
+    align([axis], parts, analysis.barrier(node, position, "cut inside a channel's block"))
+    analysis.follow(node, target, [Size(part) for part in parts])
+    return parts
+
+
+def _chunks(total: int, size: int, count: int) -> list[int]:
+    return [max(0, min(size, total - i * size)) for i in range(count)]
+
+
+def _numbers(analysis: Analysis, node: ir.Node, index: int) -> list[int]:
+    value = analysis.ints(node, index)
+    numbers = [] if value is None else [evaluate(element, size_of) for element in value.elements]
+    if value is None or None in numbers:
+        raise UnknownShape(f"input {index} is not known")
+    return [number for number in numbers if number is not None]
 
 
 def cut(analysis: Analysis, node: ir.Node) -> None:
@@ -137,13 +178,14 @@ def _slice_integers(
 
 
 def pad(analysis: Analysis, node: ir.Node) -> None:
-    """Padding adds entries that belong to no channel."""
+    """Constant padding adds channels of one value before and after."""
     axes = list(analysis.axes_of(node, 0))
     amounts = _integers(analysis, node, 1)
     if amounts is None:
         raise UnknownShape("its pads are not known")
     where = axes_argument(analysis, node, len(axes), 3) or list(range(len(axes)))
     mode = analysis.attribute(node, "mode", "constant")
+    follow: list[Expression] = [None] * len(amounts)
     for i, position in enumerate(where):
         before = evaluate(amounts[i], size_of)
         after = evaluate(amounts[i + len(where)], size_of)
@@ -155,9 +197,11 @@ def pad(analysis: Analysis, node: ir.Node) -> None:
             total = None if None in (axis.size, before, after) else axis.size + before + after  # type: ignore[operator]
             axes[position] = analysis.fixed(node, position, total)
             continue
+        # A copy of a padding entry is one more padding entry, so the amounts follow.
         edges = [Axis(before), Axis(after)]
-        analysis.freeze(node, edges, position, "padding")
+        follow[i], follow[i + len(where)] = Size(edges[0]), Size(edges[1])
         axes[position] = concat([edges[0], axis, edges[1]])
+    analysis.follow(node, 1, follow)
     analysis.output(node, axes)
 
 
@@ -174,91 +218,6 @@ def tile(analysis: Analysis, node: ir.Node) -> None:
     analysis.output(node, result)
 
 
-def gather(analysis: Analysis, node: ir.Node) -> None:
-    """Picks entries of one axis by data; the other axes pass. An embedding's table makes its channels."""
-    axes, picked = analysis.axes_of(node, 0), analysis.axes_of(node, 1)
-    position = analysis.attribute(node, "axis", 0) % len(axes)
-    _gather_integers(analysis, node)
-    analysis.freeze(node, axes[position], position, "gathered by data")
-    if analysis.is_weight(node, 0):
-        for axis in range(len(axes)):
-            if axis != position:
-                analysis.made(node, 0, axis)
-    analysis.output(node, [*axes[:position], *picked, *axes[position + 1 :]])
-
-
-def _gather_integers(analysis: Analysis, node: ir.Node) -> None:
-    value, at = analysis.input(node, 0), analysis.input(node, 1)
-    data = analysis.constant(value) if value is not None else None
-    index = analysis.constant(at) if at is not None else None
-    if data is None or index is None or data.rank != 1:
-        return
-    positions = [element for element in index.elements if isinstance(element, int)]
-    if len(positions) == len(index.elements) and all(
-        -len(data.elements) <= i < len(data.elements) for i in positions
-    ):
-        analysis.ints(node, 0)
-        analysis.values[node.outputs[0]] = Ints(index.rank, tuple(data.elements[i] for i in positions))
-
-
-def gather_elements(analysis: Analysis, node: ir.Node) -> None:
-    """Picks entries of one axis by data, element by element."""
-    axes, picked = analysis.axes_of(node, 0), analysis.axes_of(node, 1)
-    position = analysis.attribute(node, "axis", 0) % len(axes)
-    analysis.freeze(node, axes[position], position, "gathered by data")
-    result = []
-    for axis in range(len(axes)):
-        if axis != position:
-            if root(axes[axis]).size == root(picked[axis]).size:
-                analysis.unify(node, axes[axis], picked[axis], axis)
-            else:
-                analysis.freeze(node, (axes[axis], picked[axis]), axis, "gathered in part")
-        result.append(picked[axis])
-    analysis.output(node, result)
-
-
-def resize(analysis: Analysis, node: ir.Node) -> None:
-    """Interpolates space; an axis whose length stays is left alone."""
-    axes = analysis.axes_of(node, 0)
-    where = analysis.attribute(node, "axes") or list(range(len(axes)))
-    where = [position % len(axes) for position in where]
-    index = 1 if node.op_type == "Upsample" else 2
-    lengths: list[int | None] = [None] * len(where)
-    kept = [False] * len(where)
-    if analysis.input(node, 3) is not None:
-        wanted = _integers(analysis, node, 3)
-        if wanted is None:
-            raise UnknownShape("the wanted lengths are not known")
-        follow: list[Expression] = []
-        for i, position in enumerate(where):
-            lengths[i] = evaluate(wanted[i], size_of)
-            axis, element = root(axes[position]), wanted[i]
-            kept[i] = _is_length(element, axis) or (lengths[i] is not None and lengths[i] == axis.size)
-            follow.append(Size(axis) if kept[i] else None)
-        analysis.follow(node, 3, follow)
-    else:
-        tensor = analysis.tensor(analysis.input(node, index))
-        if tensor is None or tensor.size != len(where):
-            raise UnknownShape("its scales are not known")
-        for i, scale in enumerate(tensor.numpy().tolist()):
-            size = root(axes[where[i]]).size
-            kept[i] = scale == 1.0
-            lengths[i] = None if size is None else math.floor(size * scale)
-    result = list(axes)
-    for i, position in enumerate(where):
-        if not kept[i]:
-            analysis.freeze(node, axes[position], position, "interpolated")
-            result[position] = analysis.fixed(node, position, lengths[i])
-    analysis.output(node, result)
-
-
-def triangle(analysis: Analysis, node: ir.Node) -> None:
-    """Trilu: the last two axes are compared by position."""
-    axes = analysis.axes_of(node, 0)
-    analysis.freeze(node, axes[-2:], None, "cut along the diagonal")
-    analysis.output(node, axes)
-
-
 def _integers(analysis: Analysis, node: ir.Node, index: int) -> tuple[Expression, ...] | None:
     value = analysis.ints(node, index)
     return None if value is None else value.elements
@@ -266,13 +225,10 @@ def _integers(analysis: Analysis, node: ir.Node, index: int) -> tuple[Expression
 
 RULES: dict[str, Rule] = {
     "Concat": join,
-    "Gather": gather,
-    "GatherElements": gather_elements,
     "Pad": pad,
-    "Resize": resize,
+    "SequenceAt": sequence_at,
     "Slice": cut,
     "Split": split,
+    "SplitToSequence": split_to_sequence,
     "Tile": tile,
-    "Trilu": triangle,
-    "Upsample": resize,
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from growpipe.graph_ops.analysis import Analysis, Rule, UnknownShape, size_of
-from growpipe.graph_ops.sizes import Expression, Ints, Size, axes_in, evaluate, factors_of
-from growpipe.graph_ops.solver import Axis, product, root
+from growpipe.graph_ops.sizes import Expression, Ints, Size, axes_in, calculate, evaluate, factors_of
+from growpipe.graph_ops.solver import Axis, leaves, product, root
 
 __all__ = ["RULES", "axes_from", "axis_from"]
 
@@ -103,13 +103,33 @@ def whole_numbers(analysis: Analysis, node: ir.Node) -> None:
         bound.elements[0] for bound in bounds if bound is not None and isinstance(bound.elements[0], int)
     ]
     length = None
-    if len(numbers) == 3:
-        length = len(range(*numbers))
+    if len(numbers) == 3 and numbers[2]:
+        values = range(*numbers)
+        length = len(values)
+        if length <= _LONGEST_RANGE:
+            analysis.values[node.outputs[0]] = Ints(1, tuple(values))
     analysis.output(node, [analysis.fixed(node, 0, length)])
+
+
+_LONGEST_RANGE = 64
+
+
+def size(analysis: Analysis, node: ir.Node) -> None:
+    """The number of elements, symbolically."""
+    total: Expression = 1
+    for axis in analysis.axes_of(node, 0):
+        length = size_of(axis) if not _may_grow(axis) else None
+        total = calculate("mul", total, Size(axis) if length is None else length)
+    analysis.values[node.outputs[0]] = Ints(0, (total,))
+    analysis.output(node, [])
+
+
+def _may_grow(axis: Axis) -> bool:
+    return any(leaf.barrier is None for leaf in leaves(axis))
 
 
 def _same(element: Expression, axis: Axis) -> bool:
     return isinstance(element, Size) and root(element.axis) is root(axis)
 
 
-RULES: dict[str, Rule] = {"Expand": expand, "Range": whole_numbers, "Shape": shape}
+RULES: dict[str, Rule] = {"Expand": expand, "Range": whole_numbers, "Shape": shape, "Size": size}

@@ -6,9 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
+from growpipe.graph_ops.groups import find_channel_groups
 from growpipe.graph_ops.plan import GroupSplit, SplitPlan, hash_parameters
-from growpipe.graph_ops.rewrite import grow_graph
 
 
 def random_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, freeze=()) -> SplitPlan:
@@ -50,39 +49,32 @@ def parameters(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     return found
 
 
-def run(model: ir.Model, inputs: dict[str, np.ndarray], *, optimised: bool = True) -> list[np.ndarray]:
+def session(model: ir.Model, *, optimised: bool = True) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
+    return ort.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session.run(None, inputs)
 
 
 def assert_same_function(
     model: ir.Model,
     grown: ir.Model,
-    inputs: dict[str, np.ndarray],
+    batches: list[dict[str, np.ndarray]],
     tolerance: float = 1e-5,
     levels: tuple[bool, ...] = (False, True),
 ) -> None:
     """Both models give the same outputs to ``tolerance`` of their scale, at all optimisation levels."""
     for optimised in levels:
-        for before, after in zip(
-            run(model, inputs, optimised=optimised), run(grown, inputs, optimised=optimised), strict=True
-        ):
-            assert before.shape == after.shape
-            if before.size and np.issubdtype(before.dtype, np.floating):
-                scale = max(float(np.abs(before).max()), 1e-6)
-                assert float(np.abs(before - after).max()) <= tolerance * scale
-            else:
-                np.testing.assert_array_equal(before, after)
-
-
-def grow_all(model: ir.Model, **options) -> tuple[ir.Model, ChannelGroups]:
-    """Grow every splittable group at random."""
-    plan = random_plan(model, **options)
-    return grow_graph(model, plan), find_channel_groups(model)
+        original, wider = session(model, optimised=optimised), session(grown, optimised=optimised)
+        for inputs in batches:
+            for before, after in zip(original.run(None, inputs), wider.run(None, inputs), strict=True):
+                assert before.shape == after.shape
+                if before.size and np.issubdtype(before.dtype, np.floating):
+                    scale = max(float(np.abs(before).max()), 1e-6)
+                    assert float(np.abs(before - after).max()) <= tolerance * scale
+                else:
+                    np.testing.assert_array_equal(before, after)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from growpipe.graph_ops.sizes import Expression, Ints, axes_in
@@ -133,15 +134,13 @@ class Analysis:
         if (
             value not in self.values
             and tensor is not None
-            and (
-                tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32)
-                and len(tensor.shape) <= 1
-                and tensor.size <= _MOST_INTEGERS
-            )
+            and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+            and tensor.size <= _MOST_INTEGERS
         ):
+            # Through a list, so that the elements are Python's own integers.
             array = tensor.numpy()
-            rank: Any = array.ndim
-            self.values[value] = Ints(rank, tuple(int(element) for element in array.reshape(-1)))
+            numbers = np.array([int(element) for element in array.flat], object)
+            self.values[value] = Ints(numbers.reshape(array.shape))
         return self.values.get(value)
 
     def tensor(self, value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -254,7 +253,9 @@ class Analysis:
 
     # -- the pass ------------------------------------------------------------------------------------
 
-    def run(self, rules: Mapping[tuple[str, str], Rule]) -> None:
+    def run(self, rules: Mapping[tuple[str, str], Rule], integers: Rule) -> None:
+        """Visit every node: its rule, then ``integers``, which follows the values of small tensors."""
+        self._integers = integers
         for value in self.graph.inputs:
             if value.name in self.graph.initializers:
                 continue
@@ -278,6 +279,7 @@ class Analysis:
             if rule is None:
                 raise UnknownShape(_why_unknown(node))
             rule(self, node)
+            self._integers(self, node)
         except UnknownShape as refusal:
             self._give_up(node, str(refusal))
             return
@@ -365,9 +367,10 @@ class UnknownShape(Exception):
 def analyse_graph(model: ir.Model) -> Analysis:
     """The solved axes of the main graph of ``model``, which is left as it is."""
     from growpipe.graph_ops.rules import RULES
+    from growpipe.graph_ops.rules.arithmetic import integer_value
 
     analysis = Analysis(model)
-    analysis.run(RULES)
+    analysis.run(RULES, integer_value)
     return analysis
 
 

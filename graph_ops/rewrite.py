@@ -7,7 +7,6 @@ follows the grown width. Nothing else of the graph changes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -204,7 +203,7 @@ class _Patch:
         return _insert(self._node, "Where", [_array(self._node, kept), value, _array(self._node, numbers)])
 
     def _constant(self, value: ir.Value, numbers: Sequence[int | None]) -> ir.Value:
-        shape: Any = () if self._analysis.values[value].rank == 0 else -1
+        shape = self._analysis.values[value].array.shape
         return _array(self._node, np.array(numbers, self._type(value)).reshape(shape))
 
     @staticmethod

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from growpipe.graph_ops.solver import Axis, root
 
 __all__ = ["Arithmetic", "Expression", "Ints", "Size", "axes_in", "calculate", "evaluate", "factors_of"]
@@ -35,10 +38,21 @@ Expression = int | Size | Arithmetic | None
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ints:
-    """A small integer tensor of rank 0 or 1, as it runs through the shape arithmetic of a graph."""
+    """A small integer tensor as it runs through the shape arithmetic of a graph.
 
-    rank: Literal[0, 1]
-    elements: tuple[Expression, ...]
+    Attributes:
+        array: an object array of expressions.
+    """
+
+    array: npt.NDArray[np.object_]
+
+    @property
+    def rank(self) -> int:
+        return self.array.ndim
+
+    @property
+    def elements(self) -> tuple[Expression, ...]:
+        return tuple(self.array.reshape(-1).tolist())
 
 
 def evaluate(expression: Expression, size_of: Callable[[Axis], int | None]) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from growpipe.graph_ops.analysis import Rule
 from growpipe.graph_ops.rules import (
+    attention,
     constants,
     contraction,
     convolution,
@@ -30,6 +31,7 @@ __all__ = ["RULES"]
 RULES: dict[tuple[str, str], Rule] = {
     ("", operator): rule
     for family in (
+        attention,
         constants,
         contraction,
         convolution,

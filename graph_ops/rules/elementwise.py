@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from growpipe.graph_ops.analysis import Analysis, Rule, UnknownShape
-from growpipe.graph_ops.rules.arithmetic import integer_arithmetic
 from growpipe.graph_ops.solver import Axis, root
 
 __all__ = ["RULES", "broadcast", "elementwise"]
@@ -38,7 +37,6 @@ def broadcast(analysis: Analysis, node: ir.Node, operands: Sequence[Sequence[Axi
 
 def elementwise(analysis: Analysis, node: ir.Node) -> None:
     """All inputs broadcast together; every output has the common axes."""
-    integer_arithmetic(analysis, node)
     present = [index for index, value in enumerate(node.inputs) if value is not None]
     axes = broadcast(analysis, node, [analysis.axes_of(node, index) for index in present])
     for index in range(len(node.outputs)):
@@ -64,9 +62,7 @@ def parametric_relu(analysis: Analysis, node: ir.Node) -> None:
 
 
 def cast(analysis: Analysis, node: ir.Node) -> None:
-    """Same axes; a weight stays a weight; integers stay known as integers."""
-    if analysis.attribute(node, "to") in (ir.DataType.INT64, ir.DataType.INT32):
-        integer_arithmetic(analysis, node)
+    """Same axes; a weight stays a weight."""
     axes = analysis.axes_of(node, 0)
     analysis.output(node, axes)
     analysis.view(node, [(axis,) for axis in range(len(axes))])

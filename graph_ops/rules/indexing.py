@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from growpipe.graph_ops.analysis import Analysis, Rule, UnknownShape
-from growpipe.graph_ops.sizes import Ints
 from growpipe.graph_ops.solver import root
 
 __all__ = ["RULES"]
@@ -15,27 +14,12 @@ def gather(analysis: Analysis, node: ir.Node) -> None:
     """Picks entries of one axis by data; the other axes pass. An embedding's table makes its channels."""
     axes, picked = analysis.axes_of(node, 0), analysis.axes_of(node, 1)
     position = analysis.attribute(node, "axis", 0) % len(axes)
-    _pick_integers(analysis, node)
     analysis.freeze(node, axes[position], position, "gathered by data")
     if analysis.is_weight(node, 0):
         for axis in range(len(axes)):
             if axis != position:
                 analysis.made(node, 0, axis)
     analysis.output(node, [*axes[:position], *picked, *axes[position + 1 :]])
-
-
-def _pick_integers(analysis: Analysis, node: ir.Node) -> None:
-    value, at = analysis.input(node, 0), analysis.input(node, 1)
-    data = analysis.constant(value) if value is not None else None
-    index = analysis.constant(at) if at is not None else None
-    if data is None or index is None or data.rank != 1:
-        return
-    positions = [element for element in index.elements if isinstance(element, int)]
-    if len(positions) == len(index.elements) and all(
-        -len(data.elements) <= i < len(data.elements) for i in positions
-    ):
-        analysis.ints(node, 0)
-        analysis.values[node.outputs[0]] = Ints(index.rank, tuple(data.elements[i] for i in positions))
 
 
 def gather_elements(analysis: Analysis, node: ir.Node) -> None:

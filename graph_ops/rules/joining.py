@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from growpipe.graph_ops.analysis import Analysis, Rule, UnknownShape, size_of
 from growpipe.graph_ops.rules.layout import axes_argument
-from growpipe.graph_ops.sizes import Arithmetic, Expression, Ints, Size, evaluate
+from growpipe.graph_ops.sizes import Arithmetic, Expression, Size, evaluate
 from growpipe.graph_ops.solver import Axis, align, concat, product, root
 
 __all__ = ["RULES"]
@@ -28,13 +27,6 @@ def join(analysis: Analysis, node: ir.Node) -> None:
             analysis.unify(node, operands[0][axis], axes[axis], axis)
         result.append(operands[0][axis])
     analysis.output(node, result)
-    values = [analysis.constant(value) for value in node.inputs if value is not None]
-    present = [value for value in values if value is not None]
-    if len(present) == len(values):
-        for index in range(len(values)):
-            analysis.ints(node, index)
-        elements = tuple(element for value in present for element in value.elements)
-        analysis.values[node.outputs[0]] = Ints(1, elements)
 
 
 def split(analysis: Analysis, node: ir.Node) -> None:
@@ -116,7 +108,6 @@ def cut(analysis: Analysis, node: ir.Node) -> None:
         if value is None:
             raise UnknownShape("its steps are not known")
         steps = [evaluate(element, size_of) or 0 for element in value]
-    _slice_integers(analysis, node, starts, ends, steps)
     first: list[Expression] = [None] * len(starts)
     last: list[Expression] = [None] * len(ends)
     for i, position in enumerate(where):
@@ -159,22 +150,6 @@ def _is_length(element: Expression, axis: Axis) -> bool:
 
 def _bound(end: int) -> int | None:
     return None if abs(end) >= _FAR else end
-
-
-def _slice_integers(
-    analysis: Analysis,
-    node: ir.Node,
-    starts: Sequence[Expression],
-    ends: Sequence[Expression],
-    steps: Sequence[int],
-) -> None:
-    value = analysis.input(node, 0)
-    data = analysis.constant(value) if value is not None else None
-    start, end = starts[0], ends[0]
-    if data is not None and data.rank == 1 and isinstance(start, int) and isinstance(end, int):
-        analysis.ints(node, 0)
-        picked = data.elements[slice(start, end, steps[0] or 1)]
-        analysis.values[node.outputs[0]] = Ints(1, tuple(picked))
 
 
 def pad(analysis: Analysis, node: ir.Node) -> None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.analysis import Analysis, Rule, UnknownShape, size_of
 from growpipe.graph_ops.rules.shapes import axis_from
-from growpipe.graph_ops.sizes import Expression, Ints, Size, evaluate
+from growpipe.graph_ops.sizes import Expression, Size, evaluate
 from growpipe.graph_ops.solver import Axis, match, product, root
 
 __all__ = ["RULES", "axes_argument", "reshape_view"]
@@ -18,9 +18,6 @@ def identity(analysis: Analysis, node: ir.Node) -> None:
     axes = analysis.axes_of(node, 0)
     analysis.output(node, axes)
     analysis.view(node, [(axis,) for axis in range(len(axes))])
-    value = analysis.ints(node, 0)
-    if value is not None:
-        analysis.values[node.outputs[0]] = value
 
 
 def transpose(analysis: Analysis, node: ir.Node) -> None:
@@ -40,7 +37,6 @@ def squeeze(analysis: Analysis, node: ir.Node) -> None:
     kept = [position for position in range(len(axes)) if position not in dropped]
     analysis.output(node, [axes[position] for position in kept])
     analysis.view(node, [(position,) for position in kept])
-    _same_integers(analysis, node, len(kept))
 
 
 def unsqueeze(analysis: Analysis, node: ir.Node) -> None:
@@ -54,7 +50,6 @@ def unsqueeze(analysis: Analysis, node: ir.Node) -> None:
     sources = [None if position in inserted else next(old) for position in range(rank)]
     analysis.output(node, [Axis(1) if source is None else axes[source] for source in sources])
     analysis.view(node, [() if source is None else (source,) for source in sources])
-    _same_integers(analysis, node, rank)
 
 
 def flatten(analysis: Analysis, node: ir.Node) -> None:
@@ -98,7 +93,6 @@ def reshape(analysis: Analysis, node: ir.Node) -> None:
     view = reshape_view(*sizes)
     if view is not None:
         analysis.view(node, view)
-    _same_integers(analysis, node, len(result))
 
 
 def reshape_view(before: list[int | None], after: list[int | None]) -> list[tuple[int, ...]] | None:
@@ -180,12 +174,6 @@ def _inferred_length(axes: list[Axis], result: list[Axis], inferred: int) -> int
     if None in sizes[0] or None in sizes[1] or 0 in sizes[1]:
         return None
     return math.prod(s for s in sizes[0] if s is not None) // math.prod(s for s in sizes[1] if s is not None)
-
-
-def _same_integers(analysis: Analysis, node: ir.Node, rank: int) -> None:
-    value = analysis.ints(node, 0)
-    if value is not None and rank <= 1:
-        analysis.values[node.outputs[0]] = Ints(1 if rank else 0, value.elements)
 
 
 RULES: dict[str, Rule] = {

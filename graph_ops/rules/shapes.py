@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from growpipe.graph_ops.analysis import Analysis, Rule, UnknownShape, size_of
@@ -16,8 +17,8 @@ def shape(analysis: Analysis, node: ir.Node) -> None:
     axes = analysis.axes_of(node, 0)
     start = analysis.attribute(node, "start", 0)
     end = analysis.attribute(node, "end")
-    elements: list[Expression] = [Size(axis) for axis in axes[slice(start, end)]]
-    analysis.values[node.outputs[0]] = Ints(1, tuple(elements))
+    elements = [_length(axis) for axis in axes[slice(start, end)]]
+    analysis.values[node.outputs[0]] = Ints(np.array(elements, object))
     analysis.output(node, [analysis.fixed(node, 0, len(elements))])
 
 
@@ -27,7 +28,6 @@ def expand(analysis: Analysis, node: ir.Node) -> None:
     wanted = analysis.ints(node, 1)
     if wanted is None:
         raise UnknownShape("the wanted shape is not known")
-    _expand_integers(analysis, node, wanted)
     rank = max(len(axes), len(wanted.elements))
     result: list[Axis] = []
     elements: list[Expression] = []
@@ -48,18 +48,6 @@ def expand(analysis: Analysis, node: ir.Node) -> None:
             elements.append(follow)
     analysis.follow(node, 1, elements)
     analysis.output(node, result)
-
-
-def _expand_integers(analysis: Analysis, node: ir.Node, wanted: Ints) -> None:
-    value = analysis.input(node, 0)
-    data = analysis.constant(value) if value is not None else None
-    if data is None or len(wanted.elements) > 1:
-        return
-    length = evaluate(wanted.elements[0], size_of) if wanted.elements else 1
-    if length is not None and (length == 1 or len(data.elements) == 1):
-        analysis.ints(node, 0)
-        rank = max(data.rank, len(wanted.elements))
-        analysis.values[node.outputs[0]] = Ints(1 if rank else 0, data.elements * length)
 
 
 def axes_from(analysis: Analysis, node: ir.Node, index: int) -> list[Axis]:
@@ -104,28 +92,23 @@ def whole_numbers(analysis: Analysis, node: ir.Node) -> None:
     ]
     length = None
     if len(numbers) == 3 and numbers[2]:
-        values = range(*numbers)
-        length = len(values)
-        if length <= _LONGEST_RANGE:
-            analysis.values[node.outputs[0]] = Ints(1, tuple(values))
+        length = len(range(*numbers))
     analysis.output(node, [analysis.fixed(node, 0, length)])
-
-
-_LONGEST_RANGE = 64
 
 
 def size(analysis: Analysis, node: ir.Node) -> None:
     """The number of elements, symbolically."""
     total: Expression = 1
     for axis in analysis.axes_of(node, 0):
-        length = size_of(axis) if not _may_grow(axis) else None
-        total = calculate("mul", total, Size(axis) if length is None else length)
-    analysis.values[node.outputs[0]] = Ints(0, (total,))
+        total = calculate("mul", total, _length(axis))
+    analysis.values[node.outputs[0]] = Ints(np.array(total, object))
     analysis.output(node, [])
 
 
-def _may_grow(axis: Axis) -> bool:
-    return any(leaf.barrier is None for leaf in leaves(axis))
+def _length(axis: Axis) -> Expression:
+    """A number where the axis cannot grow any more."""
+    fixed = all(leaf.barrier is not None or leaf.size == 1 for leaf in leaves(axis))
+    return size_of(axis) if fixed and size_of(axis) is not None else Size(axis)
 
 
 def _same(element: Expression, axis: Axis) -> bool:

@@ -64,7 +64,7 @@ def analyse(
     tolerance: float = 1e-2,
     max_samples: int = 2048,
     micro_batch: int = 256,
-    line_search_samples: int = 1024,
+    line_search_samples: int = 512,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> SplitPlan:
@@ -87,7 +87,8 @@ def analyse(
         budget: what the grown network may cost; with a growth share both hold.
         metric: ``"euclidean"`` (‖δ‖² in parameter units) or ``"input"`` (δᵀ E[p pᵀ] δ, see `metric`).
         damping: of the input metric, as a share of the mean eigenvalue of Σ.
-        displace: what is displaced: ``"weights"``, ``"biases"``, ``"affine"``.
+        displace: what is displaced: ``"weights"`` (of mixing producers), ``"filters"`` (depthwise),
+            ``"biases"``, ``"affine"`` (batch-norm scale and shift).
         surrogate_beta: β of the surrogate curvature of kinked activations, softplus.
         freeze: groups or tensors that must not split.
         align: groups that grow end at a multiple of this width.
@@ -95,7 +96,7 @@ def analyse(
         max_factor: no group grows beyond this multiple of its width.
         cost_exponent: candidates compete by gain / MACs (or parameters) to this power.
         solver: ``"dense"``, ``"lanczos"``, or ``"auto"`` by cost.
-        tolerance: the residual bound of the eigenpairs, as a share of each spectral radius.
+        tolerance: the error bound of the eigenvalues, as a share of each spectral radius.
         max_samples: the largest analysis set.
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial of the line search sees.

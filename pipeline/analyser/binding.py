@@ -27,8 +27,8 @@ __all__ = ["DISPLACEABLE", "Block", "BoundGroup", "Edge", "bind_groups", "colour
 Edge = tuple[Node, Node]
 """A consumer edge: the mixing consumer, and the node whose value enters it."""
 
-DISPLACEABLE = ("weights", "biases", "affine")
-"""Weights (of producers, and depthwise filters), their biases, batch-norm scale and shift."""
+DISPLACEABLE = ("weights", "filters", "biases", "affine")
+"""Weights of mixing producers, depthwise filters, the biases of both, batch-norm scale and shift."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def _is_displaced(member: Member, displace: Sequence[str]) -> bool:
         return False
     convolution = member.operator in {"Conv", "ConvTranspose"}
     if convolution and member.input == "W":
-        return "weights" in displace
+        return "filters" in displace
     if member.operator in {"Conv", "ConvTranspose", "Gemm", "Add"} and member.input in {"A", "B", "C"}:
         return "biases" in displace
     return member.operator == "BatchNormalization" and member.input in {"scale", "B"} and "affine" in displace

@@ -35,7 +35,7 @@ def splitting_matrices(apply: Callable[[list[Tensor]], list[Tensor]], like: Sequ
 
 def dense_extremes(apply: Callable[[list[Tensor]], list[Tensor]], like: Sequence[Tensor]) -> Extremes:
     """The extreme eigenpairs of every channel from its splitting matrix, by eigh in float64."""
-    low, high, minus, plus, residual = [], [], [], [], []
+    low, high, minus, plus, error = [], [], [], [], []
     for matrix, reference in zip(splitting_matrices(apply, like), like, strict=True):
         s = matrix.double()
         values, vectors = torch.linalg.eigh((s + s.mT) / 2)
@@ -43,5 +43,6 @@ def dense_extremes(apply: Callable[[list[Tensor]], list[Tensor]], like: Sequence
         high.append(values[:, -1].cpu())
         minus.append(vectors[:, :, 0].to(reference.dtype))
         plus.append(vectors[:, :, -1].to(reference.dtype))
-        residual.append(torch.zeros(len(values), dtype=torch.float64))
-    return Extremes(low, high, minus, plus, residual, max(v.shape[1] for v in like))
+        error.append(torch.zeros(len(values), dtype=torch.float64))
+    # The operator was applied to the unit vectors.
+    return Extremes(low, high, minus, plus, error, minus, plus, max(v.shape[1] for v in like))

@@ -27,7 +27,9 @@ class Extremes:
         high: λ+, for every group float64 [width].
         minus: v−, for every group [width, d], unit rows.
         plus: v+, for every group [width, d], unit rows.
-        residual: ‖S v − λ v‖ of the worse end, for every group float64 [width].
+        error: a bound on the error of λ at the worse end, for every group float64 [width].
+        minus_in: v− in the basis of the vectors the operator was applied to, for every group [width, k].
+        plus_in: v+, likewise.
         steps: the number of products used.
     """
 
@@ -35,18 +37,20 @@ class Extremes:
     high: list[Tensor]
     minus: list[Tensor]
     plus: list[Tensor]
-    residual: list[Tensor]
+    error: list[Tensor]
+    minus_in: list[Tensor]
+    plus_in: list[Tensor]
     steps: int
 
     @property
-    def relative_residual(self) -> float:
-        """The worst residual over all channels, as a share of the channel's spectral radius."""
+    def relative_error(self) -> float:
+        """The worst error bound over all channels, as a share of the channel's spectral radius."""
         worst = 0.0
-        for low, high, residual in zip(self.low, self.high, self.residual, strict=True):
+        for low, high, error in zip(self.low, self.high, self.error, strict=True):
             radius = torch.maximum(low.abs(), high.abs()).clamp_min(torch.finfo(torch.float64).tiny)
-            live = residual > 0
+            live = error > 0
             if live.any():
-                worst = max(worst, float((residual[live] / radius[live]).max()))
+                worst = max(worst, float((error[live] / radius[live]).max()))
         return worst
 
 
@@ -114,16 +118,22 @@ class _Recurrence:
             self.basis[self.k] = torch.where(mask, unit, torch.zeros_like(unit))
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values [width, k], Ritz coordinates [width, k, k], residual bounds [width, k]."""
+        """Ritz values [width, k], Ritz coordinates [width, k, k], error bounds of both ends [width, 2]."""
         t = torch.diag_embed(self.alpha[:, : self.k])
         if self.k > 1:
             off = self.beta[:, : self.k - 1]
             t = t + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
         values, coordinates = torch.linalg.eigh(t)
-        bound = self.beta[:, self.k - 1, None] * coordinates[:, -1, :].abs()
-        if self.k == self.basis.shape[2]:
-            bound = torch.zeros_like(bound)  # the Krylov space is the whole space
-        return values, coordinates, bound
+        if self.k == self.basis.shape[2]:  # the Krylov space is the whole space
+            return values, coordinates, values.new_zeros(len(values), 2)
+        residual = self.beta[:, self.k - 1, None] * coordinates[:, -1, :].abs()
+        if self.k == 1:
+            return values, coordinates, residual[:, [0, 0]]
+        gap = torch.stack([values[:, 1] - values[:, 0], values[:, -1] - values[:, -2]], dim=1)
+        # The next Ritz value stands for the rest of the spectrum: it may still move towards the end.
+        gap = (gap - residual[:, [1, -2]]).clamp_min(0)
+        ends = residual[:, [0, -1]]
+        return values, coordinates, torch.where(gap > ends, ends * ends / gap, ends)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Ritz vectors [width, d] from coordinates [width, k]."""
@@ -141,15 +151,15 @@ def lanczos(
 ) -> Extremes:
     """λ−, v−, λ+, v+ of every channel.
 
-    Stops when for every channel and both ends the residual ``‖S v − λ v‖ = β_k |s_k|`` is at most
-    ``tolerance`` times the channel's spectral radius (an eigenvalue lies within the residual of λ, and for a
-    separated end within its square over the gap), when the Krylov spaces are exhausted, or after
-    ``max_steps`` products.
+    Stops when for every channel both ends are within ``tolerance`` times the channel's spectral radius, when
+    the Krylov spaces are exhausted, or after ``max_steps`` products. The bound on the error of a Ritz value is
+    its residual ``r = ‖S v − λ v‖ = β_k |s_k|``, and ``r² / gap`` where that is less, gap the distance to the
+    next Ritz value less its own residual (Parlett, The Symmetric Eigenvalue Problem, theorem 11.7.1).
 
     Args:
         apply: the operator: for every group [width, d] to [width, d], symmetric per channel.
         start: start vectors, for every group [width, d], no row zero.
-        tolerance: the residual bound, as a share of the spectral radius.
+        tolerance: the bound on the error, as a share of the spectral radius.
         max_steps: the largest number of products.
         min_steps: the least number of products before the bound is trusted.
 
@@ -176,16 +186,19 @@ def _converged(run: _Recurrence, tolerance: float) -> bool:
         return True
     values, _, bound = run.ritz()
     radius = values[:, [0, -1]].abs().amax(dim=1)
-    return bool((bound[:, [0, -1]].amax(dim=1) <= tolerance * radius).all())
+    return bool((bound.amax(dim=1) <= tolerance * radius).all())
 
 
 def _extremes(runs: Sequence[_Recurrence], steps: int) -> Extremes:
-    low, high, minus, plus, residual = [], [], [], [], []
+    low, high, minus, plus, error = [], [], [], [], []
+    minus_in, plus_in = [], []
     for run in runs:
         values, coordinates, bound = run.ritz()
         low.append(values[:, 0])
         high.append(values[:, -1])
         minus.append(run.vectors(coordinates[:, :, 0]))
         plus.append(run.vectors(coordinates[:, :, -1]))
-        residual.append(bound[:, [0, -1]].amax(dim=1))
-    return Extremes(low, high, minus, plus, residual, steps)
+        minus_in.append(coordinates[:, :, 0])
+        plus_in.append(coordinates[:, :, -1])
+        error.append(bound.amax(dim=1))
+    return Extremes(low, high, minus, plus, error, minus_in, plus_in, steps)

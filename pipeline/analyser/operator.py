@@ -9,7 +9,7 @@ For a chain without sharing it is ``S = E_x[Φ'(σ(θ,x)) ∇²_θθ σ(θ,x)]``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -101,29 +101,39 @@ class SplittingOperator:
             for reference in [self.program.tensor(g.blocks[0].tensor)]
         ]
 
-    def apply(self, vectors: Sequence[Tensor], batches: Sequence[int] | None = None) -> Vectors:
-        """S·v for every channel.
+    def apply(self, vectors: Sequence[Tensor]) -> Vectors:
+        """S·v for every channel, S that of the mean loss over all samples: for every group [width, d]."""
+        return self.apply_halves(vectors)[0]
+
+    def apply_halves(self, vectors: Sequence[Tensor]) -> tuple[Vectors, Vectors]:
+        """S·v over all samples, and (S₁ − S₂)·v for two disjoint halves of them, at the price of one product.
+
+        The halves are the micro-batches of even and of odd number, in every process.
 
         Args:
             vectors: for every group [width, d].
-            batches: over which micro-batches; all by default.
 
         Returns:
-            For every group [width, d]; S is that of the mean loss over the samples of those batches.
+            Twice, for every group [width, d]; the second is zero where a half is empty.
         """
         self.products += 1
-        chosen = range(len(self.batches)) if batches is None else batches
-        totals = [torch.zeros_like(v) for v in vectors]
-        weight = torch.zeros((), dtype=torch.float64, device=totals[0].device)
-        for index in chosen:
-            samples = self.batches[index].samples
-            weight += samples
+        device = vectors[0].device
+        halves = [[torch.zeros_like(v) for v in vectors] for _ in range(2)]
+        weights = torch.zeros(2, dtype=torch.float64, device=device)
+        for index, batch in enumerate(self.batches):
+            weights[index % 2] += batch.samples
             for colour_index, colour in enumerate(self._colours):
-                self._accumulate(totals, vectors, index, colour_index, colour, float(samples))
+                self._accumulate(
+                    halves[index % 2], vectors, index, colour_index, colour, float(batch.samples)
+                )
         if self.reduce is not None:
-            weight = self.reduce(weight)
-            totals = [self.reduce(total) for total in totals]
-        return [total / weight.to(total.dtype) for total in totals]
+            weights = self.reduce(weights)
+            halves = [[self.reduce(total) for total in half] for half in halves]
+        first, second = (float(w) for w in weights)
+        whole = [(a + b) / (first + second) for a, b in zip(*halves, strict=True)]
+        if first == 0 or second == 0:
+            return whole, [torch.zeros_like(v) for v in vectors]
+        return whole, [a / first - b / second for a, b in zip(*halves, strict=True)]
 
     def _accumulate(
         self,
@@ -173,8 +183,3 @@ class SplittingOperator:
     def drop_graphs(self) -> None:
         """Free the linearised paths."""
         self._graphs.clear()
-
-    def halves(self) -> Iterator[list[int]]:
-        """Two disjoint halves of the micro-batches, interleaved."""
-        yield list(range(0, len(self.batches), 2))
-        yield list(range(1, len(self.batches), 2))

@@ -25,6 +25,7 @@ __all__ = ["SOLVERS", "Spectra", "measure_spectra", "solve"]
 SOLVERS = ("auto", "dense", "lanczos")
 
 FloatArray = npt.NDArray[np.floating]
+Contrasts = tuple[list[FloatArray], list[FloatArray]]
 
 LANCZOS_PRODUCTS = 12
 """About how many products batched Lanczos needs for a residual of a percent."""
@@ -84,37 +85,51 @@ def solve(
     tolerance: float,
     start: Sequence[Tensor],
     max_steps: int = 40,
-) -> tuple[Extremes, str]:
-    """The extreme eigenpairs in the metric's whitened coordinates, and the solver that found them.
+) -> tuple[Extremes, Contrasts, str]:
+    """The extreme eigenpairs in the metric's whitened coordinates.
 
     ``auto`` takes the dense solver where the largest dimension needs no more products than Lanczos would.
+
+    Returns:
+        The extremes; vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data; the solver.
 
     Raises:
         UsageError: an unknown solver.
     """
     if solver not in SOLVERS:
         raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    differences: list[Vectors] = []
 
     def apply(vectors: Vectors) -> Vectors:
-        return metric.to_white(operator.apply(metric.to_raw(vectors)))
+        whole, difference = operator.apply_halves(metric.to_raw(vectors))
+        differences.append(metric.to_white(difference))
+        return metric.to_white(whole)
 
     if solver == "auto":
         largest = max(group.dimension for group in operator.groups)
         solver = "dense" if largest <= LANCZOS_PRODUCTS else "lanczos"
     if solver == "dense":
-        return dense_extremes(apply, start), solver
-    return lanczos(apply, start, tolerance=tolerance, max_steps=max_steps), solver
+        extremes = dense_extremes(apply, start)
+    else:
+        extremes = lanczos(apply, start, tolerance=tolerance, max_steps=max_steps)
+    contrasts = (
+        _contrast(differences, extremes.minus, extremes.minus_in),
+        _contrast(differences, extremes.plus, extremes.plus_in),
+    )
+    return extremes, contrasts, solver
 
 
-def _quotients(
-    operator: SplittingOperator, raw: Sequence[Tensor], half: Sequence[int]
-) -> list[npt.NDArray[np.float64]]:
-    """vᵀ S v of every channel, S over the micro-batches of one half."""
-    products = operator.apply(raw, half)
-    return [
-        torch.einsum("cd,cd->c", v.double(), p.double()).cpu().numpy()
-        for v, p in zip(raw, products, strict=True)
-    ]
+def _contrast(
+    differences: Sequence[Vectors], ends: Sequence[Tensor], coordinates: Sequence[Tensor]
+) -> list[FloatArray]:
+    """vᵀ D v of every channel, for v given by coordinates in the vectors that D was applied to."""
+    result = []
+    for position, (v, weights) in enumerate(zip(ends, coordinates, strict=True)):
+        k = weights.shape[1]
+        applied = torch.stack([step[position] for step in differences[:k]], dim=1).double()
+        product = torch.einsum("ck,ckd->cd", weights.double().to(applied.device), applied)
+        result.append(torch.einsum("cd,cd->c", v.double(), product).cpu().numpy())
+    return result
 
 
 def measure_spectra(
@@ -130,8 +145,8 @@ def measure_spectra(
 ) -> Spectra:
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
 
-    On each set the extreme eigenpairs are found, warm-started from the set before. vᵀSv on two disjoint
-    halves of the set gives standard errors ``|q₁ − q₂| / 2`` and two rankings of the candidates; these are
+    On each set the extreme eigenpairs are found, warm-started from the set before. On two disjoint halves
+    of the set, q = vᵀSv gives standard errors ``|q₁ − q₂| / 2`` and two rankings of the candidates; these are
     stable when Spearman's rank correlation reaches ``stability``.
 
     Args:
@@ -162,23 +177,18 @@ def measure_spectra(
                 e + 0.1 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True)
                 for e, n in zip(ends, noise, strict=True)
             ]
-        extremes, used = solve(
+        extremes, contrasts, used = solve(
             operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps
         )
         raw_minus, raw_plus = metric.to_raw(extremes.minus), metric.to_raw(extremes.plus)
-        first, second = operator.halves()
-        halves = [
-            (_quotients(operator, raw_minus, half), _quotients(operator, raw_plus, half))
-            for half in (first, second)
-        ]
-        agreement = _agreement(halves, scheme)
+        agreement = _agreement(extremes, contrasts, scheme)
         products += operator.products - before
         stages.append(
             {
                 "samples": operator.total_samples,
                 "solver": used,
                 "products": operator.products - before,
-                "residual": extremes.relative_residual,
+                "error": extremes.relative_error,
                 "rank_agreement": agreement,
             }
         )
@@ -189,10 +199,7 @@ def measure_spectra(
     names = [group.name for group in operator.groups]
     low = {n: v.numpy() for n, v in zip(names, extremes.low, strict=True)}
     high = {n: v.numpy() for n, v in zip(names, extremes.high, strict=True)}
-    errors = [
-        {n: np.abs(a - b) / 2 for n, a, b in zip(names, halves[0][end], halves[1][end], strict=True)}
-        for end in (0, 1)
-    ]
+    errors = [{n: np.abs(q) / 2 for n, q in zip(names, end, strict=True)} for end in contrasts]
     return Spectra(
         low=low,
         high=high,
@@ -210,14 +217,17 @@ def measure_spectra(
     )
 
 
-def _agreement(halves: Sequence[Sequence[Sequence[FloatArray]]], scheme: Scheme) -> float:
-    """Spearman's rank correlation of all candidates' values between the two halves."""
-    ranked = [
-        np.concatenate(
-            [Candidates.of("", low, high, scheme).values[-1] for low, high in zip(*half, strict=True)]
-        )
-        for half in halves
-    ]
+def _agreement(extremes: Extremes, contrasts: Contrasts, scheme: Scheme) -> float:
+    """Spearman's rank correlation of all candidates' values between the two halves of the data."""
+    ranked = []
+    for sign in (0.5, -0.5):
+        values = []
+        for low, high, low_contrast, high_contrast in zip(
+            extremes.low, extremes.high, *contrasts, strict=True
+        ):
+            ends = (low.numpy() + sign * low_contrast, high.numpy() + sign * high_contrast)
+            values.append(Candidates.of("", *ends, scheme).values[-1])
+        ranked.append(np.concatenate(values))
     if any(np.ptp(values) == 0 for values in ranked):
         return 1.0 if all(np.ptp(values) == 0 for values in ranked) else 0.0
     return float(spearmanr(*ranked).statistic)

@@ -272,7 +272,7 @@ class Problem:
             return float(self.loss_fn(model(self.x), self.y))
 
 
-def build(name: str, displace: tuple[str, ...] = ("weights",)) -> Problem:
+def build(name: str, displace: tuple[str, ...] = ("weights", "filters")) -> Problem:
     """The case of a name, with batch-norm statistics and biases away from their defaults."""
     case = CASES[name]
     torch.manual_seed(sum(map(ord, name)))

@@ -1,8 +1,8 @@
 """Is the latency gate of `growpipe check` right on a busy machine?
 
 A/A: two equal models behind a gate of 5 %; every "fail" is a false one. A/B: a model with 15 % more layers;
-every "fail" is right. A naive gate (two sessions at onnxruntime's defaults, one after the other, ratio of mean
-wall times) is put beside it. The machine is kept busy by processes of matrix products, one per core.
+every "fail" is right. A naive gate (two sessions at onnxruntime's defaults, one after the other, ratio of
+mean wall times) is put beside it. The machine is kept busy by processes of matrix products, one per core.
 
     python benchmarks/check_latency_gate.py --out benchmarks/results/check_latency_gate.json
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from growpipe.checks.sessions import Device, Model, Session, open_session
 from growpipe.graph_ops.errors import CheckFailed, UsageError
@@ -47,7 +47,7 @@ def wilson_interval(value: float, samples: int, level: float = 0.95) -> tuple[fl
         samples: the number of independent samples.
         level: the confidence level.
     """
-    z = float(norm.ppf(0.5 + level / 2))
+    z = float(ndtri(0.5 + level / 2))
     denominator = 1 + z * z / samples
     centre = (value + z * z / (2 * samples)) / denominator
     half = z / denominator * math.sqrt(value * (1 - value) / samples + z * z / (4 * samples * samples))

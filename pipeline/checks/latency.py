@@ -1,8 +1,9 @@
 """Paired latency: two models in one process, interleaved, with an A/A calibration of the same moments.
 
-Three sessions run in turn: the reference A, the candidate B and the reference once more, A'. B/A is what is
-asked; A'/A, measured in the same rounds, is what the machine makes of two equal models. Sessions are made
-anew in every block, because where the allocator happened to put one is worth several percent.
+Three sessions run in turn: the reference A, the candidate B and the reference once more, A'. B over the
+mean of A and A' is what is asked; A'/A, measured in the same rounds, is what the machine makes of two equal
+models. Sessions are made anew in every block, because where the allocator happened to put one is worth
+several percent.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ __all__ = ["LatencyRatio", "Verdict", "paired_latency", "ratio_interval"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 RESAMPLES = 1000
-SAMPLE_SECONDS = 5e-4
+LEAST_ROUNDS, MOST_ROUNDS, BLOCK_SECONDS = 5, 40, 0.3
+"""Rounds of one block: many short ones are worth more than few long ones, and new sessions cost time."""
+SAMPLE_SECONDS = 2e-4
 """The least duration of one sample; shorter runs are repeated, so that clock and call do not count."""
 
 
@@ -34,12 +37,12 @@ class LatencyRatio:
 
     Attributes:
         ratio: the median of candidate over reference time, paired.
-        low, high: the bootstrap interval of ``ratio``, widened by the A/A interval.
+        low, high: the bootstrap interval of ``ratio``, widened where the A/A interval misses 1.
         level: the confidence level of the interval.
         reference_ms, candidate_ms: median time of one run, in milliseconds.
         runs: paired samples of each.
-        noise: the largest deviation from 1 within the A/A interval: what this machine, now, makes of two
-            equal models.
+        noise: what this machine, now, makes of two equal models: half the width of the A/A interval, and the
+            distance by which it misses 1.
         clock: ``cpu`` (time of the thread, which leaves out waiting for other processes) or ``wall``.
         threads: threads within an operator.
     """
@@ -87,7 +90,7 @@ def paired_latency(
     min_runs: int = 120,
     seconds: float = 10.0,
     limit: float | None = None,
-    level: float = 0.99,
+    level: float = 0.95,
     blocks: int = 6,
     device: Device = "cpu",
     seed: int = 0,
@@ -106,7 +109,7 @@ def paired_latency(
         seconds: when to stop measuring once ``min_runs`` is reached; a target, not a hard limit.
         limit: stop early as soon as the verdict for this limit is settled.
         level: confidence level of the intervals.
-        blocks: least number of times that the sessions are made anew.
+        blocks: number of times that the sessions are made anew before the first look at the result.
         seed: of the order and of the bootstrap.
 
     Raises:
@@ -119,7 +122,7 @@ def paired_latency(
     now = time.thread_time if clock == "cpu" else time.perf_counter
     random = np.random.default_rng(seed)
     started = time.perf_counter()
-    per_block = max(2, -(-min_runs // blocks))
+    looks = blocks
     samples: list[npt.NDArray[np.float64]] = []  # each [rounds, 3]: seconds per run of A, B, A'
     while True:
         sessions = [
@@ -131,17 +134,17 @@ def paired_latency(
         ]
         runners = [_runner(session, feed) for session, feed in zip(sessions, feeds, strict=True)]
         with readable_errors("onnxruntime could not run the model"):
-            samples.append(_block(runners, per_block, now, random))
+            samples.append(_block(runners, now, random))
         del runners, sessions
         runs = sum(len(block) for block in samples)
         over = time.perf_counter() - started >= seconds
-        if len(samples) < blocks and not (over and runs >= min_runs):
+        if runs < min_runs or len(samples) < 2 or (len(samples) < looks and not over):
             continue
         result = _result(samples, level, clock, threads, seed)
-        if runs >= min_runs and (over or (limit is not None and not result.inconclusive(limit))):
+        if over or limit is None or not result.inconclusive(limit):
             return result
-        if limit is None and runs >= min_runs and len(samples) >= blocks:
-            return result
+        # Looking seldom: every look takes time from the measurement and is a chance to be wrong.
+        looks = math.ceil(1.3 * len(samples))
 
 
 def _runner(session: Session, feed: dict[str, npt.NDArray]) -> Callable[[], object]:
@@ -151,7 +154,6 @@ def _runner(session: Session, feed: dict[str, npt.NDArray]) -> Callable[[], obje
 
 def _block(
     runners: list[Callable[[], object]],
-    rounds: int,
     now: Callable[[], float],
     random: np.random.Generator,
 ) -> npt.NDArray[np.float64]:
@@ -164,6 +166,8 @@ def _block(
         run()
         longest = max(longest, now() - begin)
     repeats = max(1, math.ceil(SAMPLE_SECONDS / max(longest, 1e-7)))
+    rounds = int(BLOCK_SECONDS / (len(runners) * repeats * max(longest, 1e-7)))
+    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, rounds))
     times = np.empty((rounds, len(runners)))
     order = list(random.permutation(len(runners)))
     for round_ in range(rounds):
@@ -181,20 +185,21 @@ def _result(
     samples: list[npt.NDArray[np.float64]], level: float, clock: str, threads: int, seed: int
 ) -> LatencyRatio:
     logs = [np.log(block) for block in samples]
-    ratio, low, high = ratio_interval([b[:, 1] - b[:, 0] for b in logs], level, seed)
+    # Both sessions of the reference: the mean of two is a steadier yardstick than one.
+    ratio, low, high = ratio_interval([b[:, 1] - (b[:, 0] + b[:, 2]) / 2 for b in logs], level, seed)
     _, same_low, same_high = ratio_interval([b[:, 2] - b[:, 0] for b in logs], level, seed + 1)
-    noise = max(abs(same_low), abs(same_high))
+    # An A/A interval that does not even hold 0 shows a bias that the interval of B/A cannot see.
+    bias = max(same_low, 0.0, -same_high)
     times = np.concatenate(samples)
     return LatencyRatio(
         ratio=math.exp(ratio),
-        # An A/A interval that does not even hold 0 shows a bias that the interval of B/A cannot see.
-        low=math.exp(low - max(same_low, 0.0) - max(-same_high, 0.0)),
-        high=math.exp(high + max(same_low, 0.0) + max(-same_high, 0.0)),
+        low=math.exp(low - bias),
+        high=math.exp(high + bias),
         level=level,
-        reference_ms=1e3 * float(np.median(times[:, 0])),
+        reference_ms=1e3 * float(np.median(times[:, [0, 2]])),
         candidate_ms=1e3 * float(np.median(times[:, 1])),
         runs=len(times),
-        noise=math.expm1(noise),
+        noise=math.expm1((same_high - same_low) / 2 + bias),
         clock=clock,
         threads=threads,
     )

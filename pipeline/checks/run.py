@@ -195,7 +195,7 @@ def _judged(
         message=_line(message),
         measured=outcome.measured,
         findings=tuple(
-            Finding(_line(f.message), f.node, f.operator, f.tensor, f.module) for f in outcome.findings
+            Finding(_line(f.message), f.node, _line(f.operator), f.tensor, f.module) for f in outcome.findings
         ),
         seconds=seconds,
         waiver=waiver,
@@ -235,7 +235,8 @@ def _sandboxed(sandbox: Sandbox, target: str, weights: PathLike | None) -> Torch
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    """One line, without control characters: names within a model go to terminals too."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 def _versions() -> dict[str, str]:

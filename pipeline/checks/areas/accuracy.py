@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from growpipe.checks.accuracy import wilson_interval
 from growpipe.checks.context import Context
@@ -63,7 +63,7 @@ def drop(context: Context) -> Outcome:
     old = np.concatenate([_right(context, d, context.reference) for d in labelled])
     difference = old - new
     loss = float(difference.mean())
-    half = float(norm.ppf(0.975)) * float(difference.std(ddof=1)) / math.sqrt(len(new)) if len(new) > 1 else 1
+    half = float(ndtri(0.975)) * float(difference.std(ddof=1)) / math.sqrt(len(new)) if len(new) > 1 else 1
     limit = 0.01 if context.policy.accuracy.max_drop is None else context.policy.accuracy.max_drop
     measured = {"value": loss, "low": loss - half, "high": loss + half, "samples": len(new)}
     text = (

@@ -60,6 +60,7 @@ def _row(result: CheckResult) -> str:
 
 def _plain(text: str) -> str:
     """A text that breaks neither the table nor the page, whatever the model put into it."""
+    text = " ".join(text.split())
     text = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "'")):
         text = text.replace(character, entity)

@@ -18,6 +18,8 @@ from onnxruntime import InferenceSession
 
 from growpipe.cli import main
 
+pytestmark = pytest.mark.timeout(900)  # a run is many processes long, and the machine may be shared
+
 RECIPE = """
 name = "quick"
 model = "growpipe.models.digits:build"
@@ -61,7 +63,7 @@ def _child(args: tuple[str, ...], errors: Path | None, file_size_limit: int | No
     main(list(args))
 
 
-def finished(process: multiprocessing.process.BaseProcess, timeout: float = 200) -> int | None:
+def finished(process: multiprocessing.process.BaseProcess, timeout: float = 800) -> int | None:
     process.join(timeout)
     return process.exitcode
 

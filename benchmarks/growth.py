@@ -1,0 +1,266 @@
+"""Growth against its rivals on one harness: accuracy against MACs, parameters and training compute.
+
+    python benchmarks/growth.py benchmarks/recipes/cifar10-cpu.toml --seeds 0 1 2 --out runs/growth
+
+Three effects are kept apart:
+
+- *dynamics*: every method grows to the same widths at the same epochs (``grow:METHOD``), beside the network
+  of those widths trained from scratch for as many epochs (``scratch:uniform``);
+- *architecture*: widths that a method chose freely, retrained from scratch (``found:METHOD``), beside the
+  uniform width multiplier of as many MACs (``scratch:uniform``);
+- *total compute*: training MACs of all phases, analysis included, are a column of every row.
+
+Each (entry, seed) is one JSON file under ``--out``; what is there is not run again, so that the command can
+be stopped, and run by several processes with ``--shard i/n``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from growth_methods import CHOOSERS, METHODS, Moment
+from growth_report import write_report
+from torch import nn
+
+from growpipe.export import export_growth_form
+from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
+from growpipe.mirror import grow
+from growpipe.recipe import load_recipe
+from growpipe.rewidth import uniform_widths, with_widths
+from growpipe.run_store import Run, write_text
+from growpipe.task import Task, load_task
+from growpipe.training import evaluate, make_optimizer, seed_everything, train
+
+TRAIN_COST = 3  # forward and backward, in forward passes
+ANALYSIS_COST = 30  # the whole analysis per sample, in forward passes (products, gradients, line search)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every entry has in common.
+
+    Attributes:
+        growths: epochs after which the network grows, e.g. (1, 2, 3).
+        epochs: of training in all.
+        factor: MACs of the finished network over those of the seed network.
+        samples: of the analysis set.
+    """
+
+    growths: tuple[int, ...]
+    epochs: int
+    factor: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained network."""
+
+    entry: str
+    seed: int
+    widths: dict[str, int]
+    parameters: int
+    macs: int
+    accuracy: float
+    loss: float
+    training_macs: float
+    seconds: float
+
+
+class Bench:
+    """One recipe under one protocol."""
+
+    def __init__(self, recipe: str, protocol: Protocol, device: str) -> None:
+        loaded, folder = load_recipe(recipe)
+        self.recipe, self.folder, self.protocol, self.device = loaded, folder, protocol, device
+        self.samples = 0
+        self._tasks: dict[int, Task] = {}
+
+    def task(self, seed: int) -> Task:
+        if seed not in self._tasks:
+            task = load_task(Run(Path(), self.recipe, self.folder, seed, self.device))
+            self.samples = sum(len(target) for _, target in task.loaders.train)
+            self._tasks = {seed: task}
+        return self._tasks[seed]
+
+    def views(self, model: nn.Module, task: Task) -> tuple[Any, ChannelGroups]:
+        training = model.training
+        export = export_growth_form(model.cpu().eval(), task.example_inputs())
+        model.to(self.device).train(training)
+        return export, find_channel_groups(export.graph)
+
+    def stage_widths(self, groups: ChannelGroups) -> list[dict[str, int]]:
+        """The uniform widths after each growth: MACs rise geometrically to ``factor`` times the seed's."""
+        count = len(self.protocol.growths)
+        seed_macs = groups.cost.macs()
+        return [
+            uniform_widths(groups, macs=int(seed_macs * self.protocol.factor ** ((i + 1) / count)))
+            for i in range(count)
+        ]
+
+    def fit(self, task: Task, model: nn.Module, optimizer: Any, start: int, end: int, last: bool) -> float:
+        """Train epochs ``start`` to ``end``: at a constant rate, or the last along a cosine.
+
+        Returns the training cost in forward passes of one sample.
+        """
+        settings = self.recipe.train
+        train(
+            model.to(self.device),
+            optimizer,
+            task.loaders,
+            task.loss_fn,
+            # A patience that is never reached: the protocol says when to grow.
+            settings.model_copy(update={"patience": 10_000}),
+            stage=f"epochs {start + 1}-{end}",
+            epochs=end - start,
+            until="end" if last else "plateau",
+            seed=task.run.seed,
+            device=self.device,
+            classify=task.classify,
+        )
+        return float(TRAIN_COST * self.samples * (end - start))
+
+    def run(self, entry: str, seed: int) -> Outcome:
+        kind, _, method = entry.partition(":")
+        task = self.task(seed)
+        started = time.monotonic()
+        model = task.build_seed()
+        compute = 0.0
+        if kind in ("grow", "free"):
+            model, compute = self.grown(task, model, method, free=kind == "free", epochs=self.protocol.epochs)
+        else:
+            _, groups = self.views(model, task)
+            if kind == "found":
+                last = self.protocol.growths[-1]
+                found, compute = self.grown(task, model, method, free=True, epochs=last)
+                widths = self.widths(found, task)
+            elif method == "uniform":
+                widths = self.stage_widths(groups)[-1]
+            else:
+                widths = {}
+            seed_everything(seed, "seed network")
+            model = with_widths(task.build_seed(), *self.views(task.build_seed(), task), widths)
+            cost = self.views(model, task)[1].cost.macs()
+            compute += cost * self.fit(
+                task, model, make_optimizer(model, self.recipe.train), 0, self.protocol.epochs, True
+            )
+        held_out = evaluate(model, task.loaders.test, task.loss_fn, classify=True, device=self.device)
+        _, groups = self.views(model, task)
+        assert held_out.accuracy is not None
+        return Outcome(
+            entry,
+            seed,
+            {group.name: group.width for group in groups.groups if group.splittable},
+            groups.cost.parameters(),
+            groups.cost.macs(),
+            held_out.accuracy,
+            held_out.loss,
+            compute,
+            round(time.monotonic() - started, 1),
+        )
+
+    def widths(self, model: nn.Module, task: Task) -> dict[str, int]:
+        return {g.name: g.width for g in self.views(model, task)[1].groups if g.splittable}
+
+    def grown(
+        self, task: Task, model: nn.Module, method: str, *, free: bool, epochs: int
+    ) -> tuple[nn.Module, float]:
+        """Train and grow; stops right after the last growth when ``epochs`` ends there."""
+        optimizer = make_optimizer(model, self.recipe.train)
+        seed_groups = self.views(model, task)[1]
+        uniform = self.stage_widths(seed_groups)
+        seed_macs, count = seed_groups.cost.macs(), len(self.protocol.growths)
+        compute, done = 0.0, 0
+        for number, growth_epoch in enumerate(self.protocol.growths):
+            macs = self.views(model, task)[1].cost.macs()
+            compute += macs * self.fit(task, model, optimizer, done, growth_epoch, False)
+            done = growth_epoch
+            export, groups = self.views(model, task)
+            batches = task.analysis_batches(self.protocol.samples)
+            moment = Moment(
+                model,
+                task.loss_fn,
+                batches,
+                task.example_inputs(),
+                export,
+                groups,
+                1000 * task.run.seed + number,
+            )
+            if free:
+                target: Any = int(seed_macs * self.protocol.factor ** ((number + 1) / count))
+            else:
+                own = {group.name: group.width for group in groups.groups if group.splittable}
+                target = {name: uniform[number][name] - width for name, width in own.items()}
+                target = {name: added for name, added in target.items() if added > 0}
+            plan = METHODS[method](moment, target)
+            model = grow(model, plan, optimizer=optimizer)
+            if method in CHOOSERS:
+                compute += ANALYSIS_COST * self.protocol.samples * groups.cost.macs()
+        if epochs > done:
+            macs = self.views(model, task)[1].cost.macs()
+            compute += macs * self.fit(task, model, optimizer, done, epochs, True)
+        return model, compute
+
+
+def entries(methods: list[str]) -> list[str]:
+    """All entries, the cheapest questions first."""
+    choosing = [m for m in methods if m in CHOOSERS]
+    return [
+        "scratch:uniform",
+        *(f"grow:{m}" for m in methods),
+        *(f"found:{m}" for m in choosing),
+        *(f"free:{m}" for m in choosing),
+        "scratch:seed",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe")
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
+    parser.add_argument("--only", nargs="+", help="run these entries alone, e.g. found:s3d-m4-c2")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--growths", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--factor", type=float, default=9.0)
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shard", default="0/1", help="i/n: run every n-th of what is left")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--report", type=Path, help="write the table and picture here, e.g. benchmarks/results/growth"
+    )
+    args = parser.parse_args()
+    protocol = Protocol(tuple(args.growths), args.epochs, args.factor, args.samples)
+    bench = Bench(args.recipe, protocol, args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_text(
+        args.out / "protocol.json", json.dumps({"recipe": bench.recipe.name, **asdict(protocol)}) + "\n"
+    )
+    shard, _, shards = args.shard.partition("/")
+    todo = [(entry, seed) for seed in args.seeds for entry in (args.only or entries(args.methods))]
+    for number, (entry, seed) in enumerate(todo):
+        path = args.out / f"{entry.replace(':', '_')}-{seed}.json"
+        if path.exists() or number % int(shards) != int(shard):
+            continue
+        outcome = bench.run(entry, seed)
+        write_text(path, json.dumps(asdict(outcome), indent=1) + "\n")
+        print(
+            f"{entry} seed {seed}: {outcome.accuracy:.2%}, {outcome.macs:,} MACs, "
+            f"{outcome.training_macs:.2e} training MACs, {outcome.seconds:.0f} s",
+            flush=True,
+        )
+    if args.report is not None:
+        write_report(args.out, args.report, command=f"python benchmarks/growth.py {args.recipe}")
+
+
+if __name__ == "__main__":
+    main()

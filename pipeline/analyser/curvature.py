@@ -21,7 +21,16 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["OVERRIDES", "Surrogate", "activation", "convolution", "is_kinked"]
+__all__ = [
+    "ACTIVATIONS",
+    "OVERRIDES",
+    "Activation",
+    "Convolution",
+    "Surrogate",
+    "activation",
+    "convolution",
+    "is_kinked",
+]
 
 aten = torch.ops.aten
 
@@ -227,7 +236,7 @@ class _Prelu(Function):
 
 
 @dataclass(frozen=True, slots=True)
-class _Convolution:
+class Convolution:
     """The geometry of a convolution, as aten.convolution takes it."""
 
     stride: tuple[int, ...]
@@ -236,6 +245,26 @@ class _Convolution:
     transposed: bool
     output_padding: tuple[int, ...]
     groups: int
+
+    @staticmethod
+    def of(
+        w: Tensor,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        transposed: bool = False,
+        output_padding: Any = 0,
+    ) -> Convolution:
+        """From the arguments of a convolution with weight ``w``, each a number or one per axis."""
+
+        def full(value: Any) -> tuple[int, ...]:
+            values = (value,) if isinstance(value, int) else tuple(value)
+            return values * (w.ndim - 2) if len(values) == 1 else values
+
+        return Convolution(
+            full(stride), full(padding), full(dilation), transposed, full(output_padding), groups
+        )
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         y: Tensor = aten.convolution.default(
@@ -258,7 +287,7 @@ class _Conv(Function):
     """y = x * w."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, conv: _Convolution) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, conv: Convolution) -> Tensor:
         ctx.conv = conv
         ctx.save_for_backward(x, w)
         return conv.forward(x, w)
@@ -275,7 +304,7 @@ class _ConvByInput(Function):
     """The gradient of ⟨g, x * w⟩ by x; ``like`` only gives the shape of x."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, like: Tensor, conv: _Convolution) -> Tensor:
+    def forward(ctx: Any, g: Tensor, w: Tensor, like: Tensor, conv: Convolution) -> Tensor:
         ctx.conv = conv
         ctx.save_for_backward(g, w)
         return conv.backward(g, like.detach(), w, 0)
@@ -292,7 +321,7 @@ class _ConvByWeight(Function):
     """The gradient of ⟨g, x * w⟩ by w; ``like`` only gives the shape of w."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, like: Tensor, conv: _Convolution) -> Tensor:
+    def forward(ctx: Any, g: Tensor, x: Tensor, like: Tensor, conv: Convolution) -> Tensor:
         ctx.conv = conv
         ctx.save_for_backward(g, x)
         return conv.backward(g, x, like.detach(), 1)
@@ -309,22 +338,17 @@ def convolution(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
     transposed: bool,
-    output_padding: list[int],
+    output_padding: Any,
     groups: int,
 ) -> Tensor:
     """A convolution of any rank and grouping whose derivatives of every order are convolutions."""
-    rank = w.ndim - 2
-
-    def full(values: list[int]) -> tuple[int, ...]:
-        return tuple(values) * rank if len(values) == 1 else tuple(values)
-
-    conv = _Convolution(full(stride), full(padding), full(dilation), transposed, full(output_padding), groups)
+    conv = Convolution.of(w, stride, padding, dilation, groups, transposed, output_padding)
     y: Tensor = _Conv.apply(x, w, conv)
-    return y if bias is None else y + bias.reshape(-1, *[1] * rank)
+    return y if bias is None else y + bias.reshape(-1, *[1] * (w.ndim - 2))
 
 
 def _conv_nd(
@@ -338,11 +362,7 @@ def _conv_nd(
 ) -> Tensor:
     if x.ndim != w.ndim:  # an unbatched input
         return _conv_nd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups).squeeze(0)
-    return convolution(x, w, bias, _list(stride), _list(padding), _list(dilation), False, [0], groups)
-
-
-def _list(value: Any) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
+    return convolution(x, w, bias, stride, padding, dilation, False, 0, groups)
 
 
 def _batch_norm(
@@ -383,21 +403,34 @@ def _attention(
     return torch.softmax(scores, -1) @ v
 
 
-def _simple(phi: Activation) -> Callable[..., Tensor]:
-    return lambda surrogate, u: activation(phi, u, surrogate)
+def _gelu(approximate: str = "none") -> Activation:
+    return TANH_GELU if approximate == "tanh" else GELU
 
 
-def _gelu(surrogate: Surrogate, u: Tensor, approximate: str = "none") -> Tensor:
-    return activation(TANH_GELU if approximate == "tanh" else GELU, u, surrogate)
+def _clamp(low: float | None = None, high: float | None = None) -> Activation:
+    return clamp(-math.inf if low is None else low, math.inf if high is None else high)
 
 
-def _clamp(surrogate: Surrogate, u: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    bounds = (-math.inf if low is None else low, math.inf if high is None else high)
-    return activation(clamp(*bounds), u, surrogate)
+# What an elementwise operator is, given its arguments after the first.
+ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
+    aten.silu.default: lambda: SILU,
+    aten.sigmoid.default: lambda: SIGMOID,
+    aten.tanh.default: lambda: TANH,
+    aten.gelu.default: _gelu,
+    aten.relu.default: lambda: RELU,
+    aten.relu6.default: lambda: clamp(0.0, 6.0),
+    aten.hardswish.default: lambda: HARDSWISH,
+    aten.hardsigmoid.default: lambda: HARDSIGMOID,
+    aten.abs.default: lambda: ABS,
+    aten.hardtanh.default: lambda low=-1.0, high=1.0: clamp(low, high),
+    aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp,
+    aten.leaky_relu.default: lambda slope=0.01: leaky_relu(slope),
+}
 
 
-def _leaky(surrogate: Surrogate, u: Tensor, slope: float = 0.01) -> Tensor:
-    return activation(leaky_relu(slope), u, surrogate)
+def _elementwise(make: Callable[..., Activation]) -> Callable[..., Tensor]:
+    return lambda surrogate, u, *rest, **keywords: activation(make(*rest, **keywords), u, surrogate)
 
 
 def _prelu(surrogate: Surrogate, u: Tensor, slope: Tensor) -> Tensor:
@@ -426,19 +459,7 @@ def _plain_batch_norm(
 
 # What stands in for an operator on a group's path: (surrogate, *arguments) -> value.
 OVERRIDES: dict[Any, Callable[..., Any]] = {
-    aten.silu.default: _simple(SILU),
-    aten.sigmoid.default: _simple(SIGMOID),
-    aten.tanh.default: _simple(TANH),
-    aten.gelu.default: _gelu,
-    aten.relu.default: _simple(RELU),
-    aten.relu6.default: _simple(clamp(0.0, 6.0)),
-    aten.hardswish.default: _simple(HARDSWISH),
-    aten.hardsigmoid.default: _simple(HARDSIGMOID),
-    aten.abs.default: _simple(ABS),
-    aten.hardtanh.default: lambda s, u, low=-1.0, high=1.0: _clamp(s, u, low, high),
-    aten.clamp.default: _clamp,
-    aten.clamp_min.default: _clamp,
-    aten.leaky_relu.default: _leaky,
+    **{operator: _elementwise(make) for operator, make in ACTIVATIONS.items()},
     aten.prelu.default: _prelu,
     aten.conv1d.default: _unsurrogated(_conv_nd),
     aten.conv2d.default: _unsurrogated(_conv_nd),
@@ -452,20 +473,9 @@ OVERRIDES: dict[Any, Callable[..., Any]] = {
     aten._unsafe_view.default: _unsurrogated(torch.reshape),
 }
 
-_KINKED = {
-    aten.relu.default,
-    aten.relu6.default,
-    aten.hardswish.default,
-    aten.hardsigmoid.default,
-    aten.abs.default,
-    aten.hardtanh.default,
-    aten.clamp.default,
-    aten.clamp_min.default,
-    aten.leaky_relu.default,
-    aten.prelu.default,
-}
+_SMOOTH = {aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default}
 
 
 def is_kinked(operator: Any) -> bool:
     """Whether the operator's second derivative is a surrogate's."""
-    return operator in _KINKED
+    return operator is aten.prelu.default or operator in ACTIVATIONS.keys() - _SMOOTH

@@ -152,7 +152,7 @@ def lanczos(
     """λ−, v−, λ+, v+ of every channel.
 
     Stops when for every channel both ends are within ``tolerance`` times the channel's spectral radius, when
-    the Krylov spaces are exhausted, or after ``max_steps`` products. The bound on the error of a Ritz value is
+    the Krylov spaces are exhausted, or after ``max_steps`` products. A Ritz value is off by no more than
     its residual ``r = ‖S v − λ v‖ = β_k |s_k|``, and ``r² / gap`` where that is less, gap the distance to the
     next Ritz value less its own residual (Parlett, The Symmetric Eigenvalue Problem, theorem 11.7.1).
 

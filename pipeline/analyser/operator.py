@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.binding import BoundGroup, colours
+from growpipe.analyser.closed_form import Chain, ClosedForm, plain_chain
 from growpipe.analyser.program import Captured, Program
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
@@ -65,18 +66,24 @@ class SplittingOperator:
         program: the bound program.
         batches: what each micro-batch left behind.
         keep_graphs: hold the linearised paths between products (fast) or rebuild them (small).
+        closed_forms: use the closed form for plain chains, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes, in place; nothing by default.
     """
 
     program: Program
     batches: list[Captured]
     keep_graphs: bool = True
+    closed_forms: bool = True
     reduce: Callable[[Tensor], Tensor] | None = None
     products: int = field(default=0, init=False)
     _graphs: dict[tuple[int, int], _Linearised] = field(default_factory=dict, init=False, repr=False)
+    _closed: dict[tuple[int, int], ClosedForm] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._colours = colours(self.program.groups)
+        found = [plain_chain(group) if self.closed_forms else None for group in self.program.groups]
+        self._chains = [chain for chain in found if chain is not None]
+        self._colours = colours([g for g, chain in zip(self.groups, found, strict=True) if chain is None])
+        self._positions = {id(group): position for position, group in enumerate(self.groups)}
 
     @property
     def groups(self) -> tuple[BoundGroup, ...]:
@@ -122,6 +129,8 @@ class SplittingOperator:
         weights = torch.zeros(2, dtype=torch.float64, device=device)
         for index, batch in enumerate(self.batches):
             weights[index % 2] += batch.samples
+            for number, chain in enumerate(self._chains):
+                self._accumulate_chain(halves[index % 2], vectors, index, number, chain, float(batch.samples))
             for colour_index, colour in enumerate(self._colours):
                 self._accumulate(
                     halves[index % 2], vectors, index, colour_index, colour, float(batch.samples)
@@ -134,6 +143,19 @@ class SplittingOperator:
         if first == 0 or second == 0:
             return whole, [torch.zeros_like(v) for v in vectors]
         return whole, [a / first - b / second for a, b in zip(*halves, strict=True)]
+
+    def _accumulate_chain(
+        self, totals: Vectors, vectors: Sequence[Tensor], index: int, number: int, chain: Chain, scale: float
+    ) -> None:
+        closed = self._closed.get((index, number))
+        if closed is None:
+            closed = ClosedForm.of(chain, self.program, self.batches[index])
+            if self.keep_graphs:
+                self._closed[index, number] = closed
+        position = self._positions[id(chain.group)]
+        (block,) = chain.group.blocks
+        product = closed.product(block.scatter(vectors[position]))
+        totals[position].add_(block.gather(product), alpha=scale)
 
     def _accumulate(
         self,
@@ -149,10 +171,11 @@ class SplittingOperator:
             graph = self._linearise(self.batches[index], colour)
             if self.keep_graphs:
                 self._graphs[index, colour_index] = graph
-        positions = {id(group): position for position, group in enumerate(self.groups)}
         direction: dict[str, Tensor] = {}
         for group in colour:
-            for block, values in zip(group.blocks, split(group, vectors[positions[id(group)]]), strict=True):
+            for block, values in zip(
+                group.blocks, split(group, vectors[self._positions[id(group)]]), strict=True
+            ):
                 scattered = block.scatter(values)
                 held = direction.get(block.tensor)
                 direction[block.tensor] = scattered if held is None else held + scattered
@@ -164,7 +187,7 @@ class SplittingOperator:
                 else direction[block.tensor].new_zeros(block.width, block.dimension)
                 for block in group.blocks
             ]
-            totals[positions[id(group)]].add_(join(parts), alpha=scale)
+            totals[self._positions[id(group)]].add_(join(parts), alpha=scale)
 
     def _linearise(self, batch: Captured, colour: Sequence[BoundGroup]) -> _Linearised:
         names = list(dict.fromkeys(block.tensor for group in colour for block in group.blocks))
@@ -183,3 +206,4 @@ class SplittingOperator:
     def drop_graphs(self) -> None:
         """Free the linearised paths."""
         self._graphs.clear()
+        self._closed.clear()

@@ -226,6 +226,16 @@ class Program:
                 values[node] = self.evaluate(node, read)
         return values
 
+    def after(self, node: Node, group: BoundGroup) -> list[Node]:
+        """The nodes of the group's path that depend on ``node``, in order."""
+        found: dict[Node, None] = {node: None}
+        for other in self._nodes:
+            if other in group.path and any(
+                s in found and group.varies(s, other) for s in other.all_input_nodes
+            ):
+                found[other] = None
+        return [other for other in found if other is not node]
+
     def users(self, group: BoundGroup, tensor: str) -> list[tuple[Node, Node]]:
         """The nodes of the group's path that use a displaced tensor, each with the node it reads it from."""
         origins: dict[Node, set[str]] = {}

@@ -9,7 +9,9 @@ import pytest
 import torch
 from cases import CASES, Problem, build
 
+from growpipe.analyser.closed_form import plain_chain
 from growpipe.analyser.metric import make_metric
+from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.schemes import best_rows, scheme_of
 from growpipe.analyser.spectra import solve
 from growpipe.analyser.splits import split_groups
@@ -98,6 +100,31 @@ def test_predicted_change_of_loss_is_the_measured_one(name, metric_name):
             predicted, change = measured(case, picked, values, minus, plus, 2e-4)
             assert change / predicted == pytest.approx(1.0, abs=bound / 3), (scheme_name, chosen)
     assert tested == set(names) - set(CASES[name].linear)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_closed_form_equals_double_backward(name):
+    case = problem(name)
+    general = SplittingOperator(case.prepared.program, case.operator.batches, closed_forms=False)
+    generator = torch.Generator().manual_seed(1)
+    vectors = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in general.zeros()]
+    for one, other in zip(case.operator.apply(vectors), general.apply(vectors), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+def test_plain_chains_are_recognised():
+    """A closed form where there is one activation and all else is linear, and nowhere else."""
+
+    def chains(name):
+        groups = problem(name).prepared.program.groups
+        return {g.name for g in groups if plain_chain(g) is not None}
+
+    assert chains("chain") == {"a.weight", "b.weight", "hidden.weight"}
+    assert chains("pointnet") == {"a.weight", "b.weight", "hidden.weight"}
+    assert chains("concat") == {"c.weight"}
+    assert chains("swiglu") == chains("fused glu") == set()
+    assert chains("squeeze-excite") == {"squeeze.weight"}
+    assert chains("attention") == {"up.weight"}
 
 
 def test_every_kind_of_group_is_there():

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run_store import Run
 from growpipe.stages import CONTROL, round_stage
 
-__all__ = ["Row", "rows_of", "summary_document", "summary_markdown", "summary_table"]
+__all__ = ["Row", "print_summary", "rows_of", "summary_document", "summary_markdown"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,8 @@ def _accuracy(measured: dict[str, Any] | None) -> float | None:
     return None if measured is None else float(measured["value"])
 
 
+_ABSENT = "-"
+_WHOLE_WIDTH = 180  # characters that the table with all columns needs
 _COLUMNS = (
     "network",
     "widths",
@@ -124,9 +125,9 @@ _COLUMNS = (
 
 def _cells(row: Row) -> tuple[str, ...]:
     def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
+        return _ABSENT if value is None else format(value, form)
 
-    latency = "-"
+    latency = _ABSENT
     if row.latency_ratio is not None:
         latency = f"{row.latency_ratio:.2f} [{row.latency_low:.2f}, {row.latency_high:.2f}]"
     ratio = None
@@ -148,14 +149,22 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def summary_table(rows: Sequence[Row], title: str) -> Table:
-    """The rows as a table for a terminal."""
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(_COLUMNS):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+def print_summary(rows: Sequence[Row], title: str) -> None:
+    """Print the rows on stdout: one table where there is room for it, else networks and splits apart."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WHOLE_WIDTH)
+    cells = [_cells(row) for row in rows]
+    whole = range(len(_COLUMNS))
+    for columns in [whole] if console.width >= _WHOLE_WIDTH else [whole[:6], (0, *whole[6:])]:
+        table = Table(title=title, title_justify="left")
+        for index in columns:
+            table.add_column(_COLUMNS[index], justify="left" if index < 2 else "right", overflow="fold")
+        for row in cells:
+            if any(row[index] != _ABSENT for index in columns if index):
+                table.add_row(*(row[index] for index in columns))
+        console.print(table)
+        title = ""
 
 
 def summary_markdown(rows: Sequence[Row], title: str) -> str:
@@ -177,11 +186,3 @@ def summary_document(run: Run, rows: Sequence[Row], stopped: str) -> dict[str, A
         "stopped": stopped,
         "rows": [asdict(row) for row in rows],
     }
-
-
-def rows_from_document(path: Path) -> list[Row]:
-    """The rows of a ``summary.json``."""
-    names = {field.name for field in fields(Row)}
-    document = json.loads(path.read_text(encoding="utf-8"))
-    rows = [{key: value for key, value in row.items() if key in names} for row in document["rows"]]
-    return [Row(**{**row, "widths": tuple(row["widths"])}) for row in rows]

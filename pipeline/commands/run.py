@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from growpipe.environment import require
 from growpipe.recipe import Recipe, load_recipe
@@ -39,7 +38,7 @@ def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_j
     from growpipe.environment import resolve_device
     from growpipe.loop import run_all, title_of
     from growpipe.run_store import Run
-    from growpipe.summary import rows_of, summary_table
+    from growpipe.summary import print_summary, rows_of
 
     loaded, folder = load_recipe(recipe)
     opened = Run.create(out, with_rounds(loaded, rounds), folder, seed=seed, device=resolve_device(device))
@@ -50,7 +49,5 @@ def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_j
             json.dumps(json.loads((final.folder / "summary.json").read_text(encoding="utf-8")), indent=1)
         )
         return
-    Console(width=None if Console().is_terminal else 200).print(
-        summary_table(rows_of(opened), title_of(opened))
-    )
+    print_summary(rows_of(opened), title_of(opened))
     click.echo(f"{final.facts['stopped']}; the deployable model is {final.folder / 'model.onnx'}")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from growpipe.environment import require
 
@@ -94,7 +93,7 @@ def report(directory: Path, as_json: bool) -> None:
     require("torch", "train", "growpipe report")
     from growpipe.loop import FINAL, title_of
     from growpipe.run_store import Run
-    from growpipe.summary import rows_of, summary_document, summary_table
+    from growpipe.summary import print_summary, rows_of, summary_document
 
     opened = Run.open(directory)
     rows = rows_of(opened)
@@ -103,4 +102,4 @@ def report(directory: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=1))
         return
-    Console(width=None if Console().is_terminal else 200).print(summary_table(rows, title_of(opened)))
+    print_summary(rows, title_of(opened))

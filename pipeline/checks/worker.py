@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ def serve(settings: Mapping[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _limit_memory(int(settings["memory_mb"]))
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         if settings["torch"]:
             # Before onnxruntime: the other order can load two copies of one CUDA library.
@@ -61,6 +63,13 @@ def serve(settings: Mapping[str, Any]) -> None:
             line = " ".join(f"{type(error).__name__}: {error}".split())
             data, values = _as_error("CheckFailed", line), {}
         _answer(answers, data, values)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A tool that was killed cannot end a child that hangs in a model."""
+    while os.getppid() == parent:
+        time.sleep(2.0)
+    os._exit(1)
 
 
 def _as_error(kind: str, message: str) -> dict[str, Any]:

@@ -247,6 +247,8 @@ def _reshape(node: ir.Node) -> Iterator[str]:
     asked = math.prod(size for size in wanted if size is not None and size != -1)
     if open_before > 0 and -1 not in wanted:
         return  # the target fixes a dimension that is not known here
+    if open_before > 0 and asked and held and asked % held == 0:
+        return  # the open dimension may hold the missing factor, as batch times length does
     if (held % asked if -1 in wanted and asked else held != asked) or open_before < 0:
         yield f"its input of {_text(shape)} does not fill {target}"
 

@@ -374,6 +374,19 @@ def inference_dropout() -> onnx.ModelProto:
 
 
 @good
+def batch_and_length_in_one() -> onnx.ModelProto:
+    """What linear layers of transformers do: batch times length rows, and back."""
+    body = """
+    rows = Constant <value = int64[2] {-1, 8}> ()
+    back = Constant <value = int64[3] {-1, 6, 8}> ()
+    r = Reshape (x, rows)
+    h = Gemm (r, w)
+    y = Reshape (h, back)
+    """
+    return build("(float[N, 6, 8] x) => (float[N, 6, 8] y)", body, {"w": normal(8, 8)})
+
+
+@good
 def no_symbols() -> onnx.ModelProto:
     """Dimensions without a name, as some exporters leave them."""
     model = build("(float[?, 4] x) => (float[?, 2] y)", "y = MatMul (x, w)", {"w": normal(4, 2)})

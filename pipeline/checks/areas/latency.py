@@ -27,7 +27,7 @@ def ratio(context: Context) -> Outcome:
         return skipped(other)
     policy = context.policy.latency
     limit = policy.max_ratio
-    result = measure(context, other, policy.max_ratio or policy.warn_ratio)
+    result = measure(context, other, limit)
     measured = {
         "value": result.ratio,
         "low": result.low,

@@ -76,8 +76,8 @@ def domains(context: Context) -> Outcome:
 
 @check("safety/leaks", "no source paths and no stack traces")
 def leaks(context: Context) -> Outcome:
-    """Exporters write stack traces and absolute paths of the machine they ran on into metadata, doc strings
-    and names. Shipped, they tell strangers about your users, folders and code.
+    """Exporters write stack traces and absolute paths of the machine they ran on into metadata and doc
+    strings. Shipped, they tell strangers about your users, folders and code.
 
     `growpipe deploy` strips them. To let them pass, set `levels."safety/leaks" = "warning"`.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -65,6 +66,7 @@ def analyse(
     max_samples: int = 2048,
     micro_batch: int = 256,
     line_search_samples: int = 512,
+    memory_limit: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> SplitPlan:
@@ -100,6 +102,7 @@ def analyse(
         max_samples: the largest analysis set.
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial of the line search sees.
+        memory_limit: bytes to keep between products; half of what the device has by default.
         seed: of the Lanczos start vectors.
         device: where to run; the model's own by default.
 
@@ -147,7 +150,7 @@ def analyse(
             dtype=prepared.dtype,
         )
         check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
-        operator = SplittingOperator(program, [])
+        operator = SplittingOperator(program, memory_limit or _spare_memory(target_device))
         spectra = measure_spectra(
             _growing(operator, data, loss_fn),
             lambda current: make_metric(metric, current, damping),
@@ -297,6 +300,13 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     return wanted
 
 
+def _spare_memory(device: torch.device) -> int:
+    """Half of the memory that is free on the device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2
+
+
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; every submodule's own mode afterwards."""
@@ -315,10 +325,10 @@ def _growing(
     """The operator on a quarter, a half, all of the data."""
     for share in (4, 2, 1):
         wanted = max(2, len(data) // share)
-        if wanted == len(operator.batches):
+        if wanted == len(operator):
             continue
-        for batch in data[len(operator.batches) : wanted]:
-            operator.batches.append(operator.program.capture(batch.inputs, batch.target, loss_fn))
+        for batch in data[len(operator) : wanted]:
+            operator.add(batch.inputs, batch.target, loss_fn)
         yield operator
 
 

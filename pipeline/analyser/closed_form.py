@@ -29,7 +29,7 @@ __all__ = ["Chain", "ClosedForm", "plain_chain"]
 aten = torch.ops.aten
 
 _PRODUCERS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
-_NORMS = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
+_NORMS: dict[Any, int] = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
 # Linear in one varying argument; maxima select, which is linear almost everywhere.
 _LINEAR = {
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
@@ -131,12 +131,15 @@ class ClosedForm:
         with torch.no_grad():
             curvature = gradient * phi.second(u, program.surrogate)
             if chain.norm is not None:
-                arguments = [read(a, chain.norm) if isinstance(a, Node) else a for a in chain.norm.args]
+                arguments: list[Any] = [
+                    read(a, chain.norm) if isinstance(a, Node) else a for a in chain.norm.args
+                ]
                 scale = torch.rsqrt(arguments[4] + arguments[_NORMS[chain.norm.target]])
                 if arguments[1] is not None:
                     scale = scale * arguments[1]
                 curvature *= (scale * scale).reshape(1, -1, *[1] * (curvature.ndim - 2))
-        x, w, *rest = [read(a, chain.producer) if isinstance(a, Node) else a for a in chain.producer.args]
+        own: list[Any] = [read(a, chain.producer) if isinstance(a, Node) else a for a in chain.producer.args]
+        x, w, *rest = own
         linear = chain.producer.target is aten.linear.default
         return ClosedForm(x, None if linear else Convolution.of(w, *rest[1:]), curvature)
 

@@ -133,8 +133,8 @@ def make_metric(name: str, operator: SplittingOperator, damping: float = 1e-3) -
     if not damping > 0:
         raise UsageError(f"the damping of the input metric must be positive, not {damping}")
     moments: dict[tuple[int, int], Tensor] = {}
-    for batch in operator.batches:
-        for (i, j), moment in _batch_moments(operator, batch).items():
+    for index in range(len(operator)):
+        for (i, j), moment in _batch_moments(operator, operator.captured(index)).items():
             held = moments.get((i, j))
             moments[i, j] = moment if held is None else held + moment
     total = torch.tensor(
@@ -175,7 +175,7 @@ def _batch_moments(operator: SplittingOperator, batch: Captured) -> dict[tuple[i
     """Σ of every block, times the number of samples, from one batch; float64."""
     program = operator.program
     result: dict[tuple[int, int], Tensor] = {}
-    rows = max(256, PATCHES // len(operator.batches))
+    rows = max(256, PATCHES // len(operator))
     with torch.no_grad():
         for i, group in enumerate(operator.groups):
             theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}

@@ -9,15 +9,17 @@ For a chain without sharing it is ``S = E_x[Φ'(σ(θ,x)) ∇²_θθ σ(θ,x)]``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from growpipe.analyser.binding import BoundGroup, colours
-from growpipe.analyser.closed_form import Chain, ClosedForm, plain_chain
-from growpipe.analyser.program import Captured, Program
+from growpipe.analyser.closed_form import ClosedForm, plain_chain
+from growpipe.analyser.program import Captured, Loss, Program
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
 
@@ -59,23 +61,36 @@ class _Linearised:
 
 
 @dataclass
+class _Batch:
+    """One micro-batch: how to capture it, and what is kept of it between products."""
+
+    samples: int
+    loss: float
+    capture: Callable[[], Captured]
+    kept: Captured | None
+    keep_graphs: bool
+
+
+@dataclass
 class SplittingOperator:
-    """S of every channel of every group over a set of captured batches.
+    """S of every channel of every group over a growing set of micro-batches.
 
     Attributes:
         program: the bound program.
-        batches: what each micro-batch left behind.
-        keep_graphs: hold the linearised paths between products (fast) or rebuild them (small).
+        memory_limit: bytes to keep between products, None for no limit. Batches that fit keep their
+            linearised paths, further ones what was captured of them; the rest is captured at every product.
         closed_forms: use the closed form for plain chains, rather than a Hessian-vector product.
-        reduce: sums a tensor over all processes, in place; nothing by default.
+        reduce: sums a tensor over all processes; nothing by default.
+        products: how many products were computed.
     """
 
     program: Program
-    batches: list[Captured]
-    keep_graphs: bool = True
+    memory_limit: int | None = None
     closed_forms: bool = True
     reduce: Callable[[Tensor], Tensor] | None = None
     products: int = field(default=0, init=False)
+    _batches: list[_Batch] = field(default_factory=list, init=False, repr=False)
+    _used: int = field(default=0, init=False, repr=False)
     _graphs: dict[tuple[int, int], _Linearised] = field(default_factory=dict, init=False, repr=False)
     _closed: dict[tuple[int, int], ClosedForm] = field(default_factory=dict, init=False, repr=False)
 
@@ -85,13 +100,50 @@ class SplittingOperator:
         self._colours = colours([g for g, chain in zip(self.groups, found, strict=True) if chain is None])
         self._positions = {id(group): position for position, group in enumerate(self.groups)}
 
+    def add(self, inputs: Any, target: Any, loss_fn: Loss) -> None:
+        """Take one more micro-batch into the analysis set.
+
+        Raises:
+            CheckFailed: its loss or a gradient is not finite.
+        """
+
+        def capture() -> Captured:
+            return self.program.capture(inputs, target, loss_fn)
+
+        captured = capture()
+        left = math.inf if self.memory_limit is None else self.memory_limit - self._used
+        # A linearised path holds about as much again for the forward and for the backward run.
+        keep_graphs, keep = 3 * captured.nbytes <= left, captured.nbytes <= left
+        self._used += captured.nbytes * (3 if keep_graphs else 1 if keep else 0)
+        self._batches.append(
+            _Batch(captured.samples, captured.loss, capture, captured if keep else None, keep_graphs)
+        )
+
+    def captured(self, index: int) -> Captured:
+        """What a micro-batch leaves constant, kept or captured anew."""
+        batch = self._batches[index]
+        return batch.capture() if batch.kept is None else batch.kept
+
+    def kept(self) -> list[Captured]:
+        """What is kept of the micro-batches between products."""
+        return [batch.kept for batch in self._batches if batch.kept is not None]
+
+    def __len__(self) -> int:
+        """The number of micro-batches."""
+        return len(self._batches)
+
     @property
     def groups(self) -> tuple[BoundGroup, ...]:
         return self.program.groups
 
     @property
     def samples(self) -> int:
-        return sum(batch.samples for batch in self.batches)
+        return sum(batch.samples for batch in self._batches)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss over all samples of this process."""
+        return sum(batch.loss * batch.samples for batch in self._batches) / self.samples
 
     @property
     def total_samples(self) -> int:
@@ -127,14 +179,9 @@ class SplittingOperator:
         device = vectors[0].device
         halves = [[torch.zeros_like(v) for v in vectors] for _ in range(2)]
         weights = torch.zeros(2, dtype=torch.float64, device=device)
-        for index, batch in enumerate(self.batches):
+        for index, batch in enumerate(self._batches):
             weights[index % 2] += batch.samples
-            for number, chain in enumerate(self._chains):
-                self._accumulate_chain(halves[index % 2], vectors, index, number, chain, float(batch.samples))
-            for colour_index, colour in enumerate(self._colours):
-                self._accumulate(
-                    halves[index % 2], vectors, index, colour_index, colour, float(batch.samples)
-                )
+            self._accumulate(halves[index % 2], vectors, index)
         if self.reduce is not None:
             weights = self.reduce(weights)
             halves = [[self.reduce(total) for total in half] for half in halves]
@@ -144,42 +191,46 @@ class SplittingOperator:
             return whole, [torch.zeros_like(v) for v in vectors]
         return whole, [a / first - b / second for a, b in zip(*halves, strict=True)]
 
-    def _accumulate_chain(
-        self, totals: Vectors, vectors: Sequence[Tensor], index: int, number: int, chain: Chain, scale: float
-    ) -> None:
-        closed = self._closed.get((index, number))
-        if closed is None:
-            closed = ClosedForm.of(chain, self.program, self.batches[index])
-            if self.keep_graphs:
-                self._closed[index, number] = closed
-        position = self._positions[id(chain.group)]
-        (block,) = chain.group.blocks
-        product = closed.product(block.scatter(vectors[position]))
-        totals[position].add_(block.gather(product), alpha=scale)
+    def _accumulate(self, totals: Vectors, vectors: Sequence[Tensor], index: int) -> None:
+        """Add the products of one micro-batch, times its number of samples."""
+        batch = self._batches[index]
+        captured: list[Captured] = []
 
-    def _accumulate(
+        def constants() -> Captured:
+            if not captured:
+                captured.append(self.captured(index))
+            return captured[0]
+
+        for number, chain in enumerate(self._chains):
+            closed = self._closed.get((index, number)) or ClosedForm.of(chain, self.program, constants())
+            if batch.keep_graphs:
+                self._closed[index, number] = closed
+            position = self._positions[id(chain.group)]
+            (block,) = chain.group.blocks
+            product = closed.product(block.scatter(vectors[position]))
+            totals[position].add_(block.gather(product), alpha=float(batch.samples))
+        for number, colour in enumerate(self._colours):
+            graph = self._graphs.get((index, number)) or self._linearise(constants(), colour)
+            if batch.keep_graphs:
+                self._graphs[index, number] = graph
+            self._accumulate_colour(totals, vectors, graph, colour, batch)
+
+    def _accumulate_colour(
         self,
         totals: Vectors,
         vectors: Sequence[Tensor],
-        index: int,
-        colour_index: int,
+        graph: _Linearised,
         colour: Sequence[BoundGroup],
-        scale: float,
+        batch: _Batch,
     ) -> None:
-        graph = self._graphs.get((index, colour_index))
-        if graph is None:
-            graph = self._linearise(self.batches[index], colour)
-            if self.keep_graphs:
-                self._graphs[index, colour_index] = graph
         direction: dict[str, Tensor] = {}
         for group in colour:
-            for block, values in zip(
-                group.blocks, split(group, vectors[self._positions[id(group)]]), strict=True
-            ):
+            parts = split(group, vectors[self._positions[id(group)]])
+            for block, values in zip(group.blocks, parts, strict=True):
                 scattered = block.scatter(values)
                 held = direction.get(block.tensor)
                 direction[block.tensor] = scattered if held is None else held + scattered
-        results = graph.product(direction, keep=self.keep_graphs)
+        results = graph.product(direction, keep=batch.keep_graphs)
         for group in colour:
             parts = [
                 block.gather(results[block.tensor])
@@ -187,7 +238,7 @@ class SplittingOperator:
                 else direction[block.tensor].new_zeros(block.width, block.dimension)
                 for block in group.blocks
             ]
-            totals[self._positions[id(group)]].add_(join(parts), alpha=scale)
+            totals[self._positions[id(group)]].add_(join(parts), alpha=float(batch.samples))
 
     def _linearise(self, batch: Captured, colour: Sequence[BoundGroup]) -> _Linearised:
         names = list(dict.fromkeys(block.tensor for group in colour for block in group.blocks))

@@ -17,7 +17,7 @@ from growpipe.analyser.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.curvature import OVERRIDES, Surrogate, is_kinked
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
-__all__ = ["Captured", "Program", "inputs_of"]
+__all__ = ["Captured", "Loss", "Program", "inputs_of"]
 
 Loss = Callable[[Any, Any], Tensor]
 

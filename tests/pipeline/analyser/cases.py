@@ -292,8 +292,7 @@ def build(name: str, displace: tuple[str, ...] = ("weights", "filters")) -> Prob
     else:
         loss_fn, y = functional.cross_entropy, torch.randint(0, 3, (24,))
     prepared = prepare(model, (x[:2],), (), displace, Surrogate(), torch.device("cpu"))
-    pieces = [slice(0, 10), slice(10, 24)]
-    operator = SplittingOperator(
-        prepared.program, [prepared.program.capture((x[p],), y[p], loss_fn) for p in pieces]
-    )
+    operator = SplittingOperator(prepared.program)
+    for piece in (slice(0, 10), slice(10, 24)):
+        operator.add((x[piece],), y[piece], loss_fn)
     return Problem(model, loss_fn, x, y, prepared, operator)

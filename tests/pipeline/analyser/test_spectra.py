@@ -105,11 +105,26 @@ def test_predicted_change_of_loss_is_the_measured_one(name, metric_name):
 @pytest.mark.parametrize("name", CASES)
 def test_closed_form_equals_double_backward(name):
     case = problem(name)
-    general = SplittingOperator(case.prepared.program, case.operator.batches, closed_forms=False)
+    general = SplittingOperator(case.prepared.program, closed_forms=False)
+    for piece in (slice(0, 10), slice(10, 24)):
+        general.add((case.x[piece],), case.y[piece], case.loss_fn)
     generator = torch.Generator().manual_seed(1)
     vectors = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in general.zeros()]
     for one, other in zip(case.operator.apply(vectors), general.apply(vectors), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("limit", [0, 40_000, 100_000])
+def test_a_memory_limit_changes_nothing_but_the_memory(limit):
+    case = problem("chain")
+    tight = SplittingOperator(case.prepared.program, memory_limit=limit)
+    for piece in (slice(0, 10), slice(10, 24)):
+        tight.add((case.x[piece],), case.y[piece], case.loss_fn)
+    assert sum(captured.nbytes for captured in tight.kept()) <= limit
+    vectors = [torch.ones_like(v) for v in tight.zeros()]
+    for _ in range(2):
+        for one, other in zip(tight.apply(vectors), case.operator.apply(vectors), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
 def test_plain_chains_are_recognised():

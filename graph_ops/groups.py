@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -122,19 +122,15 @@ class Solution:
     Attributes:
         groups: the result of `find_channel_groups`.
         analysis: the solved axes of every tensor.
-        atoms: the name of the splittable group of every atom.
+        dim: gives the dimension of a solved axis of known length.
         private: the layout of inputs (node, index) that read a tensor of zeros or ones which serves
             unrelated nodes; each of them gets a tensor of its own.
     """
 
     groups: ChannelGroups
     analysis: Analysis
-    atoms: Mapping[Axis, str]
+    dim: Callable[[Axis], Dim]
     private: Mapping[tuple[ir.Node, int], TensorLayout]
-
-    def dim(self, axis: Axis) -> Dim:
-        """The dimension of an axis of known length."""
-        return _dim(axis, self.atoms)
 
 
 def find_channel_groups(model: ir.Model, freeze: Sequence[str] = ()) -> ChannelGroups:
@@ -161,28 +157,30 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
     for touch in touches:
         touch.collect(members)
     groups, atoms = _name_groups(members, touches)
+    dims = _Dims(atoms)
+    found = [(touch.use, touch.layout(atoms, dims)) for touch in touches]
     by_name: dict[str, list[TensorLayout | None]] = {}
-    for touch in touches:
-        by_name.setdefault(touch.use.base.name or "", []).append(touch.layout(atoms))
-    layouts = {name: found[0] for name, found in by_name.items() if found[0] and len(set(found)) == 1}
-    private = {
-        (touch.use.node, touch.use.index): layout
-        for touch in touches
-        if (layout := touch.layout(atoms)) is not None and touch.use.base.name not in layouts
+    for use, layout in found:
+        by_name.setdefault(use.base.name or "", []).append(layout)
+    layouts = {
+        name: several[0]
+        for name, several in by_name.items()
+        if several[0] is not None and all(layout == several[0] for layout in several)
     }
-    found = ChannelGroups(
-        groups=groups,
-        layouts=layouts,
-        graph_hash=_graph_hash(model),
-        cost=cost_model(analysis, functools.partial(_dim, atoms=atoms)),
-    )
-    return Solution(found, analysis, atoms, private)
+    private = {
+        (use.node, use.index): layout
+        for use, layout in found
+        if layout is not None and use.base.name not in layouts
+    }
+    channel_groups = ChannelGroups(groups, layouts, _graph_hash(model), cost_model(analysis, dims))
+    return Solution(channel_groups, analysis, dims, private)
 
 
 def _freeze_matching(analysis: Analysis, pattern: str) -> None:
     matched = False
-    for value, axes in analysis.axes.items():
-        name = value.name or ""
+    held = [(value.name or "", axes) for value, axes in analysis.axes.items()]
+    held += [(use.base.name or "", use.axes) for use in analysis.uses]
+    for name, axes in held:
         if name == pattern or fnmatchcase(name, pattern):
             matched = True
             for position, axis in enumerate(axes):
@@ -208,7 +206,9 @@ class _Touch:
         return parts
 
     def collect(self, members: dict[Axis, list[Member]]) -> None:
-        node, index = self.use.node, self.use.index
+        node, tensor = self.use.node, self.use.base.name or ""
+        name = node_name(node)
+        formal = _formal_input(node.domain, node.op_type, node.version, self.use.index)
         for position, atoms in enumerate(self.atoms):
             for atom in atoms:
                 role: MemberRole = "carried"
@@ -216,25 +216,15 @@ class _Touch:
                     role = "mixed"
                 elif atom in self.made[position]:
                     role = "made"
-                members.setdefault(atom, []).append(
-                    Member(
-                        self.use.base.name or "",
-                        position,
-                        role,
-                        node_name(node),
-                        node.op_type,
-                        _formal_input(node.domain, node.op_type, node.version, index),
-                    )
-                )
+                member = Member(tensor, position, role, name, node.op_type, formal)
+                members.setdefault(atom, []).append(member)
 
-    def layout(self, atoms: Mapping[Axis, str]) -> TensorLayout | None:
+    def layout(self, atoms: Mapping[Axis, str], dims: Callable[[Axis], Dim]) -> TensorLayout | None:
         if not any(atom in atoms for group in self.atoms for atom in group):
             return None
         return TensorLayout(
             tuple(
-                AxisLayout(
-                    _dim(axis, atoms), "mixed" if any(a in atoms for a in self.mixed[position]) else "copied"
-                )
+                AxisLayout(dims(axis), "mixed" if any(a in atoms for a in self.mixed[position]) else "copied")
                 for position, axis in enumerate(self.axes)
             )
         )
@@ -297,31 +287,52 @@ def _name_groups(
     return tuple(groups), atoms
 
 
-def _dim(axis: Axis, atoms: Mapping[Axis, str]) -> Dim:
-    """The immutable dimension of a solved axis; what no splittable group owns is `Fixed`."""
-    axis = root(axis)
-    if axis.kind == "leaf" or not any(leaf in atoms for leaf in leaves(axis)):
-        if axis in atoms and axis.size is not None:
-            return Atom(atoms[axis], axis.size)
-        return Fixed(axis.size if axis.size is not None else 1)
-    children = [_dim(child, atoms) for child in axis.children]
-    simple: list[Dim] = []
-    for child in children:
-        nested: tuple[Dim, ...] = (child,)
-        if axis.kind == "product" and isinstance(child, Product):
-            nested = child.factors
-        elif axis.kind == "concat" and isinstance(child, Concat):
-            nested = child.parts
-        for dim in nested:
-            last = simple[-1] if simple else None
-            if isinstance(dim, Fixed) and isinstance(last, Fixed):
-                size = last.size * dim.size if axis.kind == "product" else last.size + dim.size
-                simple[-1] = Fixed(size)
-            elif not (isinstance(dim, Fixed) and dim.size == (1 if axis.kind == "product" else 0)):
-                simple.append(dim)
-    if len(simple) == 1:
-        return simple[0]
-    return Product(tuple(simple)) if axis.kind == "product" else Concat(tuple(simple))
+class _Dims:
+    """The immutable dimensions of solved axes; what no splittable group owns is `Fixed`."""
+
+    def __init__(self, atoms: Mapping[Axis, str]) -> None:
+        self._atoms = atoms
+        self._known: dict[Axis, Dim] = {}
+
+    def __call__(self, axis: Axis) -> Dim:
+        # Without recursion: concatenations of concatenations can be thousands deep.
+        stack = [root(axis)]
+        while stack:
+            top = stack[-1]
+            missing = [child for child in map(root, top.children) if child not in self._known]
+            if top not in self._known and missing and top.kind != "leaf":
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if top not in self._known:
+                self._known[top] = self._leaf(top) if top.kind == "leaf" else self._compound(top)
+        return self._known[root(axis)]
+
+    def _leaf(self, axis: Axis) -> Dim:
+        size = 1 if axis.size is None else axis.size
+        return Atom(self._atoms[axis], size) if axis in self._atoms else Fixed(size)
+
+    def _compound(self, axis: Axis) -> Dim:
+        simple: list[Dim] = []
+        for child in axis.children:
+            dim = self._known[root(child)]
+            nested: tuple[Dim, ...] = (dim,)
+            if axis.kind == "product" and isinstance(dim, Product):
+                nested = dim.factors
+            elif axis.kind == "concat" and isinstance(dim, Concat):
+                nested = dim.parts
+            for part in nested:
+                last = simple[-1] if simple else None
+                if isinstance(part, Fixed) and isinstance(last, Fixed):
+                    size = last.size * part.size if axis.kind == "product" else last.size + part.size
+                    simple[-1] = Fixed(size)
+                elif not (isinstance(part, Fixed) and part.size == (1 if axis.kind == "product" else 0)):
+                    simple.append(part)
+        if not simple:
+            return Fixed(1 if axis.kind == "product" else 0)
+        if len(simple) == 1:
+            return simple[0]
+        return Product(tuple(simple)) if axis.kind == "product" else Concat(tuple(simple))
 
 
 @functools.cache

@@ -142,7 +142,7 @@ def unify(a: Axis, b: Axis, barrier: Barrier) -> None:
     if a.kind != "leaf" and b.kind == "leaf":
         a, b = b, a
     if a.kind == "leaf":
-        if b.kind != "leaf" and _occurs(a, b):
+        if b.kind != "leaf" and not a.size and _occurs(a, b):
             freeze(b, barrier)
             return
         if b.size is None:
@@ -164,7 +164,8 @@ def unify(a: Axis, b: Axis, barrier: Barrier) -> None:
     else:
         align([a], [b], barrier)
     a, b = root(a), root(b)
-    if a is not b and not _occurs(a, b) and not _occurs(b, a):
+    # Parts are shorter than the whole, so only unknown or zero lengths can contain each other.
+    if a is not b and (a.size or not (_occurs(a, b) or _occurs(b, a))):
         a.parent = b
 
 

@@ -13,7 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,8 +28,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from growpipe.checks.latency import paired_latency
 
+sys.path.insert(0, str(Path(__file__).parent))
+from record import environment
+
 LIMIT = 1.05
-LAYERS, SLOWER = 20, 23  # 15 % more of the same layer
+LAYERS, SLOWER = 40, 46  # 15 % more of the same layer
 
 
 def perceptron(layers: int, width: int) -> bytes:
@@ -156,28 +159,23 @@ def measure(kind: str, count: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--same", type=int, default=200, help="A/A comparisons")
-    parser.add_argument("--slower", type=int, default=100, help="comparisons with the slower model")
-    parser.add_argument("--seconds", type=float, default=10.0, help="the most time of one comparison")
+    parser.add_argument("--same", type=int, default=200, help="A/A comparisons; 0 keeps those of --out")
+    parser.add_argument(
+        "--slower", type=int, default=100, help="comparisons with the slower model; 0 likewise"
+    )
+    parser.add_argument("--seconds", type=float, default=30.0, help="the most time of one comparison")
     parser.add_argument("--load", type=int, default=os.cpu_count() or 1, help="processes that keep it busy")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    document: dict[str, Any] = {}
+    if arguments.out and arguments.out.exists():
+        document = json.loads(arguments.out.read_text())
+    document |= {"gate": LIMIT, "slowdown": SLOWER / LAYERS, "seconds": arguments.seconds}
     with load(arguments.load):
-        document = {
-            "gate": LIMIT,
-            "slowdown": SLOWER / LAYERS,
-            "A/A": measure("A/A", arguments.same, arguments.seconds),
-            "A/B": measure("A/B", arguments.slower, arguments.seconds),
-            "environment": {
-                "cores": os.cpu_count(),
-                "load_processes": arguments.load,
-                "load_average": os.getloadavg(),
-                "machine": platform.machine(),
-                "python": platform.python_version(),
-                "onnxruntime": onnxruntime.__version__,
-                "numpy": np.__version__,
-            },
-        }
+        for kind, count in (("A/A", arguments.same), ("A/B", arguments.slower)):
+            if count:
+                measured = measure(kind, count, arguments.seconds)
+                document[kind] = {**measured, "environment": environment(), "burners": arguments.load}
     text = json.dumps(document, indent=1) + "\n"
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

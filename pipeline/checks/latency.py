@@ -65,16 +65,16 @@ class LatencyRatio:
     def verdict(self, limit: float) -> Verdict:
         """Is the ratio within ``limit`` (1.05: at most 5 % slower)? Never a guess.
 
-        ``fail`` when the whole interval is above the limit, ``pass`` when the whole interval is within it.
-        Else, and whenever two equal models differ by more than the budget, ``inconclusive``.
+        ``fail`` when the whole interval is above the limit, ``pass`` when the whole interval is within it,
+        else ``inconclusive``. Where two equal models differ by more than the budget, the interval must clear
+        the limit by that much too: nothing passes then, and only what is far slower fails.
         """
         if limit <= 0:
             raise UsageError(f"the limit of a latency ratio must be above 0, not {limit}")
-        if self.noise > max(limit - 1.0, 0.0) and limit > 1.0:
-            return "inconclusive"
-        if self.low > limit:
+        margin = 1.0 + self.noise if limit > 1.0 and self.noise > limit - 1.0 else 1.0
+        if self.low > limit * margin:
             return "fail"
-        return "pass" if self.high <= limit else "inconclusive"
+        return "pass" if self.high * margin <= limit else "inconclusive"
 
     def inconclusive(self, limit: float) -> bool:
         return self.verdict(limit) == "inconclusive"
@@ -88,7 +88,7 @@ def paired_latency(
     candidate_inputs: Mapping[str, npt.NDArray] | None = None,
     threads: int = 1,
     min_runs: int = 120,
-    seconds: float = 10.0,
+    seconds: float = 30.0,
     limit: float | None = None,
     level: float = 0.95,
     blocks: int = 6,
@@ -106,8 +106,8 @@ def paired_latency(
         candidate_inputs: for the candidate, where its inputs differ.
         threads: threads within an operator.
         min_runs: least number of paired samples.
-        seconds: when to stop measuring once ``min_runs`` is reached; a target, not a hard limit.
-        limit: stop early as soon as the verdict for this limit is settled.
+        seconds: the most time spent on settling the verdict for ``limit``; a target, not a hard limit.
+        limit: of the ratio. Without one a single look is taken, after ``min_runs`` and ``blocks``.
         level: confidence level of the intervals.
         blocks: number of times that the sessions are made anew before the first look at the result.
         seed: of the order and of the bootstrap.

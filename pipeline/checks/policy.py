@@ -128,7 +128,7 @@ class LatencyPolicy(_Strict):
     warn_ratio: Annotated[float, Field(gt=0)] = 1.1
     max_ms: Annotated[float, Field(gt=0)] | None = None
     threads: Positive = 1
-    seconds: Annotated[float, Field(gt=0)] = 10.0
+    seconds: Annotated[float, Field(gt=0)] = 30.0
     min_runs: Annotated[int, Field(ge=12)] = 120
     batch_size: Positive = 1
 

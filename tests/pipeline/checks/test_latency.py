@@ -50,6 +50,7 @@ def ratio(value: float, low: float, high: float, noise: float = 0.01) -> Latency
         (ratio(1.06, 1.04, 1.08), 1.05, "inconclusive"),
         (ratio(1.15, 1.12, 1.18, noise=0.2), 1.05, "inconclusive"),
         (ratio(1.00, 0.99, 1.01, noise=0.06), 1.05, "inconclusive"),
+        (ratio(2.00, 1.80, 2.20, noise=0.2), 1.05, "fail"),
         (ratio(0.80, 0.79, 0.81), 0.9, "pass"),
         (ratio(0.95, 0.94, 0.96), 0.9, "fail"),
     ],

@@ -23,6 +23,7 @@ from growpipe.analyser.data import MicroBatch, check_mean_loss, collect
 from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, make_metric
 from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.processes import Processes, processes
 from growpipe.analyser.program import Program
 from growpipe.analyser.schemes import scheme_of
 from growpipe.analyser.selection import Budget, Limits, select
@@ -76,6 +77,9 @@ def analyse(
     ``S = ∇²_θθ Σ_e ⟨g_e, e(θ; x)⟩`` (arXiv 2003.10392, carried over to channel groups) are found,
     the optimal split is read off the table in `schemes`, the best candidates by gain per cost are chosen, and
     ε is searched on real batches. The model comes back exactly as it was given.
+
+    Under ``torchrun`` (or in a process group that is open already) every process calls `analyse` with the
+    same arguments and batches, works on its share of the micro-batches, and returns the identical plan.
 
     Args:
         model: the module; it is analysed in eval mode and its mode is restored.
@@ -139,7 +143,7 @@ def analyse(
     )
     target_device = _device(model, device)
     started = time.perf_counter()
-    with _evaluation_mode(model):
+    with _evaluation_mode(model), processes(target_device) as peers:
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
         data = collect(
@@ -148,11 +152,16 @@ def analyse(
             micro_batch=micro_batch,
             device=target_device,
             dtype=prepared.dtype,
+            shard=(peers.rank, peers.world),
         )
         check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
-        operator = SplittingOperator(program, memory_limit or _spare_memory(target_device))
+        operator = SplittingOperator(
+            program,
+            _spare_memory(target_device) if memory_limit is None else memory_limit,
+            reduce=None if peers.world == 1 else peers.total,
+        )
         spectra = measure_spectra(
-            _growing(operator, data, loss_fn),
+            _growing(operator, data, loss_fn, peers),
             lambda current: make_metric(metric, current, damping),
             chosen_scheme,
             solver=solver,
@@ -189,8 +198,8 @@ def analyse(
             )
 
         parameters_hash = hash_parameters(layouts, lambda name: to_numpy(tensors[name]))
-        evaluate = _Evaluator(model, loss_fn, target_device)
-        trial_data = _first(data, line_search_samples)
+        evaluate = _Evaluator(model, loss_fn, target_device, peers)
+        trial_data = [batch for batch in data if batch.start < line_search_samples]
         base = evaluate(None, trial_data)
         orientations = (1.0, -1.0) if is_asymmetric(selection.rows) else (1.0,)
         found: LineSearch | None = None
@@ -206,10 +215,12 @@ def analyse(
             step, orientation = found.best.epsilon, found.best.orientation
         plan = plan_at(step, orientation)
         realised = evaluate(plan, data) - evaluate(None, data)
+        (samples,) = peers.totals(sum(batch.samples for batch in data), device=target_device)
+        peers.agree("the plan", f"{plan.content_hash} {realised}")
     notes = {
         "analysis": {
             **spectra.report(selection.rows),
-            "samples": sum(batch.samples for batch in data),
+            "samples": int(samples),
             "displaced": list(displace),
             "damping": damping if metric == "input" else None,
             "selection": selection.notes,
@@ -293,6 +304,8 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
         raise UsageError(f"there is no device {device!r}; use cpu, cuda or cuda:N") from None
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if wanted.index is None and "LOCAL_RANK" in os.environ:
+            wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if count <= (wanted.index or 0):
             raise MissingEnvironment(
                 f"device {str(device)!r} was asked for and {count} CUDA devices are there; use device='cpu'"
@@ -320,33 +333,26 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _growing(
-    operator: SplittingOperator, data: Sequence[MicroBatch], loss_fn: Loss
+    operator: SplittingOperator, data: Sequence[MicroBatch], loss_fn: Loss, peers: Processes
 ) -> Iterator[SplittingOperator]:
     """The operator on a quarter, a half, all of the data."""
+    taken = 0
     for share in (4, 2, 1):
-        wanted = max(2, len(data) // share)
-        if wanted == len(operator):
+        wanted = max(4, 2 * peers.world, data[0].count // share)
+        if wanted <= taken:
             continue
-        for batch in data[len(operator) : wanted]:
-            operator.add(batch.inputs, batch.target, loss_fn)
+        for batch in data:
+            if taken <= batch.number < wanted:
+                operator.add(batch.inputs, batch.target, loss_fn, half=batch.number % 2)
+        taken = wanted
         yield operator
-
-
-def _first(data: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
-    """The first micro-batches, enough for ``samples``."""
-    taken: list[MicroBatch] = []
-    for batch in data:
-        if taken and sum(b.samples for b in taken) >= samples:
-            break
-        taken.append(batch)
-    return taken
 
 
 class _Evaluator:
     """The mean loss of the module, grown by a plan or as it is."""
 
-    def __init__(self, model: nn.Module, loss_fn: Loss, device: torch.device) -> None:
-        self._model, self._loss_fn, self._device = model, loss_fn, device
+    def __init__(self, model: nn.Module, loss_fn: Loss, device: torch.device, peers: Processes) -> None:
+        self._model, self._loss_fn, self._device, self._peers = model, loss_fn, device, peers
 
     def __call__(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
         if plan is not None:
@@ -355,11 +361,12 @@ class _Evaluator:
             module = self._model
         else:
             module = copy.deepcopy(self._model).to(self._device)
-        total, samples = 0.0, 0
+        total, samples = 0.0, 0.0
         with torch.no_grad():
             for batch in data:
                 total += float(self._loss_fn(module(*batch.inputs), batch.target)) * batch.samples
                 samples += batch.samples
+        total, samples = self._peers.totals(total, samples, device=self._device)
         return total / samples
 
 

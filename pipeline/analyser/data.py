@@ -23,11 +23,20 @@ MIN_SAMPLES = 16
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Inputs and target of some samples, on the device."""
+    """Inputs and target of some samples, on the device.
+
+    Attributes:
+        number: its place among the micro-batches of all processes.
+        start: how many samples those before it hold.
+        count: how many micro-batches all processes have.
+    """
 
     inputs: tuple[Any, ...]
     target: Any
     samples: int
+    number: int
+    start: int
+    count: int
 
 
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -105,16 +114,20 @@ def collect(
             f"give more batches"
         )
     rank, world = shard
-    # Every process needs two pieces of its own for its halves.
-    if len(pieces) < 2 * world:
-        pieces = _finer(pieces, 2 * world)
+    # Two halves, and something to grow by, in every process.
+    if len(pieces) < max(4, 2 * world):
+        pieces = _finer(pieces, max(4, 2 * world))
+    starts = [0, *itertools.accumulate(samples for *_, samples in pieces)]
     return [
         MicroBatch(
             pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), inputs),
             pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), target),
             samples,
+            number,
+            starts[number],
+            len(pieces),
         )
-        for inputs, target, samples in pieces[rank::world]
+        for number, (inputs, target, samples) in list(enumerate(pieces))[rank::world]
     ]
 
 

@@ -133,15 +133,13 @@ def make_metric(name: str, operator: SplittingOperator, damping: float = 1e-3) -
     if not damping > 0:
         raise UsageError(f"the damping of the input metric must be positive, not {damping}")
     moments: dict[tuple[int, int], Tensor] = {}
+    rows = max(256, PATCHES // operator.total(len(operator)))
     for index in range(len(operator)):
-        for (i, j), moment in _batch_moments(operator, operator.captured(index)).items():
+        for (i, j), moment in _batch_moments(operator, operator.captured(index), rows).items():
             held = moments.get((i, j))
             moments[i, j] = moment if held is None else held + moment
-    total = torch.tensor(
-        float(operator.samples), dtype=torch.float64, device=next(iter(moments.values())).device
-    )
+    total = operator.total(operator.samples)
     if operator.reduce is not None:
-        total = operator.reduce(total)
         moments = {key: operator.reduce(moment) for key, moment in moments.items()}
     factors = tuple(
         tuple(
@@ -171,11 +169,10 @@ def _factor(group: BoundGroup, block: Block, moment: Tensor, damping: float) -> 
     return torch.linalg.cholesky(moment + damping * floor[..., None, None] * eye)
 
 
-def _batch_moments(operator: SplittingOperator, batch: Captured) -> dict[tuple[int, int], Tensor]:
+def _batch_moments(operator: SplittingOperator, batch: Captured, rows: int) -> dict[tuple[int, int], Tensor]:
     """Σ of every block, times the number of samples, from one batch; float64."""
     program = operator.program
     result: dict[tuple[int, int], Tensor] = {}
-    rows = max(256, PATCHES // len(operator))
     with torch.no_grad():
         for i, group in enumerate(operator.groups):
             theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}

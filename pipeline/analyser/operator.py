@@ -69,6 +69,7 @@ class _Batch:
     capture: Callable[[], Captured]
     kept: Captured | None
     keep_graphs: bool
+    half: int
 
 
 @dataclass
@@ -100,8 +101,14 @@ class SplittingOperator:
         self._colours = colours([g for g, chain in zip(self.groups, found, strict=True) if chain is None])
         self._positions = {id(group): position for position, group in enumerate(self.groups)}
 
-    def add(self, inputs: Any, target: Any, loss_fn: Loss) -> None:
+    def add(self, inputs: Any, target: Any, loss_fn: Loss, half: int | None = None) -> None:
         """Take one more micro-batch into the analysis set.
+
+        Args:
+            inputs: its inputs.
+            target: its target.
+            loss_fn: the mean loss.
+            half: to which half of the data it belongs, 0 or 1; in turn by default.
 
         Raises:
             CheckFailed: its loss or a gradient is not finite.
@@ -116,7 +123,14 @@ class SplittingOperator:
         keep_graphs, keep = 3 * captured.nbytes <= left, captured.nbytes <= left
         self._used += captured.nbytes * (3 if keep_graphs else 1 if keep else 0)
         self._batches.append(
-            _Batch(captured.samples, captured.loss, capture, captured if keep else None, keep_graphs)
+            _Batch(
+                captured.samples,
+                captured.loss,
+                capture,
+                captured if keep else None,
+                keep_graphs,
+                len(self._batches) % 2 if half is None else half,
+            )
         )
 
     def captured(self, index: int) -> Captured:
@@ -145,12 +159,11 @@ class SplittingOperator:
         """The mean loss over all samples of this process."""
         return sum(batch.loss * batch.samples for batch in self._batches) / self.samples
 
-    @property
-    def total_samples(self) -> int:
-        """The number of samples over all processes."""
+    def total(self, number: int) -> int:
+        """The sum of a number over all processes."""
         if self.reduce is None:
-            return self.samples
-        return int(self.reduce(torch.tensor(self.samples, device=self.zeros()[0].device)))
+            return number
+        return int(self.reduce(torch.tensor(number, device=self.zeros()[0].device)))
 
     def zeros(self, dtype: torch.dtype | None = None) -> Vectors:
         """A zero vector for every channel."""
@@ -167,8 +180,6 @@ class SplittingOperator:
     def apply_halves(self, vectors: Sequence[Tensor]) -> tuple[Vectors, Vectors]:
         """S·v over all samples, and (S₁ − S₂)·v for two disjoint halves of them, at the price of one product.
 
-        The halves are the micro-batches of even and of odd number, in every process.
-
         Args:
             vectors: for every group [width, d].
 
@@ -180,8 +191,8 @@ class SplittingOperator:
         halves = [[torch.zeros_like(v) for v in vectors] for _ in range(2)]
         weights = torch.zeros(2, dtype=torch.float64, device=device)
         for index, batch in enumerate(self._batches):
-            weights[index % 2] += batch.samples
-            self._accumulate(halves[index % 2], vectors, index)
+            weights[batch.half] += batch.samples
+            self._accumulate(halves[batch.half], vectors, index)
         if self.reduce is not None:
             weights = self.reduce(weights)
             halves = [[self.reduce(total) for total in half] for half in halves]

@@ -185,7 +185,7 @@ def measure_spectra(
         products += operator.products - before
         stages.append(
             {
-                "samples": operator.total_samples,
+                "samples": operator.total(operator.samples),
                 "solver": used,
                 "products": operator.products - before,
                 "error": extremes.relative_error,

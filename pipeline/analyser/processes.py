@@ -1,0 +1,80 @@
+"""Several processes under ``torchrun``: data sharded, sums all-reduced, one plan for every rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from growpipe.graph_ops.errors import CheckFailed
+
+__all__ = ["Processes", "processes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among its peers.
+
+    Attributes:
+        rank: its number, from 0.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, the same bits on each."""
+        if self.world == 1:
+            return tensor
+        result = tensor.detach().clone()
+        dist.all_reduce(result)
+        return result
+
+    def totals(self, *numbers: float, device: torch.device) -> list[float]:
+        """Sums of numbers over all processes."""
+        values: list[float] = self.total(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
+        return values
+
+    def agree(self, what: str, value: str) -> None:
+        """Refuse to go on when the processes do not hold the same value.
+
+        Raises:
+            CheckFailed: they do not.
+        """
+        if self.world == 1:
+            return
+        held: list[str | None] = [None] * self.world
+        dist.all_gather_object(held, value)
+        if len(set(held)) > 1:
+            raise CheckFailed(
+                f"the processes do not agree on {what}: rank {self.rank} of {self.world} has {value[:16]}; "
+                f"give every process the same model, batches and options"
+            )
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """The process group that is there, or that ``torchrun`` asks for; none of either is one process.
+
+    A group that is opened here (nccl for CUDA, gloo otherwise) is closed again.
+    """
+    if not dist.is_available():
+        yield Processes()
+        return
+    opened = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if opened:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        if dist.is_initialized():
+            yield Processes(dist.get_rank(), dist.get_world_size())
+        else:
+            yield Processes()
+    finally:
+        if opened:
+            dist.destroy_process_group()

@@ -1,0 +1,44 @@
+"""Two processes under gloo give one plan, that of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from two_processes import plan_facts
+
+
+def test_two_processes_give_the_plan_of_one():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = Path(__file__).with_name("two_processes.py")
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    alone = plan_facts()
+    answers = []
+    for rank in ranks:
+        output, errors = rank.communicate(timeout=240)
+        assert rank.returncode == 0, errors[-2000:]
+        answers.append(json.loads(output))
+    assert answers[0] == answers[1]
+    together = answers[0]
+    assert together["source"] == alone["source"]
+    assert together["samples"] == alone["samples"] == 120
+    assert together["epsilon"] == pytest.approx(alone["epsilon"])
+    assert together["predicted"] == pytest.approx(alone["predicted"], rel=1e-4)
+    assert together["realised"] == pytest.approx(alone["realised"], abs=1e-5)
+    for name, ends in alone["ends"].items():
+        assert together["ends"][name] == pytest.approx(ends, rel=1e-5)

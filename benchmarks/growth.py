@@ -115,11 +115,10 @@ class Bench:
             optimizer,
             task.loaders,
             task.loss_fn,
-            # A patience that is never reached: the protocol says when to grow.
-            settings.model_copy(update={"patience": 10_000}),
+            settings,
             stage=f"epochs {start + 1}-{end}",
             epochs=end - start,
-            until="end" if last else "plateau",
+            until="end" if last else "period",
             seed=task.run.seed,
             device=self.device,
             classify=task.classify,

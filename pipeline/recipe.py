@@ -25,9 +25,13 @@ class _Section(BaseModel):
 class Training(_Section):
     """How each stage of training goes.
 
-    Before the last growth the network trains at a constant rate until the validation loss has not improved
-    for ``patience`` epochs, or for ``epochs``. The last stage is the long one: ``final_epochs`` with the rate
-    falling to zero along a cosine. (Growing early and training long afterwards is worth several points.)
+    Before the last growth the network trains at a constant rate for ``epochs`` (``trigger = "period"``), or
+    until the validation loss has not improved for ``patience`` epochs if that comes first (``"plateau"``).
+    The last stage is the long one: ``final_epochs`` with the rate falling to zero along a cosine. (Growing
+    early and training long afterwards is worth several points.)
+
+    ``accumulate`` batches make one step; ``precision`` is that of the products under autocast, parameters
+    stay float32; ``channels_last`` is the memory format of images.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -38,6 +42,10 @@ class Training(_Section):
     epochs: int = Field(default=30, ge=1)
     final_epochs: int = Field(default=60, ge=1)
     patience: int = Field(default=5, ge=1)
+    trigger: Literal["plateau", "period"] = "plateau"
+    accumulate: int = Field(default=1, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
 
 
 class Growth(_Section):

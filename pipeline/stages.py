@@ -186,7 +186,7 @@ def _train_into(
         run.recipe.train,
         stage=name,
         epochs=epochs,
-        until="end" if last else "plateau",
+        until="end" if last else run.recipe.train.trigger,
         seed=run.seed,
         device=run.device,
         classify=task.classify,

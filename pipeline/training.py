@@ -103,7 +103,7 @@ def train(
     *,
     stage: str,
     epochs: int,
-    until: Literal["plateau", "end"],
+    until: Literal["plateau", "period", "end"],
     seed: int,
     device: str,
     classify: bool,
@@ -116,7 +116,8 @@ def train(
         stage: names the stage in the metrics, and seeds it together with ``seed``.
         epochs: the most epochs.
         until: ``plateau`` trains at a constant rate and stops when the validation loss has not improved for
-            ``settings.patience`` epochs; ``end`` lets the rate fall to zero along a cosine.
+            ``settings.patience`` epochs; ``period`` trains at a constant rate for all of ``epochs``; ``end``
+            lets the rate fall to zero along a cosine.
         checkpoint: a folder where progress is kept; a later call with the same ``key`` goes on from there
             and ends with the same weights.
         key: what the checkpoint belongs to.
@@ -128,6 +129,8 @@ def train(
         UsageError: the loss is not finite, or a loader is empty.
     """
     history = _resume(checkpoint, key, model, optimizer)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     saving_ended, saving_took = time.monotonic(), 0.0
     with progress_bar(stage, epochs) as advance:
         for done in history:
@@ -140,9 +143,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             seed_everything(seed, stage, number)
-            train_loss = _train_epoch(
-                model, optimizer, loaders.train, loss_fn, device, f"{stage}, epoch {number + 1}"
-            )
+            where = f"{stage}, epoch {number + 1}"
+            train_loss = _train_epoch(model, optimizer, loaders.train, loss_fn, settings, device, where)
             held_out = evaluate(model, loaders.validation, loss_fn, classify=classify, device=device)
             history.append(Epoch(stage, number + 1, rate, train_loss, held_out.loss, held_out.accuracy))
             advance(_status(history[-1]))
@@ -160,25 +162,49 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     batches: Iterable[tuple[Any, Any]],
     loss_fn: LossFunction,
+    settings: Training,
     device: str,
     where: str,
 ) -> float:
     model.train()
-    total, samples = 0.0, 0
+    autocast = torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16")
+    total, samples, waiting = 0.0, 0, 0
+    optimizer.zero_grad(set_to_none=True)
     for inputs, target in batches:
         target = to_device(target, device)
-        loss = loss_fn(model(*as_tuple(to_device(inputs, device))), target)
+        inputs = as_tuple(to_device(inputs, device))
+        if settings.channels_last:
+            inputs = tuple(_channels_last(value) for value in inputs)
+        with autocast:
+            loss = loss_fn(model(*inputs), target)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UsageError(f"{where}: the loss is {value}; lower the recipe's train.learning_rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        (loss / settings.accumulate).backward()
+        waiting += 1
+        if waiting == settings.accumulate:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            waiting = 0
         total += value * len(target)
         samples += len(target)
+    if waiting:
+        # The last step of an epoch may have fewer batches; its gradient is still their mean.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(settings.accumulate / waiting)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     if samples == 0:
         raise UsageError(f"{where}: the training loader gave no batches; look at the recipe's data")
     return total / samples
+
+
+def _channels_last(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.ndim == 4:
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
 
 
 def as_tuple(inputs: Any) -> tuple[Any, ...]:

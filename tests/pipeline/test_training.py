@@ -129,6 +129,53 @@ def test_the_rate_falls_along_a_cosine_to_the_end() -> None:
     assert rates[-1] < 0.1 * rates[0]
 
 
+def test_a_period_is_trained_whole_at_a_constant_rate() -> None:
+    model = make_model()
+    frozen = torch.optim.SGD(model.parameters(), lr=0.0)
+    history = run(model, make_loaders(), optimizer=frozen, until="period")
+    assert [epoch.learning_rate for epoch in history] == [SETTINGS.learning_rate] * 6
+
+
+def linear_model() -> nn.Module:
+    seed_everything(0, "seed network")
+    return nn.Sequential(nn.Linear(4, 6), nn.SiLU(), nn.Linear(6, 2))
+
+
+@pytest.mark.parametrize("batch", [8, 24])
+def test_accumulated_batches_make_the_step_of_one_large_batch(batch: int) -> None:
+    whole = make_loaders()
+    data = whole.validation.dataset  # type: ignore[attr-defined]
+    small = Loaders(DataLoader(data, 8), whole.validation, whole.test)
+    large = Loaders(DataLoader(data, batch), whole.validation, whole.test)
+    first, second = linear_model(), linear_model()
+    settings = SETTINGS.model_copy(update={"optimizer": "sgd"})
+    run(first, small, settings.model_copy(update={"accumulate": batch // 8}), epochs=2)
+    run(second, large, settings, epochs=2)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_products_leave_float32_parameters() -> None:
+    model = linear_model()
+    history = run(model, make_loaders(), SETTINGS.model_copy(update={"precision": "bfloat16"}))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert history[-1].train_loss < history[0].train_loss
+
+
+def test_channels_last_trains_the_same_network() -> None:
+    images = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    data = TensorDataset(images, (images.mean((1, 2, 3)) > 0).long())
+    loaders = Loaders(DataLoader(data, 8), DataLoader(data, 32), DataLoader(data, 32))
+    weights = []
+    for channels_last in (False, True):
+        seed_everything(0, "seed network")
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(64, 2))
+        run(model, loaders, SETTINGS.model_copy(update={"channels_last": channels_last, "optimizer": "sgd"}))
+        weights.append(model[0].weight.detach())
+    assert weights[1].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_says_where_and_what_to_do() -> None:
     with pytest.raises(UsageError, match=r"round-00/train, epoch 1: the loss is nan; lower .*learning_rate"):
         run(make_model(), make_loaders(), loss_fn=lambda output, target: output.sum() * float("nan"))

@@ -166,6 +166,8 @@ def _outcome(check: Check, context: Context, before: Iterable[CheckResult]) -> O
     except (CheckFailed, GrowpipeError) as error:
         return failed(str(error))
     except Exception as error:
+        if any(r.check == "structure/checker" and r.status == "failed" for r in before):
+            return skipped(f"not possible on a malformed model (see structure/checker): {error}")
         # A check that breaks has shown nothing: it must neither pass nor keep the others from running.
         return failed(f"the check itself broke, please report it: {type(error).__name__}: {error}")
 

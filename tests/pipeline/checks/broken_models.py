@@ -297,6 +297,15 @@ def unknown_attribute(folder: Path) -> Path:
 
 
 @broken("structure/checker")
+def misspelt_attribute(folder: Path) -> Path:
+    model = build(
+        "(float[N, 3] x) => (float[N, 3] y)", "c = Constant <value_float = 2.0> ()\n y = Mul (x, c)"
+    )
+    model.graph.node[0].attribute[0].name = "valu_float"
+    return save(model, folder)
+
+
+@broken("structure/checker")
 def missing_attribute(folder: Path) -> Path:
     return save(build("(float[N, 3] x) => (float[N, 3] y)", "y = Concat (x)"), folder)
 

@@ -283,10 +283,18 @@ class Analysis:
         except UnknownShape as refusal:
             self._give_up(node, str(refusal))
             return
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+            # The file is anybody's, and rules are written for nodes as the operator's schema has them.
+            self._give_up(node, "its inputs or attributes do not fit the operator")
+            return
         for index, value in enumerate(node.inputs):
             if value is None:
                 continue
-            if value in self.views and node.outputs[0] not in self.views and node.op_type != "Shape":
+            if (
+                value in self.views
+                and not self.views.keys() & set(node.outputs[:1])
+                and node.op_type != "Shape"
+            ):
                 self.use(node, index)
             if (id(node), index) not in self._taken and value in self.values:
                 reason = "its length is used as a number"

@@ -180,7 +180,8 @@ def fuse_batch_norms(model: ir.Model) -> int:
             continue
         gamma, beta, mean, variance = (t.numpy().astype(np.float64) for t in tensors if t is not None)
         epsilon = node.attributes.get("epsilon")
-        scale = gamma / np.sqrt(variance + (epsilon.as_float() if epsilon else 1e-5))
+        with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is not fused
+            scale = gamma / np.sqrt(variance + (epsilon.as_float() if epsilon else 1e-5))
         if _FUSERS[producer.op_type](model, producer, scale, beta - scale * mean):
             name = node.outputs[0].name
             if node.outputs[0].is_graph_output():
@@ -262,7 +263,7 @@ def _replace(
         if values.size not in (1, len(scale)) or (values.ndim and values.shape[-1] != values.size):
             return False
         shift = factor * values.reshape(-1) * scale + shift
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         weight, offset = wide.astype(dtype), shift.astype(dtype)
     if not (np.isfinite(weight).all() and np.isfinite(offset).all()):
         return False

@@ -162,6 +162,8 @@ def _check_type(type_: onnx.TypeProto, where: str) -> None:
             raise UnsafeModel(f"{where} has a value of {len(dims)} dimensions; {MAX_RANK} are the limit")
         for dim in dims:
             _check_names((dim.dim_param, dim.denotation), where)
+            if dim.dim_value < 0:
+                dim.ClearField("value")  # how some exporters write a length that is not known
     for inner in (type_.sequence_type.elem_type, type_.optional_type.elem_type, type_.map_type.value_type):
         if inner.ByteSize():
             _check_type(inner, where)

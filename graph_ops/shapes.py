@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.isolation import infer_model_shapes
 
 __all__ = ["clear_shapes", "infer_shapes", "skeleton"]
 
@@ -49,14 +50,7 @@ def infer_shapes(model: ir.Model, *, strict: bool = True, keep_declared: bool = 
     }
     clear_shapes(copy)
     proto = skeleton(copy)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(
-            proto, check_type=True, strict_mode=strict, data_prop=True
-        )
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else type(error).__name__
-        raise CheckFailed(f"shape inference fails: {reason}; the graph is not consistent") from None
+    inferred = infer_model_shapes(proto, strict=strict)
     _merge(copy.graph, inferred.graph)
     for value, shape in declared.items():
         if not _compatible(value.shape, shape):

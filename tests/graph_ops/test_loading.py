@@ -275,6 +275,10 @@ class TestGraphs:
     def test_nodes_that_do_not_fit(self, tmp_path, nodes, match):
         refused(write(tmp_path, gemm(nodes=nodes)), match)
 
+    def test_negative_lengths_are_unknown_ones(self, tmp_path):
+        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [-1, 3])]
+        assert load_model(write(tmp_path, gemm(inputs=inputs))).graph.inputs[0].shape == ir.Shape([None, 3])
+
     def test_sparse_tensors(self, tmp_path):
         model = gemm()
         model.graph.sparse_initializer.add()

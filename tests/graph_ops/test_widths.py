@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from growpipe.graph_ops import isolation
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.shapes import infer_shapes
 from growpipe.graph_ops.widths import check_widths
@@ -156,3 +158,30 @@ class TestShapes:
         )
         inner = infer_shapes(branching).graph.node(0).attributes["then_branch"].as_graph()
         assert inner.outputs[0].shape == ir.Shape(["N", 12, 7, 7])
+
+
+class TestIsolation:
+    """ONNX's own code aborts the process on some models; that must not be ours."""
+
+    def test_a_model_that_is_never_answered_is_a_problem(self, monkeypatch):
+        sound = model("y = Conv(x, w)", w=(8, 12, 3, 3))
+        assert check_widths(sound) == []
+        worker = isolation._worker
+        assert worker is not None
+        worker._process.send_signal(signal.SIGSTOP)  # as good as an endless loop
+        with monkeypatch.context() as patch:
+            patch.setattr(isolation, "_SECONDS", 0.2)
+            with pytest.raises(CheckFailed, match="did not survive the model"):
+                infer_shapes(sound)
+        # The next model gets a process of its own.
+        assert check_widths(sound) == []
+        assert isolation._worker is not worker
+
+    def test_a_process_that_died_is_replaced(self):
+        sound = model("y = Conv(x, w)", w=(8, 12, 3, 3))
+        assert check_widths(sound) == []
+        worker = isolation._worker
+        assert worker is not None
+        worker._process.kill()
+        worker._process.wait()
+        assert check_widths(sound) == []

@@ -97,7 +97,8 @@ class Analysis:
         self.fills: set[ir.Value] = set()
         self._private: dict[tuple[int, int], Axes] = {}
         self._use_of: dict[tuple[int, int], Use] = {}
-        self._taken: set[tuple[int, int]] = set()
+        self._followed: dict[tuple[int, int], tuple[Expression, ...]] = {}
+        self._late: list[tuple[ir.Value, Barrier]] = []
         self._symbols: dict[str, Axis] = {}
 
     # -- what a rule reads ---------------------------------------------------------------------------
@@ -123,8 +124,10 @@ class Analysis:
         return self.axes[value]
 
     def ints(self, node: ir.Node, index: int) -> Ints | None:
-        """The symbolic value of an integer input, and a promise: the rule makes its lengths follow."""
-        self._taken.add((id(node), index))
+        """The symbolic value of an integer input.
+
+        Axes whose lengths it holds are frozen, except where the rule states how the input must `follow`.
+        """
         value = self.input(node, index)
         return None if value is None else self.constant(value)
 
@@ -192,6 +195,8 @@ class Analysis:
         for value in (*node.inputs, *_captured(node), *node.outputs):
             if value is not None:
                 self._freeze_value(value, barrier)
+                if value not in self.axes:
+                    self._late.append((value, barrier))
 
     def view(self, node: ir.Node, axes: Sequence[tuple[int, ...]]) -> None:
         """State that output 0 is input 0 rearranged; ``axes`` as in `View`, but of input 0."""
@@ -241,11 +246,26 @@ class Analysis:
         elif self.is_weight(node, i):
             self.mixed(node, i, axis_i)
         else:
-            self.freeze(node, (a, b), axis_i, "contracted against another activation")
+            quantised = [k for k in (i, j) if self._producer(node, k) == "DequantizeLinear"]
+            reason = "contracted against another activation"
+            self.freeze(node, (a, b), axis_i, self.no_weight(node, quantised[-1]) if quantised else reason)
+
+    def no_weight(self, node: ir.Node, index: int) -> str:
+        """The reason why an input that should be a weight cannot take coefficients."""
+        source = self._producer(node, index) or "an input"
+        return f"its weight comes from {source}, so no weight can take the coefficients"
+
+    def _producer(self, node: ir.Node, index: int) -> str | None:
+        value = self.input(node, index)
+        producer = None if value is None else value.producer()
+        return None if producer is None else producer.op_type
 
     def follow(self, node: ir.Node, target: str | int, elements: Iterable[Expression]) -> None:
         """State that an attribute, or an integer input, spells out lengths."""
-        self.follows.append(Follow(node, target, tuple(elements)))
+        follow = Follow(node, target, tuple(elements))
+        self.follows.append(follow)
+        if isinstance(target, int):
+            self._followed[id(node), target] = follow.elements
 
     def count(self, node: ir.Node, constant: int, axes: Iterable[Axis]) -> None:
         """State the multiply-accumulates of the node."""
@@ -271,6 +291,9 @@ class Analysis:
             self._visit(node, rules)
         for value in self.graph.outputs:
             self._freeze_value(value, Barrier("Output", value.name or "", None, "an output of the graph"))
+        for value, barrier in self._late:
+            # In a graph that is not sorted, a node can be visited before its inputs.
+            self._freeze_value(value, barrier)
 
     def _visit(self, node: ir.Node, rules: Mapping[tuple[str, str], Rule]) -> None:
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -296,10 +319,11 @@ class Analysis:
                 and node.op_type != "Shape"
             ):
                 self.use(node, index)
-            if (id(node), index) not in self._taken and value in self.values:
-                reason = "its length is used as a number"
-                for element in self.values[value].elements:
-                    self.freeze(node, axes_in(element), None, reason)
+            if value in self.values and node.outputs[0] not in self.values:
+                followed = self._followed.get((id(node), index), ())
+                for position, element in enumerate(self.values[value].elements):
+                    if position >= len(followed) or followed[position] is None:
+                        self.freeze(node, axes_in(element), None, "its length is used as a number")
 
     def _give_up(self, node: ir.Node, reason: str) -> None:
         for index, value in enumerate(node.inputs):
@@ -338,13 +362,14 @@ class Analysis:
         if value.shape is None:
             return None
         axes = []
-        for size in value.shape:
+        for position, size in enumerate(value.shape):
+            own = Barrier(barrier.operator, barrier.node, position, barrier.reason)
             if isinstance(size, int):
-                axes.append(Axis(size, barrier))
+                axes.append(Axis(size, own))
             elif size.value is None:
-                axes.append(Axis(None, barrier))
+                axes.append(Axis(None, own))
             else:
-                axes.append(self._symbols.setdefault(str(size.value), Axis(None, barrier)))
+                axes.append(self._symbols.setdefault(str(size.value), Axis(None, own)))
         return axes
 
     def _freeze_value(self, value: ir.Value, barrier: Barrier) -> None:

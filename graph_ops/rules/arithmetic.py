@@ -40,8 +40,6 @@ def integer_value(analysis: Analysis, node: ir.Node) -> None:
         return  # not all numbers are known, or they do not fit: nothing is stated
     if result is None or result.size > _MOST_ELEMENTS:
         return
-    for index in range(len(node.inputs)):
-        analysis.ints(node, index)
     analysis.values[node.outputs[0]] = Ints(result)
 
 

@@ -22,7 +22,7 @@ def conv(analysis: Analysis, node: ir.Node) -> None:
     batch, channels, *space = analysis.axes_of(node, 0)
     out, inner, *kernel = analysis.axes_of(node, 1)
     if not analysis.is_weight(node, 1):
-        analysis.freeze(node, [channels, out], 1, "its weight is computed")
+        analysis.freeze(node, [channels, out], 1, analysis.no_weight(node, 1))
     groups = analysis.attribute(node, "group", 1)
     if groups == 1:
         analysis.unify(node, channels, inner, 1)
@@ -50,7 +50,7 @@ def conv_transpose(analysis: Analysis, node: ir.Node) -> None:
     batch, channels, *space = analysis.axes_of(node, 0)
     inner, out, *kernel = analysis.axes_of(node, 1)
     if not analysis.is_weight(node, 1):
-        analysis.freeze(node, [channels, out], 1, "its weight is computed")
+        analysis.freeze(node, [channels, out], 1, analysis.no_weight(node, 1))
     groups = analysis.attribute(node, "group", 1)
     analysis.unify(node, channels, inner, 1)
     if groups == 1:

@@ -108,13 +108,14 @@ def cut(analysis: Analysis, node: ir.Node) -> None:
         if value is None:
             raise UnknownShape("its steps are not known")
         steps = [evaluate(element, size_of) or 0 for element in value]
-    first: list[Expression] = [None] * len(starts)
-    last: list[Expression] = [None] * len(ends)
+    first: list[Expression] = [evaluate(start, size_of) for start in starts]
+    last: list[Expression] = [evaluate(end, size_of) for end in ends]
     for i, position in enumerate(where):
         start, end = evaluate(starts[i], size_of), evaluate(ends[i], size_of)
         axis = root(axes[position])
         whole = (end is not None and end >= _FAR) or _is_length(ends[i], axis)
         if start == 0 and steps[i] == 1 and whole:
+            last[i] = ends[i]
             continue
         if axis.size is None or start is None or end is None or steps[i] != 1:
             analysis.freeze(node, axis, position, "sliced at steps or at unknown bounds")
@@ -127,8 +128,8 @@ def cut(analysis: Analysis, node: ir.Node) -> None:
         high = max(low, high)
         if (low, high) == (0, axis.size):
             # Bounds that are far beyond the length stay so; spell out the others for the grown one.
-            first[i] = None if start == 0 else 0
-            last[i] = Size(axis) if end < _FAR else None
+            first[i] = 0
+            last[i] = Size(axis) if end < _FAR else end
             continue
         before, kept, after = Axis(low), Axis(high - low), Axis(axis.size - high)
         barrier = analysis.barrier(node, position, "cut inside a channel's block")
@@ -160,7 +161,7 @@ def pad(analysis: Analysis, node: ir.Node) -> None:
         raise UnknownShape("its pads are not known")
     where = axes_argument(analysis, node, len(axes), 3) or list(range(len(axes)))
     mode = analysis.attribute(node, "mode", "constant")
-    follow: list[Expression] = [None] * len(amounts)
+    follow: list[Expression] = [evaluate(amount, size_of) for amount in amounts]
     for i, position in enumerate(where):
         before = evaluate(amounts[i], size_of)
         after = evaluate(amounts[i + len(where)], size_of)

@@ -31,7 +31,7 @@ def resize(analysis: Analysis, node: ir.Node) -> None:
             lengths[i] = evaluate(wanted[i], size_of)
             axis, element = root(axes[position]), wanted[i]
             kept[i] = _is_length(element, axis) or (lengths[i] is not None and lengths[i] == axis.size)
-            follow.append(Size(axis) if kept[i] else None)
+            follow.append(Size(axis) if kept[i] else lengths[i])
         analysis.follow(node, 3, follow)
     else:
         tensor = analysis.tensor(analysis.input(node, index))

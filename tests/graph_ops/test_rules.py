@@ -372,6 +372,22 @@ CASES: dict[str, Case] = {
         (),
         declined=reason("its length is used as a number"),
     ),
+    "length as a count": Case(
+        ROWS,
+        "h = MatMul (x, a) s = Shape <start = 2> (h) r = Relu (h) z, i = TopK <axis = 1> (r, s) "
+        "y = MatMul (z, b)",
+        {"a": (4, 3), "b": (3, 2)},
+        set(),
+        declined=reason("its length is used as a number"),
+    ),
+    "padded up to a length": Case(
+        ROWS,
+        "h = MatMul (x, a) s = Shape <start = 2> (h) m = Sub (seven, s) p = Concat <axis = 0> (zeros, m) "
+        "z = Pad (h, p) y = MatMul (z, b)",
+        {"a": (4, 3), "b": (7, 2)},
+        {"a"},
+        {"seven": [7], "zeros": [0, 0, 0, 0, 0]},
+    ),
     "LSTM": Case(
         ROWS,
         "h = MatMul (x, a) r, s, t = LSTM <hidden_size = 2> (h, w, u) q = Squeeze (r, one) y = MatMul (q, b)",

@@ -8,74 +8,20 @@ grow (attributes and integer inputs that spell out a length).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from growpipe.graph_ops.facts import Axes, Follow, MacTerm, Use, View, node_name, operator_name
 from growpipe.graph_ops.sizes import Expression, Ints, axes_in
 from growpipe.graph_ops.solver import Axis, Barrier, freeze, root, unify
 
-__all__ = ["Analysis", "Follow", "MacTerm", "Rule", "Use", "View", "analyse_graph", "node_name"]
+__all__ = ["Analysis", "Rule", "UnknownShape", "analyse_graph", "size_of"]
 
-Axes = list[Axis]
 Rule = Callable[["Analysis", ir.Node], None]
 
 _MOST_INTEGERS = 64  # longer integer constants are data, not shapes
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class View:
-    """A tensor that is a rearranged constant: `Transpose`, `Reshape`, `Cast`... of a weight.
-
-    Attributes:
-        base: the initializer, or the output of the Constant node.
-        axes: for each axis of the view, the axes of ``base`` that it runs over.
-    """
-
-    base: ir.Value
-    axes: tuple[tuple[int, ...], ...]
-
-
-@dataclass(eq=False, slots=True)
-class Use:
-    """How one input of one node uses a weight; what is neither ``made`` nor ``mixed`` is carried.
-
-    ``axes`` are those of the weight in this use: shared by all uses, except where one tensor of zeros or ones
-    serves unrelated nodes. ``made`` and ``mixed`` hold (axis of the weight, the part of it that is meant).
-    """
-
-    base: ir.Value
-    node: ir.Node
-    index: int
-    axes: Axes
-    made: list[tuple[int, Axis]] = field(default_factory=list)
-    mixed: list[tuple[int, Axis]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Follow:
-    """An attribute or an integer input of a node that spells out lengths, and must follow when axes grow.
-
-    Attributes:
-        node: the node.
-        target: the name of an attribute, or the index of an input.
-        elements: the wanted values, None for those that stay.
-    """
-
-    node: ir.Node
-    target: str | int
-    elements: tuple[Expression, ...]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class MacTerm:
-    """Multiply-accumulates of one node: ``constant`` times the product of the lengths."""
-
-    node: ir.Node
-    constant: int
-    axes: tuple[Axis, ...]
 
 
 class Analysis:
@@ -176,7 +122,7 @@ class Analysis:
         return Axis(size, self.barrier(node, axis, "a length that the operator computes"))
 
     def barrier(self, node: ir.Node, axis: int | None, reason: str) -> Barrier:
-        return Barrier(_operator(node), node_name(node), axis, reason)
+        return Barrier(operator_name(node), node_name(node), axis, reason)
 
     def unify(self, node: ir.Node, a: Axis, b: Axis, axis: int | None = None) -> None:
         unify(a, b, self.barrier(node, axis, "its operands divide the axis differently"))
@@ -407,20 +353,9 @@ def analyse_graph(model: ir.Model) -> Analysis:
     return analysis
 
 
-def node_name(node: ir.Node) -> str:
-    """The name of a node, or of its first output where it has none."""
-    if node.name:
-        return node.name
-    return next((value.name for value in node.outputs if value.name), "")
-
-
 def size_of(axis: Axis) -> int | None:
     """The length of an axis as it is now."""
     return root(axis).size
-
-
-def known(expressions: Iterable[Expression]) -> bool:
-    return all(isinstance(expression, int) for expression in expressions)
 
 
 _REARRANGING = {"Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -444,10 +379,6 @@ def _why_unknown(node: ir.Node) -> str:
     if node.op_type in ("GRU", "LSTM", "RNN") and node.domain in ("", "ai.onnx"):
         return "channels of a recurrent layer mix in its own state"
     return "unknown operator"
-
-
-def _operator(node: ir.Node) -> str:
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
 def _captured(node: ir.Node) -> list[ir.Value]:

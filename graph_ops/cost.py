@@ -9,8 +9,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.analysis import Analysis, node_name
+from growpipe.graph_ops.analysis import Analysis
 from growpipe.graph_ops.dims import Dim, Fixed, grown_size
+from growpipe.graph_ops.facts import node_name
 from growpipe.graph_ops.solver import Axis, root
 
 __all__ = ["CostModel", "CostTerm", "cost_model"]

@@ -7,21 +7,20 @@ The one place where this is decided. A group is one atom of the solved dimension
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
-from growpipe.graph_ops.analysis import Analysis, Use, analyse_graph, node_name
+from growpipe.graph_ops.analysis import Analysis, analyse_graph
 from growpipe.graph_ops.cost import CostModel, cost_model
 from growpipe.graph_ops.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.facts import Use, node_name
+from growpipe.graph_ops.graph_hash import graph_hash
 from growpipe.graph_ops.solver import Axis, Barrier, freeze, leaves, root
 from growpipe.graph_ops.tensors import AxisLayout, TensorLayout
 
@@ -172,7 +171,7 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
         for use, layout in found
         if layout is not None and use.base.name not in layouts
     }
-    channel_groups = ChannelGroups(groups, layouts, _graph_hash(model), cost_model(analysis, dims))
+    channel_groups = ChannelGroups(groups, layouts, graph_hash(model), cost_model(analysis, dims))
     return Solution(channel_groups, analysis, dims, private)
 
 
@@ -347,56 +346,3 @@ def _formal_input(domain: str, operator: str, version: int | None, index: int) -
     except onnx.defs.SchemaError:
         return f"input{index}"
     return formal[min(index, len(formal) - 1)].name if formal else f"input{index}"
-
-
-def _graph_hash(model: ir.Model) -> str:
-    """SHA-256 of operators, topology and shapes.
-
-    Initializers count by name, since plans speak of them; all other values by where they come from: the names
-    of inputs, outputs, results and free axes are the exporter's or the user's to choose.
-    """
-    digest = hashlib.sha256()
-
-    def add(*facts: Any) -> None:
-        digest.update(json.dumps(facts, default=str).encode())
-        digest.update(b"\n")
-
-    references: dict[ir.Value, str] = {}
-    add("opsets", sorted(model.graph.opset_imports.items()))
-    for position, value in enumerate(model.graph.inputs):
-        references[value] = f"input {position}"
-        add(references[value], None if value.shape is None else _sizes(value.shape))
-    for name, value in sorted(model.graph.initializers.items()):
-        references[value] = f"initializer {name}"
-        tensor = value.const_value
-        shape = tensor.shape if tensor is not None else value.shape
-        add(references[value], str(value.dtype), None if shape is None else _sizes(shape))
-    for position, node in enumerate(model.graph.all_nodes()):
-        references.update({value: f"node {position} {i}" for i, value in enumerate(node.outputs)})
-        add(
-            node.domain,
-            node.op_type,
-            [None if value is None else references.get(value, value.name) for value in node.inputs],
-            [_attribute_facts(attribute) for _, attribute in sorted(node.attributes.items())],
-        )
-    add("outputs", [references.get(value, value.name) for value in model.graph.outputs])
-    return digest.hexdigest()
-
-
-def _sizes(shape: Iterable[Any]) -> list[int | None]:
-    return [size if isinstance(size, int) else None for size in shape]
-
-
-def _attribute_facts(attribute: ir.Attr) -> list[Any]:
-    if attribute.is_ref():
-        return [attribute.name, "reference"]
-    match attribute.type:
-        case ir.AttributeType.TENSOR:
-            return [attribute.name, str(attribute.value.dtype), [str(size) for size in attribute.value.shape]]
-        case ir.AttributeType.GRAPH | ir.AttributeType.GRAPHS | ir.AttributeType.SPARSE_TENSOR:
-            return [attribute.name, str(attribute.type)]
-        case ir.AttributeType.FLOAT | ir.AttributeType.FLOATS:
-            # On disk they are float32.
-            return [attribute.name, np.asarray(attribute.value, np.float32).tolist()]
-        case _:
-            return [attribute.name, str(attribute.value)]

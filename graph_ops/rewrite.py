@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from growpipe.graph_ops.analysis import Analysis, Follow, node_name
+from growpipe.graph_ops.analysis import Analysis
 from growpipe.graph_ops.dims import atoms_of, grown_size
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.facts import Follow, node_name
 from growpipe.graph_ops.groups import Solution, solve
 from growpipe.graph_ops.grown_tensor import GrownTensor
 from growpipe.graph_ops.journal import record_growth

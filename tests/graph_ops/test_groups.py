@@ -214,3 +214,27 @@ def test_a_node_before_its_inputs_is_a_barrier():
     barrier = find_channel_groups(model)["a"].barrier
     assert barrier is not None
     assert barrier.reason == "the rank of input 0 is not known"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "q = Transpose <perm = [0, 5]> (h)",
+        "q = Concat (h, h)",
+        "q = Conv (h, a)",
+        "q = Softmax <axis = 7> (h)",
+        "q = Split <axis = 1> (h, none)",
+        "q = Gemm (h)",
+        "q = BatchNormalization (h, a, a, a, a)",
+        "q = Reshape (h, none)",
+        "q = Slice (h, none)",
+    ],
+)
+def test_nodes_that_fit_no_definition_are_barriers(body):
+    model = read(f"""
+        <ir_version: 9, opset_import: ["" : 18]>
+        odd (float[n,4] x) => (float[n,2] y)
+        <float[4,6] a, float[6,2] b, int64[0] none = {{}}>
+        {{ h = MatMul (x, a) {body} y = MatMul (h, b) }}
+    """)
+    assert not find_channel_groups(model)["a"].splittable

@@ -79,7 +79,8 @@ class InputMetric:
             parts = []
             for factor, part in zip(factors, split(group, values), strict=True):
                 if factor.ndim == 3:
-                    parts.append(torch.einsum("cij,ci->cj", factor, part))
+                    entries = part.reshape(len(part), -1, factor.shape[1])
+                    parts.append((entries @ factor).reshape(part.shape))
                 else:
                     parts.append((part.reshape(-1, factor.shape[0]) @ factor).reshape(part.shape))
             result.append(join(parts))
@@ -96,7 +97,9 @@ class InputMetric:
             for factor, part in zip(factors, split(group, values), strict=True):
                 if factor.ndim == 3:
                     matrix = factor.mT if transpose else factor
-                    rows = torch.linalg.solve_triangular(matrix, part[:, :, None], upper=transpose)[:, :, 0]
+                    columns = part.reshape(len(part), -1, factor.shape[1]).mT
+                    rows = torch.linalg.solve_triangular(matrix, columns, upper=transpose).mT
+                    rows = rows.reshape(part.shape)
                 else:
                     # Several entries per channel see the same inputs: Σ is one block repeated.
                     d = factor.shape[0]
@@ -250,15 +253,16 @@ def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank:
         x = x.unsqueeze(0)
     if groups == 1 and block.mixing:
         return _second_moment(_sample(_patches(_some(x, rows), w, stride, padding, dilation, rank), rows))
-    if block.rows.shape[1] != 1:
+    # Which of the convolution's groups each entry belongs to; all entries of a channel must see one input.
+    inputs = block.rows // (w.shape[0] // groups)
+    if not bool((inputs == inputs[:, :1]).all()):
         return None
     # [groups, rows, d]: every output channel sees the inputs of its own group.
     parts = _some(x, rows).unflatten(1, (groups, -1)).movedim(1, 0)
     stacked = torch.stack(
         [_sample(_patches(part, w, stride, padding, dilation, rank), rows) for part in parts]
     )
-    per_group = w.shape[0] // groups
-    return _second_moment(stacked)[(block.rows[:, 0] // per_group).to(x.device)]
+    return _second_moment(stacked)[inputs[:, 0].to(x.device)]
 
 
 def _some(x: Tensor, rows: int) -> Tensor:
@@ -315,6 +319,7 @@ def _response(
         values[user][0] if isinstance(values[user], tuple) else values[user]
     )
     share = block.rows.numel() / block.shape[block.axis]
-    square = change.double().square().mean() / share
+    # Summed over the entries of a channel, as everywhere in this metric.
+    square = change.double().square().mean() / share * block.rows.shape[1]
     d = block.dimension // block.rows.shape[1] if block.mixing else block.dimension
     return square * torch.eye(d, dtype=torch.float64, device=tensor.device)

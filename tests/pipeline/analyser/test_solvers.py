@@ -1,0 +1,139 @@
+"""Lanczos, the metric and the line search by themselves."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from cases import build
+
+from growpipe.analyser.lanczos import lanczos, random_start
+from growpipe.analyser.line_search import line_search
+from growpipe.analyser.metric import InputMetric, make_metric
+from growpipe.analyser.operator import split
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+
+problem = functools.lru_cache(maxsize=None)(build)
+
+
+def symmetric(width: int, d: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(width, d, d, generator=generator, dtype=torch.float64)
+    return matrix + matrix.mT
+
+
+def test_both_ends_of_many_matrices_of_different_size():
+    matrices = [symmetric(5, 30, 0), symmetric(3, 4, 1), symmetric(1, 1, 2), symmetric(4, 12, 3)]
+    matrices[0][1] = 0.0  # a linear neuron
+    matrices[0][2] = torch.eye(30)  # one eigenvalue only
+    matrices[3][0] = -torch.eye(12) + 3 * torch.ones(12, 12) / 12  # two of them
+
+    def apply(vectors):
+        return [torch.einsum("cij,cj->ci", m, v) for m, v in zip(matrices, vectors, strict=True)]
+
+    start = random_start([m[:, 0] for m in matrices], 0)
+    found = lanczos(apply, start, tolerance=1e-12)
+    assert found.steps <= 30
+    for matrix, low, high, minus, plus in zip(
+        matrices, found.low, found.high, found.minus, found.plus, strict=True
+    ):
+        values = torch.linalg.eigvalsh(matrix)
+        torch.testing.assert_close(low, values[:, 0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(high, values[:, -1], rtol=1e-9, atol=1e-9)
+        for value, vector in ((low, minus), (high, plus)):
+            torch.testing.assert_close(
+                torch.einsum("cij,cj->ci", matrix, vector), value[:, None] * vector, rtol=0, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("steps", [4, 8, 12])
+def test_the_error_bound_bounds_the_error(steps):
+    matrix = symmetric(40, 60, 5)
+
+    def apply(vectors):
+        return [torch.einsum("cij,cj->ci", matrix, vectors[0])]
+
+    found = lanczos(apply, random_start([matrix[:, 0]], 1), tolerance=0.0, max_steps=steps)
+    values = torch.linalg.eigvalsh(matrix)
+    error = torch.maximum(found.low[0] - values[:, 0], values[:, -1] - found.high[0])
+    assert found.steps == steps
+    # The bound is of some eigenvalue: an end that is not seen yet may lie further out.
+    assert (error <= found.error[0] + 1e-9).float().mean() > (0.0 if steps < 12 else 0.7)
+    assert (error >= -1e-9).all()
+
+
+def test_products_that_are_not_finite_are_refused():
+    with pytest.raises(CheckFailed, match="not finite"):
+        lanczos(lambda v: [v[0] * float("nan")], [torch.ones(2, 5)])
+
+
+@pytest.mark.parametrize("name", ["chain", "depthwise", "swiglu", "pointnet", "residual", "fused glu"])
+def test_input_metric_is_what_a_displacement_does_to_the_producers_output(name):
+    """δᵀ Σ δ against the mean square change of the producers' outputs."""
+    operator = problem(name).operator
+    metric = make_metric("input", operator, damping=1e-12)
+    assert isinstance(metric, InputMetric)
+    program = operator.program
+    generator = torch.Generator().manual_seed(0)
+    for group, factors in zip(operator.groups, metric.factors, strict=True):
+        for block, factor in zip(group.blocks, factors, strict=True):
+            delta = torch.randn(block.width, block.dimension, generator=generator, dtype=torch.float64)
+            theta = {b.tensor: program.tensor(b.tensor) for b in group.blocks}
+            moved = {**theta, block.tensor: theta[block.tensor] + block.scatter(delta)}
+            users = program.users(group, block.tensor)
+            total, samples = 0.0, 0
+            for index in range(len(operator)):
+                captured = operator.captured(index)
+                before = program.run_path([group], captured, theta)
+                after = program.run_path([group], captured, moved)
+                for user, _ in users:
+                    change = (after[user] - before[user]).square()
+                    share = change.numel() / block.shape[block.axis] * block.rows.shape[1]
+                    # Mean over samples and positions, summed over the entries of a channel.
+                    total += (
+                        float(change.sum() / (share / block.rows.shape[1])) * captured.samples / len(users)
+                    )
+                samples += captured.samples
+            if factor.ndim == 3:
+                quadratic = (delta.reshape(block.width, -1, factor.shape[1]) @ factor).square().sum()
+            else:
+                quadratic = (delta.reshape(-1, factor.shape[0]) @ factor).square().sum()
+            # A filter multiplier sees several inputs; its Σ is a multiple of the identity that fits on average.
+            rough = block.mixing and name == "depthwise" and block.rows.shape[1] > 1
+            assert float(quadratic) == pytest.approx(total / samples, rel=0.6 if rough else 1e-6)
+
+
+def test_whitening_and_back():
+    operator = problem("depthwise").operator
+    metric = make_metric("input", operator)
+    vectors = random_start(operator.zeros(), 4)
+    for one, other in zip(metric.from_raw(metric.to_raw(vectors)), vectors, strict=True):
+        torch.testing.assert_close(one, other)
+    assert [sum(p.shape[1] for p in split(g, v)) for g, v in zip(operator.groups, vectors, strict=True)]
+
+
+def test_metric_arguments():
+    operator = problem("chain").operator
+    with pytest.raises(UsageError, match="unknown metric"):
+        make_metric("fisher", operator)
+    with pytest.raises(UsageError, match="must be positive"):
+        make_metric("input", operator, damping=0.0)
+
+
+@pytest.mark.parametrize("best", [0.003, 0.07, 0.5])
+def test_line_search_finds_the_step_and_the_sign(best):
+    def change(epsilon, orientation):
+        return -(epsilon**2) + (epsilon**4) / (2 * best**2) + 0.2 * orientation * epsilon**3
+
+    found = line_search(change, orientations=(1.0, -1.0))
+    assert found.lowered
+    assert found.best.orientation == -1.0
+    assert found.best.epsilon == pytest.approx(best, rel=0.35)
+    assert found.best.change == min(trial.change for trial in found.trials)
+
+
+def test_line_search_without_a_way_down():
+    found = line_search(lambda e, o: e if e < 0.3 else float("nan"))
+    assert not found.lowered
+    assert found.best.epsilon == min(trial.epsilon for trial in found.trials)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy.typing as npt
+
 from growpipe.checks.context import Context
+from growpipe.checks.inputs import batch_dims
 from growpipe.checks.latency import LatencyRatio
 from growpipe.checks.registry import check
 from growpipe.checks.report import Outcome, failed, inconclusive, passed, skipped, warned
@@ -82,11 +86,9 @@ def budget(context: Context) -> Outcome:
 def measure(context: Context, reference: Path, limit: float | None) -> LatencyRatio:
     """`growpipe.checks.latency.paired_latency` in the sandbox."""
     policy = context.policy.latency
-    given = context.random_set(policy.batch_size, 7, "latency") or context.first()
-    if not context.first().is_random:
-        given = context.first()
+    given = _timed_inputs(context, policy.batch_size)
     same = reference == context.path or reference != context.reference
-    names = {n: n for n in given.inputs} if same else context.input_names
+    names = {n: n for n in given} if same else context.input_names
     reply = context.sandbox.call(
         "latency",
         {
@@ -99,10 +101,21 @@ def measure(context: Context, reference: Path, limit: float | None) -> LatencyRa
             "limit": limit,
             "device": context.device,
         },
-        {names[name]: array for name, array in given.inputs.items() if name in names},
+        {names[name]: array for name, array in given.items() if name in names},
         seconds=context.policy.limits.seconds + 3 * policy.seconds,
     )
     return LatencyRatio(**reply.data)
+
+
+def _timed_inputs(context: Context, batch_size: int) -> Mapping[str, npt.NDArray]:
+    """The first of the user's samples, as what a loop does may depend on them, else random inputs."""
+    first = context.first()
+    if first.is_random:
+        made = context.random_set(batch_size, 7, "latency")
+        return first.inputs if made is None else made.inputs
+    batch = batch_dims(context.specs or ())
+    free = {spec.name for spec in context.specs or () if spec.first in batch}
+    return {name: array[:batch_size] if name in free else array for name, array in first.inputs.items()}
 
 
 def _reference(context: Context) -> Path | str:

@@ -152,7 +152,11 @@ class TensorGrowth:
             if len(changed):
                 grown, owned = grown if owned else grown.copy(), True
                 view = np.moveaxis(grown, position, -1)
-                view[..., changed - offset] *= axis.coefficient[changed].astype(grown.dtype)
+                if position > 0 and len(changed) > view.shape[-1] // 16:
+                    # Multiplying by 1 as well is faster than picking out the others.
+                    view *= axis.coefficient.astype(grown.dtype)
+                else:
+                    view[..., changed - offset] *= axis.coefficient[changed].astype(grown.dtype)
         return grown
 
     def _displace(

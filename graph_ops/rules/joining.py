@@ -76,6 +76,8 @@ def sequence_at(analysis: Analysis, node: ir.Node) -> None:
 def _divide(
     analysis: Analysis, node: ir.Node, position: int, sizes: list[int], target: str | int
 ) -> list[Axis]:
+    if min(sizes, default=0) < 0:
+        raise UnknownShape(f"the lengths {sizes} of the parts make no sense")
     parts = [Axis(size) for size in sizes]
     axis = analysis.axes_of(node, 0)[position]
     align([axis], parts, analysis.barrier(node, position, "cut inside a channel's block"))

@@ -10,15 +10,21 @@ from growpipe.graph_ops.groups import find_channel_groups
 from growpipe.graph_ops.plan import GroupSplit, SplitPlan, hash_parameters
 
 
-def random_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, freeze=()) -> SplitPlan:
-    """Split ``growth`` of the channels of every splittable group at ε = 0, |w| up to 2."""
-    groups = find_channel_groups(model, freeze)
+def random_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, some: bool = False) -> SplitPlan:
+    """Split ``growth`` of the channels of every splittable group at ε = 0, |w| up to 2.
+
+    With ``some``, only about two in three groups, and each by a number of channels of its own.
+    """
+    groups = find_channel_groups(model)
     rng = np.random.default_rng(seed)
     splits = []
     for group in groups.groups:
         if not group.splittable:
             continue
-        extra = rng.integers(0, group.width, max(1, round(growth * group.width)))
+        if some and rng.random() < 0.3:
+            continue
+        count = rng.integers(1, 4) if some else max(1, round(growth * group.width))
+        extra = rng.integers(0, group.width, count)
         source = np.concatenate([np.arange(group.width), extra])
         coefficient = rng.uniform(-2, 2, len(source))
         for channel in range(group.width):

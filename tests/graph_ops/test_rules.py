@@ -388,6 +388,23 @@ CASES: dict[str, Case] = {
         {"a"},
         {"seven": [7], "zeros": [0, 0, 0, 0, 0]},
     ),
+    "Attention with fewer key heads": Case(
+        ROWS,
+        "q = MatMul (x, a) k = MatMul (x, c) v = MatMul (x, d) "
+        "z = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v) y = MatMul (z, b)",
+        {"a": (4, 8), "c": (4, 4), "d": (4, 6), "b": (12, 2)},
+        {"a", "a#2", "d"},
+        declined={"a#3": "contracted against another activation"},
+        opset=23,
+    ),
+    "Attention on four axes": Case(
+        "float[n,2,5,4] x",
+        "k = MatMul (x, a) v = MatMul (x, d) z = Attention (k, k, v, mask) y = MatMul (z, b)",
+        {"a": (4, 6), "d": (4, 3), "b": (3, 2), "mask": (5, 5)},
+        {"d"},
+        declined=reason("contracted against another activation"),
+        opset=23,
+    ),
     "LSTM": Case(
         ROWS,
         "h = MatMul (x, a) r, s, t = LSTM <hidden_size = 2> (h, w, u) q = Squeeze (r, one) y = MatMul (q, b)",
@@ -406,7 +423,7 @@ CASES: dict[str, Case] = {
 
 
 def build(case: Case) -> ir.Model:
-    header = f'<ir_version: 9, opset_import: ["" : {case.opset}]>'
+    header = f'<ir_version: 11, opset_import: ["" : {case.opset}]>'
     text = f"{header} test ({case.inputs}) => (float y) {{ {case.body} }}"
     proto = onnx.parser.parse_model(text)
     proto.graph.output[0].type.tensor_type.ClearField("shape")

@@ -114,6 +114,31 @@ def test_attention_operator_of_opset_23_grows():
     check_growth(model, "VisionTransformer")
 
 
+@pytest.mark.parametrize(
+    ("name", "axes", "sample"),
+    [
+        ("UNet", (0, 2, 3), (3, 3, 16, 8)),
+        ("DGCNN", (0, 2), (3, 3, 11)),
+        ("group_norm", (0, 2, 3), (1, 4, 12, 10)),
+    ],
+)
+def test_all_axes_but_the_channels_may_be_dynamic(name, axes, sample):
+    build, shape = FAMILIES[name]
+    model = quietly(
+        torch.onnx.export,
+        seeded(build),
+        (torch.randn(2, *shape),),
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        dynamic_shapes=(dict.fromkeys(axes, torch.export.Dim.AUTO),),
+    ).model
+    assert sum(group.splittable for group in find_channel_groups(model).groups) == MIXED_BAG[name]
+    values = np.random.default_rng(0).normal(size=sample).astype(np.float32)
+    batch = {model.graph.inputs[0].name: values}
+    assert_same_function(model, grow_graph(model, random_plan(model)), [batch])
+
+
 def transformer(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
     """A tiny model of the transformers library, and an example input."""
     import transformers

@@ -99,7 +99,7 @@ def test_input_metric_is_what_a_displacement_does_to_the_producers_output(name):
                 quadratic = (delta.reshape(block.width, -1, factor.shape[1]) @ factor).square().sum()
             else:
                 quadratic = (delta.reshape(-1, factor.shape[0]) @ factor).square().sum()
-            # A filter multiplier sees several inputs; its Σ is a multiple of the identity that fits on average.
+            # A filter multiplier sees several inputs: Σ is the multiple of the identity that fits on average.
             rough = block.mixing and name == "depthwise" and block.rows.shape[1] > 1
             assert float(quadratic) == pytest.approx(total / samples, rel=0.6 if rough else 1e-6)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import CASES, Problem, build
 
+from growpipe.analyser.binding import DISPLACEABLE
 from growpipe.analyser.closed_form import plain_chain
 from growpipe.analyser.metric import make_metric
 from growpipe.analyser.operator import SplittingOperator
@@ -140,6 +141,29 @@ def test_plain_chains_are_recognised():
     assert chains("swiglu") == chains("fused glu") == set()
     assert chains("squeeze-excite") == {"squeeze.weight"}
     assert chains("attention") == {"up.weight"}
+
+
+@pytest.mark.parametrize("name", ["chain", "depthwise", "residual"])
+@pytest.mark.parametrize("metric_name", ["euclidean", "input"])
+def test_everything_that_can_be_displaced(name, metric_name):
+    """Biases and batch-norm entries too: the blocks of θ meet in S, and the prediction still holds."""
+    case = build(name, DISPLACEABLE)
+    names = [group.name for group in case.prepared.program.groups]
+    metric = make_metric(metric_name, case.operator)
+    extremes, _, _ = solve(case.operator, metric, solver="dense", tolerance=0.0, start=case.operator.zeros())
+    kinds = {b.tensor.rsplit(".")[-1] for g in case.operator.groups for b in g.blocks}
+    assert kinds == {"weight", "bias"}
+    low, high = numpy(extremes.low, names), numpy(extremes.high, names)
+    best = {n: best_rows(low[n], high[n], C, 4) for n in names}
+    predicted, change = measured(
+        case,
+        {n: rows for n, (_, rows) in best.items()},
+        {n: float(value.sum()) for n, (value, _) in best.items()},
+        numpy(metric.to_raw(extremes.minus), names),
+        numpy(metric.to_raw(extremes.plus), names),
+        1e-3,
+    )
+    assert change / predicted == pytest.approx(1.0, abs=0.01)
 
 
 def test_every_kind_of_group_is_there():

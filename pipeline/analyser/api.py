@@ -39,6 +39,8 @@ __all__ = ["analyse"]
 
 logger = logging.getLogger(__name__)
 
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -68,6 +70,8 @@ def analyse(
     micro_batch: int = 256,
     line_search_samples: int = 512,
     memory_limit: int | None = None,
+    storage: str | None = None,
+    tf32: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> SplitPlan:
@@ -107,6 +111,8 @@ def analyse(
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial of the line search sees.
         memory_limit: bytes to keep between products; half of what the device has by default.
+        storage: ``"bfloat16"`` keeps what products need in half the memory; the model's own type by default.
+        tf32: let a GPU multiply in TF32.
         seed: of the Lanczos start vectors.
         device: where to run; the model's own by default.
 
@@ -126,6 +132,8 @@ def analyse(
         raise UsageError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
     if solver not in SOLVERS:
         raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    if storage is not None and storage not in STORAGE:
+        raise UsageError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGE)}")
     if epsilon is not None and not epsilon >= 0:
         raise UsageError(f"epsilon must not be negative, not {epsilon}")
     if not surrogate_beta > 0:
@@ -143,7 +151,7 @@ def analyse(
     )
     target_device = _device(model, device)
     started = time.perf_counter()
-    with _evaluation_mode(model), processes(target_device) as peers:
+    with _evaluation_mode(model), _tf32(tf32), processes(target_device) as peers:
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
         data = collect(
@@ -158,6 +166,7 @@ def analyse(
         operator = SplittingOperator(
             program,
             _spare_memory(target_device) if memory_limit is None else memory_limit,
+            storage=None if storage is None else STORAGE[storage],
             reduce=None if peers.world == 1 else peers.total,
         )
         spectra = measure_spectra(
@@ -318,6 +327,17 @@ def _spare_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """TF32 multiplications on CUDA inside, or none; the user's settings afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @contextmanager

@@ -143,12 +143,16 @@ class ClosedForm:
         linear = chain.producer.target is aten.linear.default
         return ClosedForm(x, None if linear else Convolution.of(w, *rest[1:]), curvature)
 
+    def stored(self, dtype: torch.dtype) -> ClosedForm:
+        """The same with what is kept in another floating type; products stay in the type of the vectors."""
+        return ClosedForm(self.inputs.to(dtype), self.convolution, self.curvature.to(dtype))
+
     def product(self, direction: Tensor) -> Tensor:
         """The weight gradient for the output gradient ``h ⊙ (p * v)``; of the weight's shape."""
         with torch.no_grad():
+            inputs = self.inputs.to(direction.dtype)
             if self.convolution is None:
-                moved = self.curvature * (self.inputs @ direction.T)
-                features = self.inputs.reshape(-1, self.inputs.shape[-1])
-                return moved.reshape(-1, moved.shape[-1]).T @ features
-            moved = self.convolution.forward(self.inputs, direction).mul_(self.curvature)
-            return self.convolution.backward(moved, self.inputs, direction, 1)
+                moved = self.curvature * (inputs @ direction.T)
+                return moved.reshape(-1, moved.shape[-1]).T @ inputs.reshape(-1, inputs.shape[-1])
+            moved = self.convolution.forward(inputs, direction).mul_(self.curvature)
+            return self.convolution.backward(moved, inputs, direction, 1)

@@ -80,6 +80,8 @@ class SplittingOperator:
         program: the bound program.
         memory_limit: bytes to keep between products, None for no limit. Batches that fit keep their
             linearised paths, further ones what was captured of them; the rest is captured at every product.
+        storage: the floating type of what is kept between products, e.g. bfloat16; that of the model by
+            default. All arithmetic is in the type of the model.
         closed_forms: use the closed form for plain chains, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes; nothing by default.
         products: how many products were computed.
@@ -87,6 +89,7 @@ class SplittingOperator:
 
     program: Program
     memory_limit: int | None = None
+    storage: torch.dtype | None = None
     closed_forms: bool = True
     reduce: Callable[[Tensor], Tensor] | None = None
     products: int = field(default=0, init=False)
@@ -118,9 +121,13 @@ class SplittingOperator:
             return self.program.capture(inputs, target, loss_fn)
 
         captured = capture()
+        if self.storage is not None:
+            captured = captured.stored(self.storage)
         left = math.inf if self.memory_limit is None else self.memory_limit - self._used
         # A linearised path holds about as much again for the forward and for the backward run.
         keep_graphs, keep = 3 * captured.nbytes <= left, captured.nbytes <= left
+        if self.storage is not None and self._colours:
+            keep_graphs = False  # autograd would keep its own copies in the model's type
         self._used += captured.nbytes * (3 if keep_graphs else 1 if keep else 0)
         self._batches.append(
             _Batch(
@@ -136,7 +143,13 @@ class SplittingOperator:
     def captured(self, index: int) -> Captured:
         """What a micro-batch leaves constant, kept or captured anew."""
         batch = self._batches[index]
-        return batch.capture() if batch.kept is None else batch.kept
+        if batch.kept is None:
+            return batch.capture()
+        return batch.kept if self.storage is None else batch.kept.stored(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.program.tensor(self.groups[0].blocks[0].tensor).dtype
 
     def kept(self) -> list[Captured]:
         """What is kept of the micro-batches between products."""
@@ -215,7 +228,7 @@ class SplittingOperator:
         for number, chain in enumerate(self._chains):
             closed = self._closed.get((index, number)) or ClosedForm.of(chain, self.program, constants())
             if batch.keep_graphs:
-                self._closed[index, number] = closed
+                closed = self._closed[index, number] = closed.stored(self.storage or self._dtype)
             position = self._positions[id(chain.group)]
             (block,) = chain.group.blocks
             product = closed.product(block.scatter(vectors[position]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,10 +38,22 @@ class Captured:
     constants: Mapping[Node, Any]
     gradients: Mapping[Edge, Tensor]
 
+    def stored(self, dtype: torch.dtype) -> Captured:
+        """The same with floating tensors in another type, to save memory or to undo that."""
+        return replace(
+            self,
+            constants={node: _cast(value, dtype) for node, value in self.constants.items()},
+            gradients={edge: _cast(value, dtype) for edge, value in self.gradients.items()},
+        )
+
     @property
     def nbytes(self) -> int:
         tensors = [*self.constants.values(), *self.gradients.values()]
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def inputs_of(inputs: Any) -> tuple[Any, ...]:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, Problem, build
+from scipy.stats import spearmanr
 
 from growpipe.analyser.binding import DISPLACEABLE
 from growpipe.analyser.closed_form import plain_chain
-from growpipe.analyser.metric import make_metric
+from growpipe.analyser.metric import Euclidean, make_metric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.schemes import best_rows, scheme_of
 from growpipe.analyser.spectra import solve
@@ -126,6 +127,24 @@ def test_a_memory_limit_changes_nothing_but_the_memory(limit):
     for _ in range(2):
         for one, other in zip(tight.apply(vectors), case.operator.apply(vectors), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["chain", "depthwise"])
+def test_half_the_storage_keeps_the_ranking(name):
+    case = problem(name)
+    operator = SplittingOperator(case.prepared.program, storage=torch.bfloat16)
+    for piece in (slice(0, 10), slice(10, 24)):
+        operator.add((case.x[piece],), case.y[piece], case.loss_fn)
+    _, reference = dense(name)
+    found, _, _ = solve(operator, Euclidean(), solver="dense", tolerance=0.0, start=operator.zeros())
+    for ends, exact in ((found.low, reference.low), (found.high, reference.high)):
+        for one, other in zip(ends, exact, strict=True):
+            torch.testing.assert_close(one, other, rtol=0.05, atol=0.02 * float(other.abs().max()))
+        ranks = spearmanr(torch.cat(ends).numpy(), torch.cat(exact).numpy()).statistic
+        assert ranks > 0.98
+    assert all(
+        value.dtype == torch.bfloat16 for captured in operator.kept() for value in captured.gradients.values()
+    )
 
 
 def test_plain_chains_are_recognised():

@@ -74,7 +74,7 @@ def _model(
 
 
 CASES: dict[str, tuple[Callable[[int], bytes], tuple[int, ...]]] = {
-    "perceptron 64": (lambda layers: perceptron(layers, 64), (8, 64)),
+    "perceptron 128": (lambda layers: perceptron(layers, 128), (8, 128)),
     "perceptron 256": (lambda layers: perceptron(layers, 256), (8, 256)),
     "convolutions 16": (lambda layers: convolutional(layers, 16), (1, 16, 14, 14)),
     "convolutions 32": (lambda layers: convolutional(layers, 32), (1, 32, 14, 14)),

@@ -91,7 +91,7 @@ def paired_latency(
     seconds: float = 30.0,
     limit: float | None = None,
     level: float = 0.95,
-    blocks: int = 6,
+    blocks: int = 8,
     device: Device = "cpu",
     seed: int = 0,
 ) -> LatencyRatio:
@@ -208,9 +208,9 @@ def _result(
 def ratio_interval(
     blocks: list[npt.NDArray[np.float64]], level: float, seed: int = 0
 ) -> tuple[float, float, float]:
-    """The median of paired log ratios, and its interval by a bootstrap over blocks, then within each.
+    """The median of paired log ratios, and its interval by a bootstrap over blocks.
 
-    Rounds of one block share their sessions and are not independent, so whole blocks are drawn first.
+    Rounds of one block share their sessions and are not independent, so whole blocks are drawn.
 
     Args:
         blocks: log ratios, each [rounds].
@@ -219,18 +219,18 @@ def ratio_interval(
     Returns:
         Median and both ends of the interval (the median always lies within), as logarithms.
     """
-    random = np.random.default_rng(seed)
-    median = float(np.median([np.median(block) for block in blocks]))
-    # medians[r, b]: the median of the r-th resample of block b. Drawn once and shared among the resamples.
-    inner = np.stack(
-        [
-            np.median(block[random.integers(0, len(block), (RESAMPLES, len(block)))], axis=1)
-            for block in blocks
-        ],
-        axis=1,
+    values = np.concatenate(blocks)
+    block_of = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+    order = np.argsort(values)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(blocks), np.full(len(blocks), 1 / len(blocks)), size=RESAMPLES
     )
-    chosen = random.integers(0, len(blocks), (RESAMPLES, len(blocks)))
-    rows = random.integers(0, RESAMPLES, (RESAMPLES, len(blocks)))
-    medians = np.median(inner[rows, chosen], axis=1)
+    middle = []
+    for part in np.array_split(drawn, math.ceil(RESAMPLES * len(values) / 4e6)):  # to bound the memory
+        # weights[r, i]: how often resample r holds the i smallest values; the median is where half is reached.
+        weights = np.cumsum(part[:, block_of[order]], axis=1, dtype=np.int32)
+        middle.append(np.argmax(2 * weights >= weights[:, -1:], axis=1))
+    medians = values[order][np.concatenate(middle)]
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    median = float(np.median(values))
     return median, min(float(low), median), max(float(high), median)

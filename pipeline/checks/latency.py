@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri, stdtrit
 
 from growpipe.checks.sessions import Device, Model, Session, open_session, readable_errors
 from growpipe.graph_ops.errors import UsageError
@@ -227,10 +228,13 @@ def ratio_interval(
     )
     middle = []
     for part in np.array_split(drawn, math.ceil(RESAMPLES * len(values) / 4e6)):  # to bound the memory
-        # weights[r, i]: how often resample r holds the i smallest values; the median is where half is reached.
+        # weights[r, i]: how often resample r holds the i smallest values; half of all is at the median.
         weights = np.cumsum(part[:, block_of[order]], axis=1, dtype=np.int32)
         middle.append(np.argmax(2 * weights >= weights[:, -1:], axis=1))
     medians = values[order][np.concatenate(middle)]
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     median = float(np.median(values))
-    return median, min(float(low), median), max(float(high), median)
+    # The bootstrap is too narrow for few blocks, as the normal interval is for few samples: Student's factor.
+    count = len(blocks)
+    wider = math.sqrt(count / (count - 1)) * stdtrit(count - 1, 0.5 + level / 2) / ndtri(0.5 + level / 2)
+    return median, median - wider * max(median - float(low), 0), median + wider * max(float(high) - median, 0)

@@ -65,7 +65,7 @@ def analyse(
     max_factor: float = 2.0,
     cost_exponent: float = 0.5,
     solver: str = "auto",
-    tolerance: float = 1e-2,
+    tolerance: float = 5e-2,
     max_samples: int = 2048,
     micro_batch: int = 256,
     line_search_samples: int = 512,
@@ -106,7 +106,8 @@ def analyse(
         max_factor: no group grows beyond this multiple of its width.
         cost_exponent: candidates compete by gain / MACs (or parameters) to this power.
         solver: ``"dense"``, ``"lanczos"``, or ``"auto"`` by cost.
-        tolerance: the error bound of the eigenvalues, as a share of each spectral radius.
+        tolerance: the error bound of the eigenvalues, as a share of each spectral radius; their standard
+            errors are of that order.
         max_samples: the largest analysis set.
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial of the line search sees.
@@ -355,9 +356,9 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _growing(
     operator: SplittingOperator, data: Sequence[MicroBatch], loss_fn: Loss, peers: Processes
 ) -> Iterator[SplittingOperator]:
-    """The operator on a quarter, a half, all of the data."""
+    """The operator on an eighth of the data, and ever twice as many, up to all."""
     taken = 0
-    for share in (4, 2, 1):
+    for share in (8, 4, 2, 1):
         wanted = max(4, 2 * peers.world, data[0].count // share)
         if wanted <= taken:
             continue

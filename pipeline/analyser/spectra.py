@@ -138,7 +138,7 @@ def measure_spectra(
     scheme: Scheme,
     *,
     solver: str = "auto",
-    tolerance: float = 1e-2,
+    tolerance: float = 5e-2,
     max_steps: int = 40,
     stability: float = 0.95,
     seed: int = 0,
@@ -174,7 +174,7 @@ def measure_spectra(
             # The old ends, and a little of everything in case the new data turn them.
             ends = [a + b for a, b in zip(metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True)]
             start = [
-                e + 0.1 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True)
+                e + 0.01 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True)
                 for e, n in zip(ends, noise, strict=True)
             ]
         extremes, contrasts, used = solve(

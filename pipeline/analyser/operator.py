@@ -233,7 +233,9 @@ class SplittingOperator:
             (block,) = chain.group.blocks
             product = closed.product(block.scatter(vectors[position]))
             totals[position].add_(block.gather(product), alpha=float(batch.samples))
-        for number, colour in enumerate(self._colours):
+        # Paths that are not kept are linearised group by group, so that only one is there at a time.
+        apart = [[group] for colour in self._colours for group in colour]
+        for number, colour in enumerate(self._colours if batch.keep_graphs else apart):
             graph = self._graphs.get((index, number)) or self._linearise(constants(), colour)
             if batch.keep_graphs:
                 self._graphs[index, number] = graph

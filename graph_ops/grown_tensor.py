@@ -34,6 +34,10 @@ class GrownTensor(ir.LazyTensor):
         self._before = before
         self._growth = growth
 
+    def __repr__(self) -> str:
+        # The base class would show the function that computes it, a method of this very object.
+        return f"{self._repr_base()}(name={self.name!r})"
+
     def _whole(self) -> ir.TensorProtocol:
         with _MAPPING:
             before = self._before.numpy()

@@ -103,6 +103,12 @@ def test_growth_is_what_the_definition_says(name, grows, displaced, tmp_path, mo
     np.testing.assert_array_equal(tensor.numpy(), result)
 
 
+def test_a_grown_tensor_can_be_shown_without_computing_it():
+    growth = TensorGrowth(TensorLayout((AxisLayout(A, "copied"),)), {}, {}, 0.0)
+    absent = ir.ExternalTensor("absent.bin", 0, 160, ir.DataType.FLOAT, shape=ir.Shape([40]), name="w")
+    assert repr(GrownTensor(absent, growth, "w")) == "GrownTensor<FLOAT,[40]>(name='w')"
+
+
 def test_what_does_not_fit_is_refused():
     layout = TensorLayout((AxisLayout(A, "copied"), AxisLayout(B, "mixed")))
     with pytest.raises(UsageError, match="was to grow by a plan for shape"):

@@ -1,0 +1,465 @@
+"""Speed and memory of the analyser on a MobileNetV1 (width 0.25, 32 x 32 input).
+
+    OMP_NUM_THREADS=1 python benchmarks/analyser_speed.py [--device cuda] [--batch 128] [--samples 2048]
+
+1. One product S·v over all groups against one training step on the same batch, alternating, ratio pair by
+   pair; the whole analysis of ``--samples`` samples against an epoch of 50,000.
+2. Time until both ends of every channel are within 1 % of the spectral radius, against the published method:
+   descent (and ascent) on the Rayleigh quotient with RMSprop, products by automatic differentiation, one end
+   at a time. Its learning rate is the better of two, and it sees the same fixed batch, so no noise is held
+   against it.
+3. The block of a single neuron with curvlinops' Hessian operator and SciPy's eigsh, if it is installed.
+4. Peak memory of capture and products against a training step, each in a process of its own.
+
+On a CPU times are those of the process (``time.process_time``) with one thread, so that other work on the
+machine disturbs little; on CUDA they are event times. Results go to results/analyser_speed.json, RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import record
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from growpipe.analyser.api import prepare
+from growpipe.analyser.closed_form import plain_chain
+from growpipe.analyser.curvature import Surrogate
+from growpipe.analyser.lanczos import lanczos, random_start
+from growpipe.analyser.metric import make_metric
+from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.schemes import scheme_of
+from growpipe.analyser.spectra import measure_spectra
+
+EPOCH = 50_000
+
+
+def mobilenet(activation: type[nn.Module], width: float = 0.25, classes: int = 10) -> nn.Sequential:
+    """MobileNetV1: a strided convolution, thirteen depthwise-separable blocks, a pooled classifier."""
+
+    def channels(n: int) -> int:
+        return int(n * width)
+
+    def block(i: int, o: int, stride: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(i, i, 3, stride, 1, groups=i, bias=False), nn.BatchNorm2d(i), activation(),
+            nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o), activation(),
+        ]  # fmt: skip
+
+    plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+    last = channels(32)
+    layers = [nn.Conv2d(3, last, 3, 2, 1, bias=False), nn.BatchNorm2d(last), activation()]
+    for out, stride in plan:
+        layers += block(last, channels(out), stride)
+        last = channels(out)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, classes))
+
+
+class Bench:
+    """The network after a few training steps on images with structure, and its training step."""
+
+    def __init__(self, activation: type[nn.Module], batch: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.device, self.batch = device, batch
+        self.model = mobilenet(activation).to(device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9)
+        prototypes = torch.randn(10, 3, 8, 8)
+        self.y = torch.randint(0, 10, (2048,))
+        small = prototypes[self.y] + 0.7 * torch.randn(2048, 3, 8, 8)
+        self.x = nn.functional.interpolate(small, size=(32, 32), mode="bilinear").to(device)
+        self.y = self.y.to(device)
+        for start in range(0, 2048, batch):
+            self.step(start)
+        self.prepare()
+
+    def data(self, start: int = 0) -> tuple[Tensor, Tensor]:
+        return self.x[start : start + self.batch], self.y[start : start + self.batch]
+
+    def step(self, start: int = 0) -> None:
+        x, y = self.data(start)
+        self.model.train()
+        self.optimizer.zero_grad()
+        cross_entropy(self.model(x), y).backward()
+        self.optimizer.step()
+
+    def prepare(self) -> None:
+        """Export and bind a copy of the network as it is: training goes on between products."""
+        self.prepared = prepare(
+            copy.deepcopy(self.model).eval(), (self.x[:2],), (), ("weights",), Surrogate(), self.device
+        )
+
+    def operator(self, samples: int | None = None, **options: Any) -> SplittingOperator:
+        """The splitting operator over the first ``samples`` samples, one batch by default."""
+        operator = SplittingOperator(self.prepared.program, **options)
+        for start in range(0, self.batch if samples is None else samples, self.batch):
+            x, y = self.data(start)
+            operator.add((x,), y, cross_entropy)
+        return operator
+
+
+def clock(device: torch.device, work: Callable[[], Any]) -> float:
+    """Seconds of ``work``: process time on a CPU, event time on CUDA."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1000
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def measure_product(bench: Bench, repeats: int) -> dict[str, Any]:
+    """S·v against a training step, alternating."""
+    operator = bench.operator()
+    vectors = random_start(operator.zeros(), 0)
+    operator.apply(vectors)
+    pairs = [
+        (clock(bench.device, bench.step), clock(bench.device, lambda: operator.apply(vectors)))
+        for _ in range(repeats)
+    ]
+    ratios = sorted(product / step for step, product in pairs)
+    return {
+        "step_seconds": statistics.median(step for step, _ in pairs),
+        "product_seconds": statistics.median(product for _, product in pairs),
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        "groups": len(operator.groups),
+        "channels": sum(group.width for group in operator.groups),
+        "closed_forms": sum(plain_chain(group) is not None for group in operator.groups),
+    }
+
+
+def measure_analysis(bench: Bench, samples: int, step_seconds: float) -> dict[str, Any]:
+    """Captures, metric and spectra of growing analysis sets, against an epoch of training."""
+    shares: dict[str, Any] = {}
+
+    def work() -> None:
+        operator = bench.operator(0)
+
+        def growing() -> Any:
+            for stop in (samples // 8, samples // 4, samples // 2, samples):
+                for start in range(operator.samples, stop, bench.batch):
+                    x, y = bench.data(start)
+                    operator.add((x,), y, cross_entropy)
+                yield operator
+
+        spectra = measure_spectra(
+            growing(), lambda current: make_metric("input", current), scheme_of("m4", 3.0)
+        )
+        shares.update(spectra.facts)
+
+    prepared = clock(bench.device, bench.prepare)
+    seconds = clock(bench.device, work)
+    epoch = step_seconds * EPOCH / bench.batch
+    return {
+        "samples": samples,
+        "seconds": seconds,
+        "export_seconds": prepared,
+        "share_of_an_epoch": seconds / epoch,
+        "stages": shares["stages"],
+    }
+
+
+def measure_ends(bench: Bench, steps: int) -> dict[str, Any]:
+    """Until both ends of every channel are within 1 % of the spectral radius."""
+    operator = bench.operator()
+    zeros = operator.zeros()
+    exact = lanczos(operator.apply, random_start(zeros, 1), tolerance=1e-7, max_steps=200)
+    low, high = torch.cat(exact.low), torch.cat(exact.high)
+    radius = torch.maximum(low.abs(), high.abs())
+    live = radius > 1e-6 * radius.max()
+
+    def worst(found: Tensor, true: Tensor) -> float:
+        return float(((found - true).abs() / radius)[live].max())
+
+    ours, products = None, 0
+    for products in range(4, 60, 2):
+        fresh, results = bench.operator(), []
+
+        def work(fresh: SplittingOperator = fresh, n: int = products, results: list[Any] = results) -> None:
+            results.append(lanczos(fresh.apply, random_start(zeros, 2), tolerance=0.0, max_steps=n))
+
+        seconds = clock(bench.device, work)
+        (found,) = results
+        if max(worst(torch.cat(found.low), low), worst(torch.cat(found.high), high)) <= 0.01:
+            ours = seconds
+            break
+    published = [
+        _descend(bench, sign, true, radius, live, steps) for sign, true in ((1.0, low), (-1.0, high))
+    ]
+    theirs = sum(run["seconds"] for run in published)
+    return {
+        "our_seconds": ours,
+        "our_products": products,
+        "published_seconds": theirs,
+        "published": published,
+        "published_reached": all(run["reached"] for run in published),
+        "times_less": theirs / ours if ours else None,
+    }
+
+
+class _Descent:
+    """RMSprop on ``sign`` times the Rayleigh quotients vᵀSv / vᵀv of all channels at once.
+
+    Every step runs the network forward and backward and differentiates twice along the paths, as the
+    published implementations do; nothing is kept from step to step.
+    """
+
+    def __init__(self, bench: Bench, sign: float, rate: float) -> None:
+        self.operator, self.sign = bench.operator(closed_forms=False, memory_limit=0), sign
+        self.vectors = random_start(self.operator.zeros(), 3)
+        self.optimizer = torch.optim.RMSprop(self.vectors, lr=rate)
+        self.quotients = torch.empty(0)
+        self.steps = 0
+
+    def step(self) -> None:
+        """The gradient of the quotient is 2 (S v − R v) / vᵀv."""
+        products = self.operator.apply(self.vectors)
+        quotients = []
+        for v, product in zip(self.vectors, products, strict=True):
+            square = (v * v).sum(1)
+            quotients.append((v * product).sum(1) / square)
+            v.grad = self.sign * 2 * (product - quotients[-1][:, None] * v) / square[:, None]
+        self.optimizer.step()
+        self.quotients = torch.cat(quotients)
+        self.steps += 1
+
+
+def _descend(
+    bench: Bench, sign: float, true: Tensor, radius: Tensor, live: Tensor, steps: int
+) -> dict[str, Any]:
+    """The published method with the better of two learning rates, until 1 % or ``steps``."""
+    best: dict[str, Any] = {}
+    for rate in (1e-3, 1e-2):
+        descent = _Descent(bench, sign, rate)
+        seconds, error = 0.0, float("inf")
+        while descent.steps < steps and error > 0.01:
+            seconds += clock(bench.device, descent.step)
+            error = float(((descent.quotients.double().cpu() - true).abs() / radius)[live].max())
+        run = {
+            "rate": rate,
+            "steps": descent.steps,
+            "seconds": seconds,
+            "worst_error": error,
+            "reached": error <= 0.01,
+        }
+        if not best or (run["reached"], -run["seconds"] if run["reached"] else -error) > (
+            best["reached"], -best["seconds"] if best["reached"] else -best["worst_error"],
+        ):  # fmt: skip
+            best = run
+    return best
+
+
+def measure_curvlinops(bench: Bench, neurons: int) -> dict[str, Any]:
+    """Both ends of single neurons of the last group: eigsh on curvlinops' Hessian, and our Lanczos on all."""
+    try:
+        from curvlinops import HessianLinearOperator
+        from scipy.sparse.linalg import eigsh
+    except ImportError:
+        return {"skipped": "curvlinops is not installed"}
+    operator = bench.operator()
+    chains = {group.name: plain_chain(group) for group in operator.groups}
+    position, chain = max((i, c) for i, c in enumerate(chains.values()) if c is not None)
+    group = operator.groups[position]
+    program, captured = operator.program, operator.captured(0)
+    values = program.run_path([group], captured, {b.tensor: program.tensor(b.tensor) for b in group.blocks})
+    read = program.reader([group], captured, values)
+    inputs = read(chain.producer.args[0], chain.producer)
+    (edge,) = group.edges
+    gradient = captured.gradients[edge]
+    weight = program.tensor(group.blocks[0].tensor)
+    norm = chain.norm.args
+
+    class Neuron(nn.Module):
+        """σ of one channel, from the producer's filter to the consumer's input."""
+
+        def __init__(self, channel: int) -> None:
+            super().__init__()
+            self.filter = nn.Parameter(weight[channel : channel + 1].clone())
+            self.scale, self.shift, self.mean, self.var = (
+                read(norm[k], chain.norm)[channel] for k in range(1, 5)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            u = nn.functional.conv2d(x, self.filter)
+            y = (u - self.mean) * torch.rsqrt(self.var + 1e-5) * self.scale + self.shift
+            return (y * torch.sigmoid(y)).mean((2, 3))  # curvlinops differentiates forward, silu does not
+
+    class Inner(nn.Module):
+        """⟨g, e⟩, whose Hessian is the splitting matrix."""
+
+        reduction = "sum"
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            return (output * target).sum()
+
+    loss = Inner()
+
+    errors = []
+    exact = lanczos(operator.apply, random_start(operator.zeros(), 1), tolerance=1e-7, max_steps=200)
+
+    def work() -> None:
+        for channel in range(neurons):
+            neuron = Neuron(channel)
+            data = [(inputs, gradient[:, channel : channel + 1])]
+            hessian = HessianLinearOperator(
+                neuron, loss, list(neuron.parameters()), data, check_deterministic=False
+            ).to_scipy()
+            ends = [
+                float(eigsh(hessian, k=1, which=w, tol=1e-2, return_eigenvectors=False)[0])
+                for w in ("SA", "LA")
+            ]
+            true = (float(exact.low[position][channel]), float(exact.high[position][channel]))
+            errors.append(max(abs(a - b) for a, b in zip(ends, true, strict=True)) / max(map(abs, true)))
+
+    per_neuron = clock(bench.device, work) / neurons
+    fresh = bench.operator()
+    all_at_once = clock(
+        bench.device,
+        lambda: lanczos(fresh.apply, random_start(fresh.zeros(), 2), tolerance=1e-2),
+    )
+    channels = sum(g.width for g in operator.groups)
+    return {
+        "group": group.name,
+        "dimension": group.dimension,
+        "neurons": neurons,
+        "worst_error": max(errors),
+        "seconds_per_neuron": per_neuron,
+        "our_seconds_all_channels": all_at_once,
+        "channels": channels,
+        "our_seconds_per_channel": all_at_once / channels,
+    }
+
+
+def child(what: str, batch: int, activation: str) -> None:
+    """Peak resident memory of one kind of work above what was there before it, as JSON on stdout."""
+    bench = Bench(getattr(nn, activation), 8, torch.device("cpu"))
+    limit = 0 if what == "limited" else None
+    operator = None if what == "step" else bench.operator(0, memory_limit=limit)
+    bench.batch = batch
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")  # forget the peak so far
+    before = _resident("VmRSS")
+    if operator is None:
+        for _ in range(3):
+            bench.step()
+    else:
+        x, y = bench.data()
+        operator.add((x,), y, cross_entropy)
+        extremes = lanczos(operator.apply, random_start(operator.zeros(), 0), max_steps=8, tolerance=0.0)
+        assert extremes.steps == 8
+    print(json.dumps({"mebibytes": _resident("VmHWM") - before}))
+
+
+def _resident(which: str) -> float:
+    """The resident memory (``VmRSS``) or its peak (``VmHWM``) in MiB."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(which)) / 1024
+
+
+def measure_memory(batch: int, activation: str) -> dict[str, Any]:
+    peaks = {}
+    for what in ("step", "analysis", "limited"):
+        output = subprocess.run(
+            [sys.executable, __file__, "--child", what, "--batch", str(batch), "--activation", activation],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        peaks[what] = json.loads(output.splitlines()[-1])["mebibytes"]
+    return {"batch": batch, **peaks, "ratio": peaks["limited"] / peaks["step"]}
+
+
+def summary(results: dict[str, Any]) -> str:
+    product, analysis, ends = results["product"], results["analysis"], results["ends"]
+    reached = "" if ends["published_reached"] else "more than "
+    lines = [
+        "## Speed of the analyser",
+        "",
+        f"MobileNetV1 0.25 at 32 x 32 with {results['activation']}, batch {results['batch']}, "
+        f"{results['device']}, {product['channels']} channels in {product['groups']} groups. "
+        "Times of the process, one thread.",
+        "",
+        "| what | measured | wanted |",
+        "|---|---|---|",
+        f"| one S·v over all groups / one training step | {product['ratio']:.2f} | at most 0.6 |",
+        f"| signed analysis until the ranking is stable ({analysis['stages'][-1]['samples']} of at most "
+        f"{analysis['samples']} samples) / epoch of 50,000 | "
+        f"{analysis['share_of_an_epoch']:.3f} | at most 0.1 |",
+        f"| both ends of every channel within 1 %: published method / ours | {reached}"
+        f"{ends['times_less']:.0f} ({ends['published_seconds']:.0f} s / {ends['our_seconds']:.2f} s) | "
+        "at least 30 |",
+    ]
+    if "memory" in results:
+        lines.append(
+            f"| peak memory of an analysis that keeps nothing / of a training step, batch "
+            f"{results['memory']['batch']} | {results['memory']['ratio']:.2f} (keeping all: "
+            f"{results['memory']['analysis'] / results['memory']['step']:.2f}) | at most 2 |"
+        )
+    library = results["curvlinops"]
+    if "skipped" not in library:
+        lines.append(
+            f"| both ends of one neuron, d = {library['dimension']}: curvlinops and eigsh / ours per channel "
+            f"| "
+            f"{library['seconds_per_neuron'] / library['our_seconds_per_channel']:.0f} "
+            f"({1000 * library['seconds_per_neuron']:.1f} ms / "
+            f"{1000 * library['our_seconds_per_channel']:.2f} ms) | |"
+        )
+    if not ends["published_reached"]:
+        worst = ", ".join(f"{run['worst_error']:.0%} after {run['steps']} steps" for run in ends["published"])
+        lines += ["", f"The published method had not reached 1 %: its worst errors were {worst}."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--activation", default="SiLU")
+    parser.add_argument("--published-steps", type=int, default=300, help="per end and learning rate")
+    parser.add_argument("--child", choices=["step", "analysis", "limited"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.batch, arguments.activation)
+        return
+    device = torch.device(arguments.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    bench = Bench(getattr(nn, arguments.activation), arguments.batch, device)
+    results: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "activation": arguments.activation,
+        "batch": arguments.batch,
+    }
+
+    def take(name: str, work: Callable[[], dict[str, Any]]) -> None:
+        results[name] = work()
+        print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
+
+    take("product", lambda: measure_product(bench, arguments.repeats))
+    step = results["product"]["step_seconds"]
+    take("analysis", lambda: measure_analysis(bench, arguments.samples, step))
+    if device.type == "cpu":
+        take("memory", lambda: measure_memory(arguments.batch, arguments.activation))
+    take("curvlinops", lambda: measure_curvlinops(bench, 8))
+    take("ends", lambda: measure_ends(bench, arguments.published_steps))
+    record.append("analyser_speed", results)
+    record.summarise("analyser_speed", summary(results))
+    print(summary(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -45,7 +45,7 @@ class CostModel:
 
     Multiply-accumulates are those of convolutions and matrix products for one sample; an axis of unknown
     length other than the batch counts as 1. Parameters are the elements of all floating-point tensors in
-    the graph, batch-norm statistics included.
+    the graph but the running statistics of batch norms, as ``sum(p.numel() for p in module.parameters())``.
     """
 
     terms: tuple[CostTerm, ...]
@@ -81,7 +81,7 @@ def cost_model(analysis: Analysis, dim_of: Callable[[Axis], Dim]) -> CostModel:
     terms = [
         term("parameters", value.name or "", 1, analysis.axes[value])
         for value, tensor in analysis.tensors.items()
-        if _is_floating(tensor) and analysis.axes[value]
+        if _is_floating(tensor) and analysis.axes[value] and not _is_running_statistic(value)
     ]
     terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in analysis.macs]
     return CostModel(tuple(terms))
@@ -89,3 +89,8 @@ def cost_model(analysis: Analysis, dim_of: Callable[[Axis], Dim]) -> CostModel:
 
 def _is_floating(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype.is_floating_point()
+
+
+def _is_running_statistic(value: ir.Value) -> bool:
+    uses = value.uses()
+    return bool(uses) and all(use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in uses)

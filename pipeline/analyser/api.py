@@ -34,6 +34,7 @@ from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageE
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
 from growpipe.mirror import grow, to_numpy
+from growpipe.rigid import rigid_groups
 
 __all__ = ["analyse"]
 
@@ -234,6 +235,7 @@ def analyse(
             "displaced": list(displace),
             "damping": damping if metric == "input" else None,
             "selection": selection.notes,
+            "rigid": prepared.rigid,
             "base_loss": base,
             "line_search": _line_search_notes(found, epsilon),
             "seed": seed,
@@ -252,6 +254,7 @@ class Prepared:
     program: Program
     groups: ChannelGroups
     dtype: torch.dtype
+    rigid: Mapping[str, str]
 
 
 def prepare(
@@ -272,6 +275,14 @@ def prepare(
         raise NothingToSplit(
             f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect"
         )
+    rigid = rigid_groups(model, export.graph, groups, example_inputs)
+    splittable = [group for group in splittable if group.name not in rigid]
+    if not splittable:
+        name, fault = next(iter(rigid.items()))
+        raise NothingToSplit(
+            f"forward spells out the length of every group that could split, such as {name!r}: {fault}; "
+            "take lengths from the tensors or from the modules instead"
+        )
     # Without in-place operators a captured value stays what it was.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
@@ -284,7 +295,7 @@ def prepare(
     aliases = _aliases(program.state_dict, groups)
     bound = bind_groups(program, splittable, groups.layouts, aliases, displace)
     floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    return Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0])
+    return Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0], rigid)
 
 
 def _aliases(state: Mapping[str, Any], groups: ChannelGroups) -> dict[str, str]:

@@ -86,10 +86,10 @@ def test_layouts_hold_the_tensors_of_splittable_groups_alone():
 
 def test_cost_follows_the_widths():
     cost = find_channel_groups(read(BLOCK)).cost
-    assert cost.parameters() == 8 * 27 + 4 * 8 + 8 + 16
+    assert cost.parameters() == 8 * 27 + 2 * 8 + 8 + 16
     assert cost.macs() == 16 * (8 * 27 + 8 + 16)
     wide = {"stem": 10}
-    assert cost.parameters(wide) == 10 * 27 + 4 * 10 + 10 + 20
+    assert cost.parameters(wide) == 10 * 27 + 2 * 10 + 10 + 20
     assert cost.macs(wide) == 16 * (10 * 27 + 10 + 20)
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.isolation import infer_model_shapes
 
-__all__ = ["clear_shapes", "infer_shapes", "skeleton"]
+__all__ = ["clear_shapes", "infer_shapes", "skeleton", "spell_out_defaults"]
 
 _SMALL = 4096
 """Bytes of a tensor whose values inference may need (shapes, split sizes, axes); larger ones are left out."""
@@ -50,6 +50,7 @@ def infer_shapes(model: ir.Model, *, strict: bool = True, keep_declared: bool = 
     }
     clear_shapes(copy)
     proto = skeleton(copy)
+    spell_out_defaults(proto.graph)
     inferred = infer_model_shapes(proto, strict=strict)
     _merge(copy.graph, inferred.graph)
     for value, shape in declared.items():
@@ -59,6 +60,20 @@ def infer_shapes(model: ir.Model, *, strict: bool = True, keep_declared: bool = 
             continue
         value.shape = shape if value.shape is None else _merged(value.shape, shape)
     return copy
+
+
+def spell_out_defaults(graph: onnx.GraphProto) -> None:
+    """Write down the axes of MeanVarianceNormalization, in place.
+
+    ONNX's shape inference expands it to a function that forgets the default, and fails on what follows.
+    """
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                spell_out_defaults(inner)
+        stated = any(attribute.name == "axes" for attribute in node.attribute)
+        if node.op_type == "MeanVarianceNormalization" and node.domain in ("", "ai.onnx") and not stated:
+            node.attribute.append(onnx.helper.make_attribute("axes", [0, 2, 3]))
 
 
 def _computed(model: ir.Model) -> Iterator[ir.Value]:

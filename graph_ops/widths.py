@@ -249,15 +249,26 @@ def _reshape(node: ir.Node) -> Iterator[str]:
         _at(shape, i) if size == 0 and copies_zero else size for i, size in enumerate(target)
     ]
     # Dimensions without a number that are copied (0) stand on both sides and cancel.
-    open_before = shape.count(None) - wanted.count(None)
+    copied = {i for i, size in enumerate(target) if size == 0 and copies_zero}
+    unknown = [i for i, size in enumerate(shape) if size is None and i not in copied]
     held = math.prod(size for size in shape if size is not None)
     asked = math.prod(size for size in wanted if size is not None and size != -1)
-    if open_before > 0 and -1 not in wanted:
-        return  # the target fixes a dimension that is not known here
-    if open_before > 0 and asked and held and asked % held == 0:
-        return  # the open dimension may hold the missing factor, as batch times length does
-    if (held % asked if -1 in wanted and asked else held != asked) or open_before < 0:
+    if unknown:
+        # Only one length that any value may take, such as a batch, cannot hold a missing factor.
+        if -1 not in wanted or len(unknown) > 1 or not _is_free(node, unknown[0]):
+            return
+        if asked and held and asked % held == 0:
+            return  # the open dimension may be batch times length
+    if (held % asked if -1 in wanted and asked else held != asked) or any(i >= len(shape) for i in copied):
         yield f"its input of {_text(shape)} does not fill {target}"
+
+
+def _is_free(node: ir.Node, axis: int) -> bool:
+    """Whether the length of an axis of input 0 is a symbol of the model, not one that inference made up."""
+    value = node.inputs[0]
+    length = value.shape[axis] if value is not None and value.shape is not None else None
+    name = None if length is None or isinstance(length, int) else length.value
+    return name is not None and not name.startswith("unk__")
 
 
 def _text(dims: Dims) -> str:

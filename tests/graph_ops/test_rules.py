@@ -460,7 +460,7 @@ def test_rule(name):
         assert declined[group] == wanted
     wider = grow_graph(model, random_plan(model, growth=0.5))
     assert (sizes(wider) > sizes(model)) == bool(case.splits)
-    assert [problem for problem in check_widths(wider) if problem not in check_widths(model)] == []
+    assert check_widths(wider) == []
     batch = 1 if name in ("Resize to lengths", "GridSample") else 2
     assert_same_function(model, wider, [samples(case, batch)])
 

@@ -43,6 +43,18 @@ SOUND = {
     "flatten": model("f = Reshape(x, t) y = Gemm<transB=1>(f, w, b)", t=[-1, 588], w=(10, 588), b=(10,)),
     "zero": model("y = Reshape(x, t)", t=[0, 3, 4, -1]),
     "heads": model("y = Reshape(x, t)", inputs="float[N,T,12] x", t=[0, 0, 4, 3]),
+    "length of a slice": model(
+        "s = Slice(x, e, e, e) y = Reshape(s, t)", inputs="float[N,6,6] x, int64[1] e", t=[-1, 15]
+    ),
+    "as many as are not zero": model("i = NonZero(x) y = Reshape(i, t)", t=[-1, 3]),
+    "batch and length": model("y = Reshape(x, t)", inputs="float[N,6,T] x", t=[-1, 15]),
+    "mean and variance": model("k = MeanVarianceNormalization(x) y = GlobalAveragePool(k)"),
+    "mean and variance in a branch": model(
+        "y = If(c) <then_branch = t () => (a) "
+        "{ k = MeanVarianceNormalization(x) a = GlobalAveragePool(k) }, "
+        "else_branch = e () => (b) { b = GlobalAveragePool(x) }>",
+        inputs="float[N,12,7,7] x, bool c",
+    ),
     "matmul": model("y = MatMul(x, w)", inputs="float[N,T,12] x", w=(12, 5)),
     "concat": model("c = Concat<axis=1>(x, x) y = Conv(c, w)", w=(8, 24, 1, 1)),
     "split": model("y, z = Split<axis=1>(x, t)", t=[5, 7]),
@@ -73,6 +85,11 @@ BROKEN = {
     "gemm bias": (model("f = Flatten(x) y = Gemm(f, w, b)", w=(588, 10), b=(11,)), "11"),
     "reshape": (model("y = Reshape(x, t)", t=[-1, 600]), "does not fill"),
     "heads": (model("y = Reshape(x, t)", inputs="float[N,T,13] x", t=[0, 0, 4, 3]), "does not fill"),
+    "mean and variance": (
+        model("k = MeanVarianceNormalization(x) y = Conv(k, w)", w=(8, 13, 3, 3)),
+        "12 channels, its weight takes 13",
+    ),
+    "known lengths copied": (model("y = Reshape(x, t)", inputs="float[N,T,12] x", t=[0, 0, 5]), "not fill"),
     "matmul": (model("y = MatMul(x, w)", inputs="float[N,T,12] x", w=(13, 5)), "12 columns.*13 rows|12.*13"),
     "concat": (model("y = Concat<axis=2>(x, w)", w=(1, 13, 7, 7)), "differ on axis 1"),
     "split": (model("y, z = Split<axis=1>(x, t)", t=[5, 8]), "add to 13|13"),

@@ -31,7 +31,8 @@ class Training(_Section):
     early and training long afterwards is worth several points.)
 
     ``accumulate`` batches make one step; ``precision`` is that of the products under autocast, parameters
-    stay float32; ``channels_last`` is the memory format of images.
+    stay float32; ``channels_last`` is the memory format of images; ``threads`` is how many torch uses on the
+    CPU, by default all cores (a small network trains fastest on one).
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -46,6 +47,7 @@ class Training(_Section):
     accumulate: int = Field(default=1, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
+    threads: int | None = Field(default=None, ge=1)
 
 
 class Growth(_Section):

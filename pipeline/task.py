@@ -103,12 +103,14 @@ def as_feed(names: list[str], tensors: Iterable[torch.Tensor]) -> dict[str, npt.
 
 
 def load_task(run: Run) -> Task:
-    """Import what the run's recipe names.
+    """Import what the run's recipe names, and set torch's threads to the recipe's.
 
     Raises:
         UsageError: a reference cannot be imported, or does not give what it should.
     """
     recipe = run.recipe
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
     make_loaders = load_reference(recipe.data, run.folder)
     load_reference(recipe.model, run.folder)
     loaders = call_user_code(

@@ -29,6 +29,7 @@ outputs = ["logits"]
 [train]
 epochs = 4
 final_epochs = 6
+threads = 1
 [growth]
 rounds = 2
 share = 0.5

@@ -201,7 +201,8 @@ class _Patch:
             return self._constant(value, [c if c is not None else n for c, n in zip(changed, natural)])  # noqa: B905
         kept = np.array([change is None for change in changed])
         numbers = np.array([change or 0 for change in changed], self._type(value))
-        return _insert(self._node, "Where", [_array(self._node, kept), value, _array(self._node, numbers)])
+        inputs = [_array(self._node, kept), value, _array(self._node, numbers)]
+        return _insert(self._node, "Where", inputs, numbers)
 
     def _constant(self, value: ir.Value, numbers: Sequence[int | None]) -> ir.Value:
         shape = self._analysis.values[value].array.shape
@@ -229,12 +230,14 @@ def _array(node: ir.Node, array: npt.NDArray) -> ir.Value:
     return value
 
 
-def _insert(node: ir.Node, operator: str, inputs: Sequence[ir.Value]) -> ir.Value:
+def _insert(node: ir.Node, operator: str, inputs: Sequence[ir.Value], like: npt.NDArray) -> ir.Value:
+    """The output of a new node before ``node``, of the type and shape of ``like``."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     new = ir.node(operator, inputs)
     new.outputs[0].name = _fresh_name(graph, f"{node_name(node)}_grown")
-    new.outputs[0].dtype = ir.DataType.INT64
+    new.outputs[0].dtype = ir.DataType.from_numpy(like.dtype)
+    new.outputs[0].shape = ir.Shape(like.shape)
     node.prepend(new)
     return new.outputs[0]
 

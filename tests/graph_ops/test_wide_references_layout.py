@@ -229,6 +229,19 @@ JOINED = {
         ),
         splits={"a#2": THREE},
     ),
+    "Slice up to a length of the input, in int32": Case(
+        "real[n,l,3] x",
+        "<int32[1] four = {4}, int32[2] start = {0, 1}, int32[2] axes = {1, 2}> {"
+        "h = MatMul (x, a) s = Shape <start = 1, end = 2> (x) i = Cast <to = 6> (s) "
+        "k = Concat <axis = 0> (i, four) z = Slice (h, start, k, axes) y = MatMul (z, b) }",
+        {"a": w((3, 4), c(1, row(1, THREE))), "b": w((3, 2), m(0, THREE))},
+        "<int32[1] four = {4}, int32[2] start = {0, 1}, int32[2] axes = {1, 2}, "
+        "bool[2] kept = {1, 0}, int32[2] numbers = {0, 5}> {"
+        "h = MatMul (x, a) s = Shape <start = 1, end = 2> (x) i = Cast <to = 6> (s) "
+        "k = Concat <axis = 0> (i, four) e = Where (kept, k, numbers) z = Slice (h, start, e, axes) "
+        "y = MatMul (z, b) }",
+        {"a": THREE},
+    ),
     "Slice over space": image(
         "z = Slice (h, start, end, axis, step)",
         B,

@@ -185,7 +185,7 @@ class Case:
                 proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], [name], value=tensor))
             else:
                 proto.graph.initializer.append(tensor)
-        return ir.from_proto(proto)
+        return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
     def plan(self, model: ir.Model, epsilon: float) -> SplitPlan:
         groups = find_channel_groups(model)
@@ -254,7 +254,8 @@ def assert_grown_as_written(case: Case) -> None:
 
 
 def assert_same_graph(one: ir.Model, other: ir.Model) -> None:
-    """The same operators in the same order, wired alike, with equal attributes, integers and weights."""
+    """The same operators in the same order, wired alike, with equal attributes, integers, weights, and shapes
+    of what lies between."""
     assert [node.op_type for node in one.graph] == [node.op_type for node in other.graph]
     pairs = dict(zip(one.graph.inputs, other.graph.inputs, strict=True))
     assert all(a.name == b.name and a.dtype == b.dtype and a.shape == b.shape for a, b in pairs.items())
@@ -274,9 +275,17 @@ def assert_same_graph(one: ir.Model, other: ir.Model) -> None:
                 assert a.shape == a.const_value.shape
                 _assert_same_tensor(a.const_value, b.const_value)
         pairs |= zip(left.outputs, right.outputs, strict=True)
+        for a, b in zip(left.outputs, right.outputs, strict=True):
+            assert a.dtype == b.dtype, a
+            assert _numbers(a) == _numbers(b), a
     assert [pairs[value] for value in one.graph.outputs] == list(other.graph.outputs)
     assert all(value.uses() for model in (one, other) for value in model.graph.initializers.values())
     assert _weights(one) == _weights(other)
+
+
+def _numbers(value: ir.Value) -> list[int | None] | None:
+    """The declared shape, None for a length that is no number."""
+    return None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
 
 
 def _weights(model: ir.Model) -> list[str]:

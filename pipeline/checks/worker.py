@@ -123,8 +123,11 @@ def infer_shapes(arrays: Arrays, *, model: str) -> Answer:
     """Strict shape inference with data propagation; an error of it is a failure."""
     import onnx
 
+    from growpipe.graph_ops.shapes import spell_out_defaults
+
     # Without external data: shapes are computed from small constants, which are stored inline.
     proto = onnx.load(model, load_external_data=False)
+    spell_out_defaults(proto.graph)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:

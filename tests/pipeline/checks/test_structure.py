@@ -22,6 +22,13 @@ def test_a_sound_model_has_no_problems(tmp_path) -> None:
     assert structure_problems(tmp_path / "m.onnx", (1, 2)) == []
 
 
+def test_an_operator_whose_default_onnx_forgets(tmp_path) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> standard (float[N, 3, 4, 4] x) => (float[N, 3, 1, 1] y)
+        { h = MeanVarianceNormalization (x) y = GlobalMaxPool (h) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    assert structure_problems(tmp_path / "m.onnx", (1, 2)) == []
+
+
 def test_a_wrong_width_is_named(tmp_path) -> None:
     model = onnx.parser.parse_model(SOUND)
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((4, 5), np.float32), "w"))

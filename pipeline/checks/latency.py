@@ -126,9 +126,13 @@ def paired_latency(
     looks = blocks
     samples: list[npt.NDArray[np.float64]] = []  # each [rounds, 3]: seconds per run of A, B, A'
     while True:
-        sessions = [
-            open_session(model, device=device, threads=threads) for model in (reference, candidate, reference)
-        ]
+        models = (reference, candidate, reference)
+        opened = {
+            # In another order in every block: what is loaded first finds other memory than what comes later.
+            position: open_session(models[position], device=device, threads=threads)
+            for position in random.permutation(len(models))
+        }
+        sessions = [opened[position] for position in range(len(models))]
         feeds = [
             session.prepared(given)
             for session, given in zip(sessions, (inputs, candidate_inputs or inputs, inputs), strict=True)
@@ -136,7 +140,7 @@ def paired_latency(
         runners = [_runner(session, feed) for session, feed in zip(sessions, feeds, strict=True)]
         with readable_errors("onnxruntime could not run the model"):
             samples.append(_block(runners, now, random))
-        del runners, sessions
+        del runners, sessions, opened
         runs = sum(len(block) for block in samples)
         over = time.perf_counter() - started >= seconds
         if runs < min_runs or len(samples) < 2 or (len(samples) < looks and not over):

@@ -17,7 +17,7 @@ from growpipe.graph_ops.groups import ChannelGroups
 from growpipe.graph_ops.plan import GroupSplit, SplitPlan
 from growpipe.graph_ops.random_plan import net2net_plan, random_plan
 from growpipe.graph_ops.tensors import Displacement
-from growpipe.mirror import grow, to_numpy
+from growpipe.mirror import grow, plan_for_module, to_numpy
 
 RANDOM_STEP = 0.5  # of the norm of the filter that is copied
 GRADMAX_STEPS = 30
@@ -70,6 +70,7 @@ def random(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     plan = random_plan(
         moment.groups, moment.export.graph, growth=target, epsilon=RANDOM_STEP, seed=moment.seed
     )
+    plan = plan_for_module(plan, moment.model)
     tensors = named_tensors(moment.model)
 
     def scaled(split: GroupSplit, name: str, displacement: Displacement) -> Displacement:
@@ -89,7 +90,8 @@ def random(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
 def net2net(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     """Exact duplication (Net2WiderNet, arXiv 1511.05641)."""
     assert isinstance(target, Mapping)
-    return net2net_plan(moment.groups, moment.export.graph, growth=target, seed=moment.seed)
+    plan = net2net_plan(moment.groups, moment.export.graph, growth=target, seed=moment.seed)
+    return plan_for_module(plan, moment.model)
 
 
 def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
@@ -101,7 +103,7 @@ def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     ascent is its form for convolutions behind batch norm and activations.
     """
     assert isinstance(target, Mapping)
-    base = net2net_plan(moment.groups, moment.export.graph, growth=target, seed=moment.seed)
+    base = net2net(moment, target)
     groups = []
     for split in base.groups:
         coefficient = np.concatenate([np.ones(split.width), np.zeros(split.grown_width - split.width)])

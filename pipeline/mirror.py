@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ml_dtypes
@@ -24,10 +25,10 @@ from torch import nn
 from growpipe.export import named_tensors
 from growpipe.graph_ops.dims import Dim, Product, grown_size
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.plan import SplitPlan
+from growpipe.graph_ops.plan import SplitPlan, hash_parameters
 from growpipe.optimizer_state import carry_optimizer_state
 
-__all__ = ["grow", "load_grown", "save_grown"]
+__all__ = ["grow", "load_grown", "plan_for_module", "save_grown"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,6 +38,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
     nn.Linear: ("in_features", "out_features"),
     nn.modules.batchnorm._NormBase: ("num_features",),
+    nn.GroupNorm: ("num_groups", "num_channels"),
     nn.PReLU: ("num_parameters",),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
 }
@@ -73,6 +75,21 @@ def grow(model: Module, plan: SplitPlan, optimizer: torch.optim.Optimizer | None
     if optimizer is not None:
         carry_optimizer_state(optimizer, model, grown, plan)
     return grown
+
+
+def plan_for_module(plan: SplitPlan, model: nn.Module) -> SplitPlan:
+    """A plan that was made on the graph alone, as a plan for the module too.
+
+    The graph may hold constants that the exporter made, such as the unit scales of a normalisation. They grow
+    with the graph and are no parameters of ``model``: the plan no longer vouches for them.
+    """
+    tensors = named_tensors(model)
+    layouts = {name: layout for name, layout in plan.layouts.items() if name in tensors}
+    return replace(
+        plan,
+        layouts=layouts,
+        parameters_hash=hash_parameters(layouts, lambda name: to_numpy(tensors[name])),
+    )
 
 
 def save_grown(model: nn.Module, path: str | os.PathLike[str], **facts: str) -> None:
@@ -201,6 +218,9 @@ def _grown_sizes(path: str, module: nn.Module, plan: SplitPlan) -> dict[str, int
             return {"in_features": grown[1], "out_features": grown[0]}
         case nn.modules.batchnorm._NormBase():
             return {"num_features": grown[0]}
+        case nn.GroupNorm():
+            groups = _grown_groups(path, module.num_groups, dims[0], plan.widths)
+            return {"num_groups": groups, "num_channels": grown[0]}
         case nn.PReLU():
             return {"num_parameters": grown[0]}
         case nn.Embedding():
@@ -213,7 +233,7 @@ def _own_names(prefix: str, module: nn.Module) -> set[str]:
 
 
 def _grown_groups(path: str, groups: int, out_axis: Dim, widths: Mapping[str, int]) -> int:
-    """The grown ``groups`` of a convolution whose axis 0 is (groups x channels per group), row-major."""
+    """The grown ``groups`` of a module whose axis 0 is (groups x channels per group), row-major."""
     if groups == 1:
         return 1
     if groups == out_axis.size:

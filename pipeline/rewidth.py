@@ -12,7 +12,7 @@ from growpipe.export import GrowthExport
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups import ChannelGroups
 from growpipe.graph_ops.random_plan import net2net_plan
-from growpipe.mirror import grow
+from growpipe.mirror import grow, plan_for_module
 
 __all__ = ["reinitialise", "uniform_widths", "with_widths"]
 
@@ -58,8 +58,10 @@ def with_widths(
             raise UsageError(f"group {name!r} has {groups[name].width} channels and cannot shrink to {width}")
         if more:
             added[name] = more
-    wider = grow(model, net2net_plan(groups, export.graph, growth=added)) if added else copy.deepcopy(model)
-    return reinitialise(wider)
+    if not added:
+        return reinitialise(copy.deepcopy(model))
+    plan = net2net_plan(groups, export.graph, growth=added)
+    return reinitialise(grow(model, plan_for_module(plan, model)))
 
 
 def uniform_widths(groups: ChannelGroups, *, macs: int) -> dict[str, int]:

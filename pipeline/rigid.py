@@ -15,7 +15,7 @@ from torch import nn
 
 from growpipe.graph_ops.groups import ChannelGroups
 from growpipe.graph_ops.random_plan import net2net_plan
-from growpipe.mirror import grow
+from growpipe.mirror import grow, plan_for_module
 
 __all__ = ["rigid_groups"]
 
@@ -50,7 +50,7 @@ def _fault(
     inputs: tuple[Any, ...],
     expected: Sequence[torch.Tensor],
 ) -> str | None:
-    plan = net2net_plan(groups, graph, growth=dict.fromkeys(names, 1))
+    plan = plan_for_module(net2net_plan(groups, graph, growth=dict.fromkeys(names, 1)), model)
     try:
         found = _flat(grow(model, plan)(*inputs))
     except Exception as error:  # the user's forward may raise anything

@@ -234,9 +234,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shard", default="0/1", help="i/n: run every n-th of what is left")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--report", type=Path, help="write the table and picture here, e.g. benchmarks/results/growth"
-    )
+    parser.add_argument("--report", help="add the table to RESULTS.md under this name, e.g. growth-cifar10")
     args = parser.parse_args()
     protocol = Protocol(tuple(args.growths), args.epochs, args.factor, args.samples)
     bench = Bench(args.recipe, protocol, args.device)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
+import record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-from growpipe.environment import library_versions
-from growpipe.run_store import write_text
 
 _COLOURS = {"scratch": "#777777", "grow": "#b5651d", "found": "#1b6ca8", "free": "#2e8b57"}
 _MEANING = {
@@ -55,22 +51,19 @@ def rows(outcomes: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return sorted(table, key=lambda r: (order.index(r["entry"].partition(":")[0]), -r["accuracy"]))
 
 
-def write_report(folder: Path, target: Path, command: str) -> None:
-    """Write ``target``.json, ``target``.md and ``target``.png."""
+def write_report(folder: Path, name: str, command: str) -> None:
+    """Add the run to ``results/NAME.json``, its table to ``RESULTS.md``, and draw ``results/NAME.png``."""
     table = rows(gather(folder))
     protocol = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
-    environment = {
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        **library_versions(),
-    }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    document = {"command": command, "protocol": protocol, "environment": environment, "rows": table}
-    write_text(target.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
+    record.append(name, {"command": command, "protocol": protocol, "rows": table})
     lines = [
-        "| entry | seeds | accuracy, % | ± s.e. | MACs | parameters | training MACs | widths (seed 0) |",
+        f"## Growth on {protocol['recipe']} (`growth.py`)",
+        "",
+        f"`{command}`; growth after epochs {', '.join(map(str, protocol['growths']))} of",
+        f"{protocol['epochs']}, to {protocol['factor']:g} times the MACs of the seed network;",
+        "mean and standard error over seeds.",
+        "",
+        "| entry | seeds | accuracy, % | ± s.e. | MACs | parameters | training MACs | widths (first seed) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in table:
@@ -79,7 +72,12 @@ def write_report(folder: Path, target: Path, command: str) -> None:
             f"| {row['entry']} | {row['seeds']} | {row['accuracy']:.2f} | {error} | {row['macs']:,.0f} "
             f"| {row['parameters']:,.0f} | {row['training_macs']:.2e} | {row['widths'][0]} |"
         )
-    write_text(target.with_suffix(".md"), "\n".join(lines) + "\n")
+    lines += ["", *(f"- `{kind}`: {meaning}" for kind, meaning in _MEANING.items())]
+    record.summarise(name, "\n".join(lines))
+    _draw(table, protocol["recipe"], record.FOLDER / "results" / f"{name}.png")
+
+
+def _draw(table: list[dict[str, Any]], recipe: str, path: Path) -> None:
     figure = Figure(figsize=(7.5, 0.34 * len(table) + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -88,17 +86,11 @@ def write_report(folder: Path, target: Path, command: str) -> None:
         kind = row["entry"].partition(":")[0]
         label = None if kind in seen else _MEANING[kind]
         seen.add(kind)
-        axes.errorbar(
-            row["accuracy"],
-            position,
-            xerr=row["standard_error"] or 0.0,
-            fmt="o",
-            color=_COLOURS[kind],
-            label=label,
-        )
+        error = row["standard_error"] or 0.0
+        axes.errorbar(row["accuracy"], position, xerr=error, fmt="o", color=_COLOURS[kind], label=label)
     axes.set_yticks(range(len(table)), [row["entry"] for row in reversed(table)])
-    axes.set(xlabel="accuracy on held-out images, %", title=f"{protocol['recipe']}: mean and standard error")
+    axes.set(xlabel="accuracy on held-out images, %", title=f"{recipe}: mean and standard error")
     axes.grid(axis="x", lw=0.3)
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(target.with_suffix(".png"), dpi=120)
+    figure.savefig(path, dpi=120)

@@ -14,7 +14,7 @@ from growpipe.graph_ops.dims import Dim, Fixed, grown_size
 from growpipe.graph_ops.facts import node_name
 from growpipe.graph_ops.solver import Axis, root
 
-__all__ = ["CostModel", "CostTerm", "cost_model"]
+__all__ = ["CostModel", "CostTerm", "cost_model", "is_running_statistic"]
 
 CostKind = Literal["parameters", "macs"]
 
@@ -81,7 +81,7 @@ def cost_model(analysis: Analysis, dim_of: Callable[[Axis], Dim]) -> CostModel:
     terms = [
         term("parameters", value.name or "", 1, analysis.axes[value])
         for value, tensor in analysis.tensors.items()
-        if _is_floating(tensor) and analysis.axes[value] and not _is_running_statistic(value)
+        if _is_floating(tensor) and analysis.axes[value] and not is_running_statistic(value)
     ]
     terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in analysis.macs]
     return CostModel(tuple(terms))
@@ -91,6 +91,7 @@ def _is_floating(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype.is_floating_point()
 
 
-def _is_running_statistic(value: ir.Value) -> bool:
+def is_running_statistic(value: ir.Value) -> bool:
+    """Whether a tensor is nothing but the running mean or variance of batch norms: data, no parameter."""
     uses = value.uses()
     return bool(uses) and all(use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in uses)

@@ -11,6 +11,7 @@ from growpipe.checks.context import Context
 from growpipe.checks.policy import Budget
 from growpipe.checks.registry import check
 from growpipe.checks.report import Outcome, failed, passed, skipped
+from growpipe.graph_ops.cost import is_running_statistic
 from growpipe.graph_ops.groups import find_channel_groups
 
 __all__: list[str] = []
@@ -129,7 +130,7 @@ def count_parameters(model: ir.Model) -> int:
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or not len(tensor.shape):
+            if tensor is None or not len(tensor.shape) or is_running_statistic(value):
                 continue
             quantised = any(
                 node.op_type in ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger")

@@ -102,7 +102,7 @@ def test_a_baseline_is_written_of_a_model_that_passed_alone(
     path = save(cnn(), tmp_path)
     baseline = tmp_path / "baseline.json"
     assert check(path, "--only", "cost/parameters", "--write-baseline", baseline) == 0
-    assert json.loads(baseline.read_text())["measured"]["cost/parameters"]["value"] == 671
+    assert json.loads(baseline.read_text())["measured"]["cost/parameters"]["value"] == 659
     baseline.unlink()
     limits = ["--set", "cost.parameters.max=5"]
     assert check(path, "--only", "cost/parameters", "--write-baseline", baseline, *limits) == 1

@@ -60,4 +60,4 @@ def test_a_good_model_passes(kind: str, tmp_path: Path, sandbox: Sandbox) -> Non
 def test_external_data_passes(tmp_path: Path, sandbox: Sandbox) -> None:
     report = run_checks(save(cnn(), tmp_path, external=True), sandbox=sandbox)
     assert report.exit_code == 0
-    assert report.of("cost/parameters").measured["value"] == 671
+    assert report.of("cost/parameters").measured["value"] == 659

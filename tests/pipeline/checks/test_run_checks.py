@@ -204,12 +204,12 @@ def test_a_baseline_holds_what_was_measured(tmp_path: Path, sandbox: Sandbox) ->
     report = run_checks(path, data=[data], sandbox=sandbox)
     write_baseline(report, tmp_path / "baseline.json")
     baseline = load_baseline(tmp_path / "baseline.json")
-    assert baseline.value("cost/parameters") == 671
+    assert baseline.value("cost/parameters") == 659
     assert baseline.value("accuracy/floor") == pytest.approx(0.9)
     assert baseline.holds_model()
     again = run_checks(path, data=[data], baseline=baseline, sandbox=sandbox)
     assert again.exit_code == 0
-    assert "baseline 671" in again.of("cost/parameters").message
+    assert "baseline 659" in again.of("cost/parameters").message
     assert again.of("latency/ratio").status == "passed"
 
     (tmp_path / "new").mkdir()

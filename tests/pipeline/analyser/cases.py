@@ -174,9 +174,10 @@ class Attention(nn.Module):
 
     def forward(self, x):
         y = self.norm1(x)
-        q, k, v = (
-            p(y).reshape(y.shape[0], y.shape[1], -1, 2).transpose(1, 2) for p in (self.q, self.k, self.v)
-        )
+        q, k = (p(y).reshape(y.shape[0], y.shape[1], -1, 2) for p in (self.q, self.k))
+        # As many heads as queries have, of any width: both may grow.
+        v = self.v(y).reshape(y.shape[0], y.shape[1], q.shape[2], -1)
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
         y = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         x = x + self.o(y.reshape(y.shape[0], y.shape[1], -1))
         x = x + self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))

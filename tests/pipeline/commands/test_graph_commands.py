@@ -83,10 +83,10 @@ class TestInspect:
         roles = {(m["tensor"], m["axis"], m["role"]) for m in hidden["members"]}
         carried = {(name, 0, "carried") for name in ("scale", "bias", "mean", "var")}
         assert roles == {("w1", 0, "made"), ("w2", 1, "mixed")} | carried
-        # One channel more: a 3 x 3 x 3 filter, four batch-norm entries, four weights after it.
-        assert hidden["parameters_per_channel"] == 27 + 4 + 4
+        # One channel more: a 3 x 3 x 3 filter, scale and bias of the batch norm, four weights after it.
+        assert hidden["parameters_per_channel"] == 27 + 2 + 4
         assert hidden["macs_per_channel"] == 27 * 64 + 4
-        assert document["parameters"] == 6 * 27 + 4 * 6 + 4 * 6
+        assert document["parameters"] == 6 * 27 + 2 * 6 + 4 * 6
         assert document["macs"] == 6 * 27 * 64 + 4 * 6
         blocked = groups["w2"]["barrier"]
         assert (blocked["operator"], blocked["node"]) == ("Output", "y")

@@ -66,9 +66,9 @@ def analyse(
     max_factor: float = 2.0,
     cost_exponent: float = 0.5,
     solver: str = "auto",
-    tolerance: float = 5e-2,
+    tolerance: float = 1e-2,
     max_samples: int = 2048,
-    micro_batch: int = 256,
+    micro_batch: int = 128,
     line_search_samples: int = 512,
     memory_limit: int | None = None,
     storage: str | None = None,
@@ -107,8 +107,8 @@ def analyse(
         max_factor: no group grows beyond this multiple of its width.
         cost_exponent: candidates compete by gain / MACs (or parameters) to this power.
         solver: ``"dense"``, ``"lanczos"``, or ``"auto"`` by cost.
-        tolerance: the error bound of the eigenvalues, as a share of each spectral radius; their standard
-            errors are of that order.
+        tolerance: the error bound of the eigenvalues, as a share of each spectral radius; half the standard
+            errors of a group's eigenvalues are enough, too (in root mean square over its channels).
         max_samples: the largest analysis set.
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial of the line search sees.
@@ -172,7 +172,7 @@ def analyse(
             reduce=None if peers.world == 1 else peers.total,
         )
         spectra = measure_spectra(
-            _growing(operator, data, loss_fn, peers),
+            growing(operator, data, loss_fn, peers, target_device),
             lambda current: make_metric(metric, current, damping),
             chosen_scheme,
             solver=solver,
@@ -364,20 +364,32 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _growing(
-    operator: SplittingOperator, data: Sequence[MicroBatch], loss_fn: Loss, peers: Processes
-) -> Iterator[SplittingOperator]:
-    """The operator on an eighth of the data, and ever twice as many, up to all."""
-    taken = 0
-    for share in (8, 4, 2, 1):
-        wanted = max(4, 2 * peers.world, data[0].count // share)
-        if wanted <= taken:
-            continue
+def growing(
+    operator: SplittingOperator,
+    data: Sequence[MicroBatch],
+    loss_fn: Loss,
+    peers: Processes,
+    device: torch.device,
+) -> Callable[[int], SplittingOperator | None]:
+    """The operator on an eighth of the data at first, then on as many samples as are asked for, up to all."""
+    taken, count = 0, data[0].count
+    least = max(4, 2 * peers.world, count // 8)
+    (total,) = peers.totals(sum(batch.samples for batch in data), device=device)
+
+    def grow(samples: int) -> SplittingOperator | None:
+        nonlocal taken
+        # Both halves in every process, and the same sets for one process and two.
+        asked = math.ceil(samples * count / total / least) * least
+        wanted = min(count, max(taken + least, asked))
+        if taken == count:
+            return None
         for batch in data:
             if taken <= batch.number < wanted:
                 operator.add(batch.inputs, batch.target, loss_fn, half=batch.number % 2)
         taken = wanted
-        yield operator
+        return operator
+
+    return grow
 
 
 class _Evaluator:

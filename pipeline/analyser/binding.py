@@ -22,7 +22,7 @@ from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.graph_ops.groups import ChannelGroup, Member
 from growpipe.graph_ops.tensors import TensorLayout
 
-__all__ = ["DISPLACEABLE", "Block", "BoundGroup", "Edge", "bind_groups", "colours", "placeholders"]
+__all__ = ["DISPLACEABLE", "Block", "BoundGroup", "Edge", "bind_groups", "placeholders"]
 
 Edge = tuple[Node, Node]
 """A consumer edge: the mixing consumer, and the node whose value enters it."""
@@ -286,41 +286,3 @@ def _reaching(
             if source in varying and (node not in cut or source in constant)
         )
     return useful
-
-
-_SEPARATE = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
-
-
-def colours(bound: Sequence[BoundGroup]) -> list[list[BoundGroup]]:
-    """Groups that one Hessian-vector product can serve at once, greedily coloured.
-
-    The scalars of two groups may be added, and differentiated together, unless a node would multiply the
-    groups with each other, or one group would be seen through the other's consumer.
-    """
-    result: list[list[BoundGroup]] = []
-    for group in bound:
-        for colour in result:
-            if not any(_conflict(group, other) for other in colour):
-                colour.append(group)
-                break
-        else:
-            result.append([group])
-    return result
-
-
-def _conflict(a: BoundGroup, b: BoundGroup) -> bool:
-    shared = {node for node in a.path & b.path if node.op == "call_function"}
-    edges_a, edges_b = set(a.edges), set(b.edges)
-    for node in shared:
-        if any(((user, node) in edges_a) != ((user, node) in edges_b) for user in node.users):
-            return True
-        sources = node.all_input_nodes
-        seen = [(a.varies(s, node), b.varies(s, node)) for s in sources]
-        if node.target not in _SEPARATE and len({pair for pair in seen if any(pair)}) > 1:
-            return True
-        if any(
-            (s in a.path and s in b.path and s.op == "call_function") and pair[0] != pair[1]
-            for s, pair in zip(sources, seen, strict=True)
-        ):
-            return True
-    return False

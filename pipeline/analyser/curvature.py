@@ -62,20 +62,24 @@ class Activation:
 
 
 class _Apply(Function):
-    """y = φ(u)."""
+    """y = φ(u). Once its slope is part of a graph u is let go, which products no longer need."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, phi: Activation, surrogate: Surrogate) -> Tensor:
         ctx.phi, ctx.surrogate = phi, surrogate
-        ctx.save_for_backward(u, phi.first(u))
+        ctx.u, ctx.first = u, None
         return phi.value(u)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        u, first = ctx.saved_tensors
+        if ctx.first is None:
+            ctx.first = ctx.phi.first(ctx.u.detach())
         if not torch.is_grad_enabled():
-            return g * first, None, None
-        return _Slope.apply(g, u, first, ctx.phi, ctx.surrogate), None, None
+            return g * ctx.first, None, None
+        if ctx.u is None:
+            raise RuntimeError("the slope of an activation can be differentiated in one graph only")
+        u, ctx.u = ctx.u, None
+        return _Slope.apply(g, u, ctx.first, ctx.phi, ctx.surrogate), None, None
 
 
 class _Slope(Function):
@@ -90,9 +94,10 @@ class _Slope(Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, t: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         first, curvature = ctx.saved_tensors
-        return t * first, t * curvature, None, None, None
+        by_g, by_u = ctx.needs_input_grad[:2]
+        return t * first if by_g else None, t * curvature if by_u else None, None, None, None
 
 
 def _kinks(
@@ -129,13 +134,14 @@ def _density(u: Tensor) -> Tensor:
 
 
 def _silu_first(u: Tensor) -> Tensor:
-    s = torch.sigmoid(u)
-    return s * (1 + u * (1 - s))
+    one: Tensor = aten.silu_backward.default(torch.ones_like(u), u)
+    return one
 
 
 def _silu_second(u: Tensor, _: Surrogate) -> Tensor:
     s = torch.sigmoid(u)
-    return s * (1 - s) * (2 + u * (1 - 2 * s))
+    bend = s.mul(-2).add_(1).mul_(u).add_(2).mul_(s)  # s (2 + u (1 − 2s))
+    return bend.addcmul_(bend, s, value=-1)
 
 
 def _sigmoid_first(u: Tensor) -> Tensor:
@@ -283,18 +289,25 @@ class Convolution:
         return result
 
 
+def _shaped(held: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor of a shape whose values do not matter, without memory for them."""
+    return like.new_empty(1).expand(shape) if held is None else held
+
+
+# The three maps keep an argument only where the gradient by the other one is wanted: activations are large.
 class _Conv(Function):
     """y = x * w."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, conv: Convolution) -> Tensor:
-        ctx.conv = conv
-        ctx.save_for_backward(x, w)
+        ctx.conv, ctx.shapes = conv, (x.shape, w.shape)
+        by_x, by_w = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if by_w else None, w if by_x else None)
         return conv.forward(x, w)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, w = ctx.saved_tensors
+        x, w = (_shaped(t, g, shape) for t, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True))
         by_x = _ConvByInput.apply(g, w, x, ctx.conv) if ctx.needs_input_grad[0] else None
         by_w = _ConvByWeight.apply(g, x, w, ctx.conv) if ctx.needs_input_grad[1] else None
         return by_x, by_w, None
@@ -305,13 +318,14 @@ class _ConvByInput(Function):
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, w: Tensor, like: Tensor, conv: Convolution) -> Tensor:
-        ctx.conv = conv
-        ctx.save_for_backward(g, w)
+        ctx.conv, ctx.shapes = conv, (g.shape, w.shape)
+        by_g, by_w = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(g if by_w else None, w if by_g else None)
         return conv.backward(g, like.detach(), w, 0)
 
     @staticmethod
     def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        g, w = ctx.saved_tensors
+        g, w = (_shaped(s, t, shape) for s, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True))
         by_g = _Conv.apply(t, w, ctx.conv) if ctx.needs_input_grad[0] else None
         by_w = _ConvByWeight.apply(g, t, w, ctx.conv) if ctx.needs_input_grad[1] else None
         return by_g, by_w, None, None
@@ -322,13 +336,14 @@ class _ConvByWeight(Function):
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, like: Tensor, conv: Convolution) -> Tensor:
-        ctx.conv = conv
-        ctx.save_for_backward(g, x)
+        ctx.conv, ctx.shapes = conv, (g.shape, x.shape)
+        by_g, by_x = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(g if by_x else None, x if by_g else None)
         return conv.backward(g, x, like.detach(), 1)
 
     @staticmethod
     def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        g, x = ctx.saved_tensors
+        g, x = (_shaped(s, t, shape) for s, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True))
         by_g = _Conv.apply(x, t, ctx.conv) if ctx.needs_input_grad[0] else None
         by_x = _ConvByInput.apply(g, t, x, ctx.conv) if ctx.needs_input_grad[1] else None
         return by_g, by_x, None, None

@@ -148,6 +148,7 @@ def lanczos(
     tolerance: float = 1e-2,
     max_steps: int = 40,
     min_steps: int = 4,
+    noise: Callable[[Extremes], Sequence[float]] | None = None,
 ) -> Extremes:
     """λ−, v−, λ+, v+ of every channel.
 
@@ -162,6 +163,8 @@ def lanczos(
         tolerance: the bound on the error, as a share of the spectral radius.
         max_steps: the largest number of products.
         min_steps: the least number of products before the bound is trusted.
+        noise: for every group the standard errors of the eigenvalues as shares of the spectral radii, in root
+            mean square. A group is also done when its error bounds are half of that, likewise.
 
     Raises:
         CheckFailed: a start vector is zero, or a product is not finite.
@@ -176,17 +179,22 @@ def lanczos(
                 run.advance(product)
                 if not torch.isfinite(run.alpha[:, run.k - 1]).all():
                     raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
-        if steps >= min_steps and all(_converged(run, tolerance) for run in runs):
-            break
+        if steps >= min_steps:
+            shares = [0.0] * len(runs) if noise is None else noise(_extremes(runs, steps))
+            if all(_converged(run, tolerance, share) for run, share in zip(runs, shares, strict=True)):
+                break
     return _extremes(runs, steps)
 
 
-def _converged(run: _Recurrence, tolerance: float) -> bool:
+def _converged(run: _Recurrence, tolerance: float, noise: float) -> bool:
     if run.done and run.limit == run.basis.shape[2]:
         return True
     values, _, bound = run.ritz()
     radius = values[:, [0, -1]].abs().amax(dim=1)
-    return bool((bound.amax(dim=1) <= tolerance * radius).all())
+    if (bound.amax(dim=1) <= tolerance * radius).all():
+        return True
+    shares = (bound / radius[:, None])[radius > 0]
+    return bool(shares.square().mean().sqrt() <= noise / 2)
 
 
 def _extremes(runs: Sequence[_Recurrence], steps: int) -> Extremes:

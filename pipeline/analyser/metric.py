@@ -179,7 +179,7 @@ def _batch_moments(operator: SplittingOperator, batch: Captured, rows: int) -> d
     with torch.no_grad():
         for i, group in enumerate(operator.groups):
             theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}
-            values = program.run_path([group], batch, theta)
+            values = program.values_on_demand(group, batch, theta)
             read = program.reader([group], batch, values)
             for j, block in enumerate(group.blocks):
                 moments = []

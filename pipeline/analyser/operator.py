@@ -2,8 +2,7 @@
 
     S = ∇²_θθ Σ_e ⟨g_e, e(θ; x)⟩,   g_e and every mixing producer's input held constant
 
-Channels of one group do not meet in this scalar, so one Hessian-vector product gives S·v for every channel,
-and those of all groups whose paths do not multiply each other (`binding.colours`) come from the same one.
+Channels of one group do not meet in this scalar, so one Hessian-vector product gives S·v for every channel.
 For a chain without sharing it is ``S = E_x[Φ'(σ(θ,x)) ∇²_θθ σ(θ,x)]`` (arXiv 2003.10392).
 """
 
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growpipe.analyser.binding import BoundGroup, colours
+from growpipe.analyser.binding import BoundGroup
 from growpipe.analyser.closed_form import ClosedForm, plain_chain
 from growpipe.analyser.program import Captured, Loss, Program
 
@@ -39,7 +38,7 @@ def join(blocks: Sequence[Tensor]) -> Tensor:
 
 @dataclass
 class _Linearised:
-    """∇_θ of the scalar of one batch and colour, as a graph that can be differentiated again and again."""
+    """∇_θ of the scalar of one batch and group, as a graph that can be differentiated again and again."""
 
     theta: dict[str, Tensor]
     names: list[str]
@@ -101,7 +100,7 @@ class SplittingOperator:
     def __post_init__(self) -> None:
         found = [plain_chain(group) if self.closed_forms else None for group in self.program.groups]
         self._chains = [chain for chain in found if chain is not None]
-        self._colours = colours([g for g, chain in zip(self.groups, found, strict=True) if chain is None])
+        self._paths = [g for g, chain in zip(self.groups, found, strict=True) if chain is None]
         self._positions = {id(group): position for position, group in enumerate(self.groups)}
 
     def add(self, inputs: Any, target: Any, loss_fn: Loss, half: int | None = None) -> None:
@@ -126,7 +125,7 @@ class SplittingOperator:
         left = math.inf if self.memory_limit is None else self.memory_limit - self._used
         # A linearised path holds about as much again for the forward and for the backward run.
         keep_graphs, keep = 3 * captured.nbytes <= left, captured.nbytes <= left
-        if self.storage is not None and self._colours:
+        if self.storage is not None and self._paths:
             keep_graphs = False  # autograd would keep its own copies in the model's type
         self._used += captured.nbytes * (3 if keep_graphs else 1 if keep else 0)
         self._batches.append(
@@ -233,44 +232,41 @@ class SplittingOperator:
             (block,) = chain.group.blocks
             product = closed.product(block.scatter(vectors[position]))
             totals[position].add_(block.gather(product), alpha=float(batch.samples))
-        # Paths that are not kept are linearised group by group, so that only one is there at a time.
-        apart = [[group] for colour in self._colours for group in colour]
-        for number, colour in enumerate(self._colours if batch.keep_graphs else apart):
-            graph = self._graphs.get((index, number)) or self._linearise(constants(), colour)
+        # One group after the other: what linearising a path takes on the way is there for one path only.
+        for number, group in enumerate(self._paths):
+            graph = self._graphs.get((index, number)) or self._linearise(constants(), group)
             if batch.keep_graphs:
                 self._graphs[index, number] = graph
-            self._accumulate_colour(totals, vectors, graph, colour, batch)
+            self._accumulate_group(totals, vectors, graph, group, batch)
 
-    def _accumulate_colour(
+    def _accumulate_group(
         self,
         totals: Vectors,
         vectors: Sequence[Tensor],
         graph: _Linearised,
-        colour: Sequence[BoundGroup],
+        group: BoundGroup,
         batch: _Batch,
     ) -> None:
         direction: dict[str, Tensor] = {}
-        for group in colour:
-            parts = split(group, vectors[self._positions[id(group)]])
-            for block, values in zip(group.blocks, parts, strict=True):
-                scattered = block.scatter(values)
-                held = direction.get(block.tensor)
-                direction[block.tensor] = scattered if held is None else held + scattered
+        position = self._positions[id(group)]
+        for block, values in zip(group.blocks, split(group, vectors[position]), strict=True):
+            scattered = block.scatter(values)
+            held = direction.get(block.tensor)
+            direction[block.tensor] = scattered if held is None else held + scattered
         results = graph.product(direction, keep=batch.keep_graphs)
-        for group in colour:
-            parts = [
-                block.gather(results[block.tensor])
-                if block.tensor in results
-                else direction[block.tensor].new_zeros(block.width, block.dimension)
-                for block in group.blocks
-            ]
-            totals[self._positions[id(group)]].add_(join(parts), alpha=float(batch.samples))
+        parts = [
+            block.gather(results[block.tensor])
+            if block.tensor in results
+            else direction[block.tensor].new_zeros(block.width, block.dimension)
+            for block in group.blocks
+        ]
+        totals[position].add_(join(parts), alpha=float(batch.samples))
 
-    def _linearise(self, batch: Captured, colour: Sequence[BoundGroup]) -> _Linearised:
-        names = list(dict.fromkeys(block.tensor for group in colour for block in group.blocks))
+    def _linearise(self, batch: Captured, group: BoundGroup) -> _Linearised:
+        names = list(dict.fromkeys(block.tensor for block in group.blocks))
         theta = {name: self.program.tensor(name).detach().clone().requires_grad_() for name in names}
         with torch.enable_grad():
-            scalar = self.program.scalar(colour, batch, theta)
+            scalar = self.program.scalar([group], batch, theta)
             gradients = torch.autograd.grad(
                 scalar, list(theta.values()), create_graph=True, allow_unused=True
             )

@@ -238,6 +238,14 @@ class Program:
                 values[node] = self.evaluate(node, read)
         return values
 
+    def values_on_demand(
+        self, group: BoundGroup, captured: Captured, theta: Mapping[str, Tensor]
+    ) -> Mapping[Node, Any]:
+        """As `run_path`, but a value is computed when it is first asked for."""
+        return _OnDemand(
+            self, group, captured, {n: theta[name] for n, name in self._names.items() if name in theta}
+        )
+
     def after(self, node: Node, group: BoundGroup) -> list[Node]:
         """The nodes of the group's path that depend on ``node``, in order."""
         found: dict[Node, None] = {node: None}
@@ -282,6 +290,20 @@ class Program:
     def surrogate_used(self) -> bool:
         """Whether a kinked activation lies on the path of a group."""
         return any(is_kinked(node.target) for group in self.groups for node in group.path)
+
+
+class _OnDemand(dict[Node, Any]):
+    """The values along one group's path; a missing one is computed from those before it."""
+
+    def __init__(
+        self, program: Program, group: BoundGroup, captured: Captured, known: Mapping[Node, Any]
+    ) -> None:
+        super().__init__(known)
+        self._program, self._read = program, program.reader([group], captured, self)
+
+    def __missing__(self, node: Node) -> Any:
+        value = self[node] = self._program.evaluate(node, self._read)
+        return value
 
 
 def _samples(inputs: Iterable[Any]) -> int:

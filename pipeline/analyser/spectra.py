@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +86,13 @@ def solve(
     tolerance: float,
     start: Sequence[Tensor],
     max_steps: int = 40,
+    to_noise: bool = False,
 ) -> tuple[Extremes, Contrasts, str]:
     """The extreme eigenpairs in the metric's whitened coordinates.
 
     ``auto`` takes the dense solver where the largest dimension needs no more products than Lanczos would.
+    With ``to_noise`` a group is also done when its error bounds are half its standard errors: both as shares
+    of the spectral radii, in root mean square over its channels.
 
     Returns:
         The extremes; vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data; the solver.
@@ -105,18 +109,40 @@ def solve(
         differences.append(metric.to_white(difference))
         return metric.to_white(whole)
 
+    def contrast(extremes: Extremes) -> Contrasts:
+        return (
+            _contrast(differences, extremes.minus, extremes.minus_in),
+            _contrast(differences, extremes.plus, extremes.plus_in),
+        )
+
+    def noise(extremes: Extremes) -> list[float]:
+        return [
+            _relative_noise(low.numpy(), high.numpy(), one, other)
+            for low, high, one, other in zip(extremes.low, extremes.high, *contrast(extremes), strict=True)
+        ]
+
     if solver == "auto":
         largest = max(group.dimension for group in operator.groups)
         solver = "dense" if largest <= LANCZOS_PRODUCTS else "lanczos"
     if solver == "dense":
         extremes = dense_extremes(apply, start)
     else:
-        extremes = lanczos(apply, start, tolerance=tolerance, max_steps=max_steps)
-    contrasts = (
-        _contrast(differences, extremes.minus, extremes.minus_in),
-        _contrast(differences, extremes.plus, extremes.plus_in),
-    )
-    return extremes, contrasts, solver
+        extremes = lanczos(
+            apply, start, tolerance=tolerance, max_steps=max_steps, noise=noise if to_noise else None
+        )
+    return extremes, contrast(extremes), solver
+
+
+def _relative_noise(
+    low: FloatArray, high: FloatArray, low_contrast: FloatArray, high_contrast: FloatArray
+) -> float:
+    """The root mean square of the standard errors of one group's ends, as shares of the spectral radii."""
+    radius = np.maximum(np.abs(low), np.abs(high))
+    live = radius > 0
+    if not live.any():
+        return 0.0
+    squares = [(contrast[live] / (2 * radius[live])) ** 2 for contrast in (low_contrast, high_contrast)]
+    return float(np.sqrt(np.mean(squares)))
 
 
 def _contrast(
@@ -133,12 +159,12 @@ def _contrast(
 
 
 def measure_spectra(
-    operators: Iterator[SplittingOperator],
+    grow: Callable[[int], SplittingOperator | None],
     make_metric: Callable[[SplittingOperator], Metric],
     scheme: Scheme,
     *,
     solver: str = "auto",
-    tolerance: float = 5e-2,
+    tolerance: float = 1e-2,
     max_steps: int = 40,
     stability: float = 0.95,
     seed: int = 0,
@@ -146,25 +172,34 @@ def measure_spectra(
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
 
     On each set the extreme eigenpairs are found, warm-started from the set before. On two disjoint halves
-    of the set, q = vᵀSv gives standard errors ``|q₁ − q₂| / 2`` and two rankings of the candidates; these are
-    stable when Spearman's rank correlation reaches ``stability``.
+    of the set, q = vᵀSv gives standard errors ``|q₁ − q₂| / 2`` and two rankings of the candidates. From
+    their rank correlation ρ (Spearman's) the ranking by the whole set has the split-half reliability
+    ``R = 2ρ / (1 + ρ)``, the correlation to expect with another set as large (the Spearman-Brown formula). It
+    is stable when R reaches ``stability``; else the next set is ``stability (1 − R) / (R (1 − stability))``
+    times as large, by the same formula, and a tenth more, but half as large again at least.
 
     Args:
-        operators: the operator on ever larger sets; the last is the limit. Never empty.
+        grow: given a number of samples, over all processes, the operator on at least as many, or on all there
+            are; None when it has all of them already. The first set is asked for by 0.
         make_metric: measures the metric on a set.
         scheme: gives the candidates.
         solver: one of `SOLVERS`.
-        tolerance: the residual bound, as a share of each spectral radius.
+        tolerance: the error bound, as a share of each spectral radius. A group is also done when its bounds
+            are half its standard errors, in root mean square over its channels.
         max_steps: the largest number of products per set.
-        stability: of the ranking.
+        stability: the reliability of the ranking that is enough.
         seed: of the start vectors.
+
+    Raises:
+        UsageError: an unknown solver, or no analysis set at all.
     """
     raw_minus: list[Tensor] | None = None
     raw_plus: list[Tensor] | None = None
     products = 0
-    agreement = 0.0
-    stages = []
-    for operator in operators:
+    reliability = 0.0
+    stages: list[dict[str, Any]] = []
+    operator = grow(0)
+    while operator is not None:
         before = operator.products
         metric = make_metric(operator)
         noise = random_start(operator.zeros(), seed)
@@ -177,26 +212,31 @@ def measure_spectra(
                 e + 0.01 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True)
                 for e, n in zip(ends, noise, strict=True)
             ]
+        names = [group.name for group in operator.groups]
         extremes, contrasts, used = solve(
-            operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps
-        )
+            operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps,
+            to_noise=True,
+        )  # fmt: skip
         raw_minus, raw_plus = metric.to_raw(extremes.minus), metric.to_raw(extremes.plus)
         agreement = _agreement(extremes, contrasts, scheme)
+        reliability = max(0.0, 2 * agreement / (1 + agreement)) if agreement > -1 else 0.0
         products += operator.products - before
+        samples = operator.total(operator.samples)
         stages.append(
             {
-                "samples": operator.total(operator.samples),
+                "samples": samples,
                 "solver": used,
                 "products": operator.products - before,
                 "error": extremes.relative_error,
                 "rank_agreement": agreement,
+                "rank_reliability": reliability,
             }
         )
-        if agreement >= stability:
+        if reliability >= stability:
             break
+        operator = grow(math.ceil(samples * max(1.5, 1.1 * _further(reliability, stability))))
     if raw_minus is None or raw_plus is None:
         raise UsageError("there is no analysis set; give batches")
-    names = [group.name for group in operator.groups]
     low = {n: v.numpy() for n, v in zip(names, extremes.low, strict=True)}
     high = {n: v.numpy() for n, v in zip(names, extremes.high, strict=True)}
     errors = [{n: np.abs(q) / 2 for n, q in zip(names, end, strict=True)} for end in contrasts]
@@ -211,10 +251,18 @@ def measure_spectra(
         facts={
             "stages": stages,
             "products": products,
-            "ranking_stable": bool(agreement >= stability),
-            "stopped": "the ranking is stable" if agreement >= stability else "the analysis set is used up",
+            "ranking_stable": bool(reliability >= stability),
+            "stopped": "the ranking is stable" if reliability >= stability else "the analysis set is used up",
         },
     )
+
+
+def _further(reliability: float, stability: float) -> float:
+    """How many times as many samples bring the reliability to ``stability``; Spearman-Brown."""
+    if stability >= 1:
+        return 64.0
+    ratio = stability * (1 - reliability) / (max(reliability, 1e-2) * (1 - stability))
+    return min(ratio, 64.0)
 
 
 def _agreement(extremes: Extremes, contrasts: Contrasts, scheme: Scheme) -> float:

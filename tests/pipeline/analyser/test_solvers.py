@@ -63,6 +63,35 @@ def test_the_error_bound_bounds_the_error(steps):
     assert (error >= -1e-9).all()
 
 
+def test_lanczos_ends_at_half_the_noise():
+    """With noise the bounds need only be half of it in root mean square; the tolerance holds without."""
+    matrix = symmetric(40, 60, 5)
+
+    def apply(vectors):
+        return [torch.einsum("cij,cj->ci", matrix, vectors[0])]
+
+    start = random_start([matrix[:, 0]], 1)
+    exact = lanczos(apply, start, tolerance=1e-3)
+    rough = lanczos(apply, start, tolerance=1e-3, noise=lambda _: [0.2])
+    assert 4 <= rough.steps < exact.steps
+    for found, limit in ((exact, 1e-3), (rough, 0.1)):
+        shares = found.error[0] / torch.maximum(found.low[0].abs(), found.high[0].abs())
+        assert float(shares.square().mean().sqrt()) <= 1.5 * limit
+    assert lanczos(apply, start, tolerance=1e-3, noise=lambda _: [0.0]).steps == exact.steps
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "squeeze-excite", "attention"])
+def test_values_on_demand_are_those_of_the_path(name):
+    operator = problem(name).operator
+    program, captured = operator.program, operator.captured(0)
+    for group in operator.groups:
+        theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}
+        values = program.values_on_demand(group, captured, theta)
+        for node, value in reversed(program.run_path([group], captured, theta).items()):
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(values[node], value, rtol=0, atol=0)
+
+
 def test_products_that_are_not_finite_are_refused():
     with pytest.raises(CheckFailed, match="not finite"):
         lanczos(lambda v: [v[0] * float("nan")], [torch.ones(2, 5)])

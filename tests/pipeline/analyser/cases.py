@@ -162,7 +162,7 @@ class Transposed(nn.Module):
 
 
 class Attention(nn.Module):
-    """One transformer block: heads split, of a length forward spells out, and the hidden layer of its MLP."""
+    """One transformer block: whole heads split, and the hidden layer of its MLP; values are linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ CASES = {
     "fused glu": Case(FusedGLU, (4,)),
     "pointnet": Case(PointNet, (3, 7)),
     "transposed": Case(Transposed, IMAGE, regression=True),
-    "attention": Case(Attention, (5, 4)),
+    "attention": Case(Attention, (5, 4), linear=("v.weight",)),
     "shared": Case(Shared, (4,)),
     "pixel shuffle": Case(Shuffled, IMAGE, regression=True),
     "kinked": Case(Kinked, IMAGE, smooth=False),

@@ -193,4 +193,4 @@ def test_every_kind_of_group_is_there():
     assert any(b.rows.shape[1] == 2 for g in groups["fused glu"] for b in g.blocks)
     assert any(len(g.edges) >= 2 for g in groups["squeeze-excite"])
     assert len(groups["concat"]) >= 3
-    assert {g.name for g in groups["attention"]} == {"q.weight", "up.weight"}
+    assert {g.name for g in groups["attention"]} == {"q.weight", "v.weight", "up.weight"}

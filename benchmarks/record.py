@@ -11,20 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from growpipe.environment import library_versions
+
 __all__ = ["FOLDER", "append", "environment", "summarise"]
 
 FOLDER = Path(__file__).parent
-_LIBRARIES = ("growpipe", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch")
 
 
 def environment() -> dict[str, Any]:
     """The machine and the versions a measurement belongs to."""
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "date": time.strftime("%Y-%m-%d"),
         "processor": _processor(),
@@ -32,7 +27,7 @@ def environment() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "libraries": versions,
+        "libraries": {"growpipe": importlib.metadata.version("growpipe"), **library_versions()},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,18 @@ def run_all(run: Run) -> StageRecord:
     task = load_task(run)
     number, stopped = 0, None
     while stopped is None:
-        trained = announced(train_round(task, number))
+        announced(train_round(task, number))
         announced(export_round(task, number))
         stopped = _reason_to_stop(run, number)
+        unread = ("analyse", "rewrite") if stopped else ("rewrite",)
         if stopped is None:
-            analysed = announced(analyse_round(task, number))
-            stopped = analysed.facts["stopped"]
+            stopped = announced(analyse_round(task, number)).facts["stopped"]
         if stopped is None:
             announced(rewrite_round(task, number))
         else:
-            _discard_later_stages(run, number)
+            _discard_later_stages(run, number, unread)
         announced(check_round(task, number))
         number += 1
-    del trained
     epochs = sum(previous_stage(run, done, "train").facts["epochs"] for done in range(number))
     announced(train_control(task, epochs))
     return announced(finish(task, number - 1, stopped))
@@ -82,11 +81,16 @@ def _reason_to_stop(run: Run, number: int) -> str | None:
     return None
 
 
-def _discard_later_stages(run: Run, number: int) -> None:
-    """The last round is not split; what an earlier, longer run did after it is no part of this one."""
-    for stage in ("analyse", "rewrite"):
-        if stage == "rewrite" or number >= run.recipe.growth.rounds:
-            shutil.rmtree(run.path / round_stage(number, stage), ignore_errors=True)
+def _discard_later_stages(run: Run, number: int, unread: Iterable[str]) -> None:
+    """The last round is not split; what an earlier, longer run did after it is no part of this one.
+
+    Args:
+        run: the run.
+        number: its last round.
+        unread: the stages of that round that this run does not have.
+    """
+    for stage in unread:
+        shutil.rmtree(run.path / round_stage(number, stage), ignore_errors=True)
     later = number + 1
     while (folder := run.path / f"round-{later:02d}").exists():
         shutil.rmtree(folder)

@@ -60,7 +60,7 @@ def test_an_image_set_travels_to_a_loader_process(tmp_path: Path) -> None:
     assert images.subset([2, 0]).labels.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("name", ["../out.png", "/root/x/out.png", "a/../../out.png", "a\\..\\out.png"])
+@pytest.mark.parametrize("name", ["../out.png", "/absolute/x/out.png", "a/../../out.png", "a\\..\\out.png"])
 def test_a_member_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="leads out of it"):
         open_images(write_zip(tmp_path / "a.zip", {name: encoded(1)}))

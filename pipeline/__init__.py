@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from growpipe.analyser import analyse
     from growpipe.graph_ops.plan import SplitPlan
     from growpipe.mirror import grow
+    from growpipe.recalibration import recalibrate
 
-__all__ = ["GrowpipeError", "SplitPlan", "analyse", "grow"]
+__all__ = ["GrowpipeError", "SplitPlan", "analyse", "grow", "recalibrate"]
 
 # Resolved at first use: `import growpipe` stays cheap, and works where torch is not installed.
 _HOMES = {
     "SplitPlan": "growpipe.graph_ops.plan",
     "analyse": "growpipe.analyser",
     "grow": "growpipe.mirror",
+    "recalibrate": "growpipe.recalibration",
 }
-_NEED_TORCH = ("growpipe.analyser", "growpipe.mirror")
+_NEED_TORCH = ("growpipe.analyser", "growpipe.mirror", "growpipe.recalibration")
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,9 @@ class Training(_Section):
     ``accumulate`` batches make one step; ``precision`` is that of the products under autocast, parameters
     stay float32; ``channels_last`` is the memory format of images; ``threads`` is how many torch uses on the
     CPU, by default all cores (a small network trains fastest on one).
+
+    ``recalibrate``: at the end of each stage the running statistics of batch norm are averaged anew over this
+    many training samples (see `growpipe.recalibrate`); 0 keeps training's running averages.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -48,6 +51,7 @@ class Training(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = False
     threads: int | None = Field(default=None, ge=1)
+    recalibrate: int = Field(default=1024, ge=0)
 
 
 class Growth(_Section):

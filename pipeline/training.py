@@ -8,8 +8,8 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.mirror import load_grown, save_grown
 from growpipe.optimizer_state import load_optimizer, save_optimizer
 from growpipe.progress import progress_bar
+from growpipe.recalibration import recalibrate
 from growpipe.recipe import Training
 
 __all__ = ["Epoch", "Evaluation", "LossFunction", "evaluate", "make_optimizer", "seed_everything", "train"]
@@ -112,6 +113,9 @@ def train(
 ) -> list[Epoch]:
     """Train ``model`` in place; it is left in eval mode.
 
+    With ``settings.recalibrate`` the running statistics of batch norm are estimated anew at the end, and the
+    last epoch's validation figures are those of the network that is left.
+
     Args:
         stage: names the stage in the metrics, and seeds it together with ``seed``.
         epochs: the most epochs.
@@ -153,8 +157,38 @@ def train(
                 _save_progress(checkpoint, key, model, optimizer, history)
                 saving_ended = time.monotonic()
                 saving_took = saving_ended - now
+    if settings.recalibrate:
+        # Seeded by itself, so that a training resumed after its last epoch gets the same statistics.
+        seed_everything(seed, stage, "recalibrate")
+        seen = _recalibrate(model, loaders.train, settings, device)
+        if seen:
+            held_out = evaluate(model, loaders.validation, loss_fn, classify=classify, device=device)
+            history[-1] = replace(
+                history[-1], validation_loss=held_out.loss, validation_accuracy=held_out.accuracy
+            )
     model.eval()
     return history
+
+
+def _recalibrate(
+    model: nn.Module, batches: Iterable[tuple[Any, Any]], settings: Training, device: str
+) -> int:
+    def prepared() -> Iterator[tuple[Any, Any]]:
+        for inputs, target in batches:
+            yield _inputs(inputs, settings, device), target
+
+    with _autocast(settings, device):
+        return recalibrate(model, prepared(), samples=settings.recalibrate)
+
+
+def _autocast(settings: Training, device: str) -> torch.autocast:
+    return torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def _inputs(inputs: Any, settings: Training, device: str) -> tuple[Any, ...]:
+    """What ``forward`` is called with."""
+    values = as_tuple(to_device(inputs, device))
+    return tuple(_channels_last(value) for value in values) if settings.channels_last else values
 
 
 def _train_epoch(
@@ -167,16 +201,13 @@ def _train_epoch(
     where: str,
 ) -> float:
     model.train()
-    autocast = torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16")
+    autocast = _autocast(settings, device)
     total, samples, waiting = 0.0, 0, 0
     optimizer.zero_grad(set_to_none=True)
     for inputs, target in batches:
         target = to_device(target, device)
-        inputs = as_tuple(to_device(inputs, device))
-        if settings.channels_last:
-            inputs = tuple(_channels_last(value) for value in inputs)
         with autocast:
-            loss = loss_fn(model(*inputs), target)
+            loss = loss_fn(model(*_inputs(inputs, settings, device)), target)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UsageError(f"{where}: the loss is {value}; lower the recipe's train.learning_rate")

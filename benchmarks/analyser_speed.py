@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from growpipe.analyser.api import growing, prepare
-from growpipe.analyser.closed_form import plain_chain
+from growpipe.analyser.closed_form import find_chain
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import collect
-from growpipe.analyser.lanczos import lanczos, random_start
-from growpipe.analyser.metric import make_metric
+from growpipe.analyser.lanczos import Apply, lanczos, random_start
+from growpipe.analyser.metric import GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.processes import processes
 from growpipe.analyser.schemes import scheme_of
@@ -126,6 +126,11 @@ def clock(device: torch.device, work: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
+def products(operator: SplittingOperator) -> Apply:
+    """S·v over all data, as Lanczos asks for it."""
+    return lambda vectors: operator.apply_halves(vectors)[0]
+
+
 def measure_product(bench: Bench, repeats: int) -> dict[str, Any]:
     """S·v against a training step, alternating."""
     operator = bench.operator()
@@ -143,7 +148,7 @@ def measure_product(bench: Bench, repeats: int) -> dict[str, Any]:
         "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
         "groups": len(operator.groups),
         "channels": sum(group.width for group in operator.groups),
-        "closed_forms": sum(plain_chain(group) is not None for group in operator.groups),
+        "closed_forms": sum(find_chain(group) is not None for group in operator.groups),
     }
 
 
@@ -165,7 +170,7 @@ def measure_analysis(
             )
             spectra = measure_spectra(
                 growing(bench.operator(0), data, cross_entropy, peers, bench.device),
-                lambda current: make_metric("input", current),
+                GrowingMetric("input"),
                 scheme_of("m4", 3.0),
                 stability=stability,
             )
@@ -188,7 +193,7 @@ def measure_ends(bench: Bench, steps: int) -> dict[str, Any]:
     """Until both ends of every channel are within 1 % of the spectral radius."""
     operator = bench.operator()
     zeros = operator.zeros()
-    exact = lanczos(operator.apply, random_start(zeros, 1), tolerance=1e-7, max_steps=200)
+    exact = lanczos(products(operator), random_start(zeros, 1), tolerance=1e-7, max_steps=200)
     low, high = torch.cat(exact.low), torch.cat(exact.high)
     radius = torch.maximum(low.abs(), high.abs())
     live = radius > 1e-6 * radius.max()
@@ -196,12 +201,12 @@ def measure_ends(bench: Bench, steps: int) -> dict[str, Any]:
     def worst(found: Tensor, true: Tensor) -> float:
         return float(((found - true).abs() / radius)[live].max())
 
-    ours, products = None, 0
-    for products in range(4, 60, 2):
+    ours, count = None, 0
+    for count in range(4, 60, 2):
         fresh, results = bench.operator(), []
 
-        def work(fresh: SplittingOperator = fresh, n: int = products, results: list[Any] = results) -> None:
-            results.append(lanczos(fresh.apply, random_start(zeros, 2), tolerance=0.0, max_steps=n))
+        def work(fresh: SplittingOperator = fresh, n: int = count, results: list[Any] = results) -> None:
+            results.append(lanczos(products(fresh), random_start(zeros, 2), tolerance=0.0, max_steps=n))
 
         seconds = clock(bench.device, work)
         (found,) = results
@@ -214,7 +219,7 @@ def measure_ends(bench: Bench, steps: int) -> dict[str, Any]:
     theirs = sum(run["seconds"] for run in published)
     return {
         "our_seconds": ours,
-        "our_products": products,
+        "our_products": count,
         "published_seconds": theirs,
         "published": published,
         "published_reached": all(run["reached"] for run in published),
@@ -282,7 +287,7 @@ def measure_curvlinops(bench: Bench, neurons: int) -> dict[str, Any]:
     except ImportError:
         return {"skipped": "curvlinops is not installed"}
     operator = bench.operator()
-    chains = {group.name: plain_chain(group) for group in operator.groups}
+    chains = {group.name: find_chain(group) for group in operator.groups}
     position, chain = max((i, c) for i, c in enumerate(chains.values()) if c is not None)
     group = operator.groups[position]
     program, captured = operator.program, operator.captured(0)
@@ -320,7 +325,7 @@ def measure_curvlinops(bench: Bench, neurons: int) -> dict[str, Any]:
     loss = Inner()
 
     errors = []
-    exact = lanczos(operator.apply, random_start(operator.zeros(), 1), tolerance=1e-7, max_steps=200)
+    exact = lanczos(products(operator), random_start(operator.zeros(), 1), tolerance=1e-7, max_steps=200)
 
     def work() -> None:
         for channel in range(neurons):
@@ -340,7 +345,7 @@ def measure_curvlinops(bench: Bench, neurons: int) -> dict[str, Any]:
     fresh = bench.operator()
     all_at_once = clock(
         bench.device,
-        lambda: lanczos(fresh.apply, random_start(fresh.zeros(), 2), tolerance=1e-2),
+        lambda: lanczos(products(fresh), random_start(fresh.zeros(), 2), tolerance=1e-2),
     )
     channels = sum(g.width for g in operator.groups)
     return {
@@ -370,7 +375,7 @@ def child(what: str, batch: int, activation: str) -> None:
     else:
         x, y = bench.data()
         operator.add((x,), y, cross_entropy)
-        extremes = lanczos(operator.apply, random_start(operator.zeros(), 0), max_steps=8, tolerance=0.0)
+        extremes = lanczos(products(operator), random_start(operator.zeros(), 0), max_steps=8, tolerance=0.0)
         assert extremes.steps == 8
     print(json.dumps({"mebibytes": _resident("VmHWM") - before}))
 

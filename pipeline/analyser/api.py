@@ -21,7 +21,7 @@ from growpipe.analyser.binding import bind_groups
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import MicroBatch, check_mean_loss, collect
 from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
-from growpipe.analyser.metric import METRICS, make_metric
+from growpipe.analyser.metric import METRICS, GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.processes import Processes, processes
 from growpipe.analyser.program import Program
@@ -173,7 +173,7 @@ def analyse(
         )
         spectra = measure_spectra(
             growing(operator, data, loss_fn, peers, target_device),
-            lambda current: make_metric(metric, current, damping),
+            GrowingMetric(metric, damping),
             chosen_scheme,
             solver=solver,
             tolerance=tolerance,

@@ -1,18 +1,23 @@
-"""S·v of a plain chain in closed form: one forward convolution and one weight gradient, no double backward.
+"""S·v of a chain in closed form: a tangent forward, curvatures in between, and back; no double backward.
 
-For ``u = p * W`` (convolution or matrix product), ``y = γ̂ u + b`` (batch normalisation in evaluation mode, or
-nothing), ``a = φ(y)`` and whatever is linear in a behind it,
+A chain is one mixing producer ``u_1 = p * W`` (convolution or matrix product, p its input patches), then
+activations φ_1 … φ_K with batch normalisations in evaluation mode and depthwise convolutions between them,
+and behind the last one whatever is linear. All steps act on each channel alone. With ``y_k`` the input and
+``a_k = φ_k(y_k)`` the output of activation k and ``J_k = ∂y_k/∂θ``,
 
-    S_c = Σ_n h p pᵀ,   h = (∂L/∂a) φ''(y) γ̂²
+    S = Σ_k J_kᵀ diag(∂L/∂a_k · φ_k''(y_k)) J_k
 
-summed over samples and positions n, p the input patch. So S·v of all channels is the weight gradient for the
-output gradient ``h ⊙ (p * v)``. Only p and h are kept. (For c = 1 neuron without batch normalisation this is
-the splitting matrix as arXiv 1910.02366 writes it for ``σ(θᵀx)``.)
+summed over samples and positions: the scalar ``Σ_e ⟨g_e, e(θ)⟩`` bends at the activations only, and its
+gradient at a_k is that of the loss, since every way from a_k to the loss leads through the group's own edges.
+So S·v of all channels takes one run of the tangent along the chain, one run back, and a weight gradient at
+the producer. For K = 1 it is the splitting matrix ``E[Φ'(σ) φ''(θᵀx) x xᵀ]`` of the neuron
+``σ(θ, x) = φ(θᵀx)`` (arXiv 1910.02366 and 2003.10392, the definition of the splitting matrix).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,14 +26,17 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.binding import BoundGroup
-from growpipe.analyser.curvature import ACTIVATIONS, Convolution
+from growpipe.analyser.convolution import Convolution, blank
+from growpipe.analyser.curvature import ACTIVATIONS
 from growpipe.analyser.program import Captured, Program
 
-__all__ = ["Chain", "ClosedForm", "plain_chain"]
+__all__ = ["Chain", "ClosedForm", "find_chain"]
 
 aten = torch.ops.aten
 
-_PRODUCERS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default}
+_CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+_PRODUCERS = {*_CONVOLUTIONS, aten.linear.default}
+# Batch normalisation in evaluation mode: the position of eps.
 _NORMS: dict[Any, int] = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
 # Linear in one varying argument; maxima select, which is linear almost everywhere.
 _LINEAR = {
@@ -44,12 +52,38 @@ _JOINTLY_LINEAR = {"add", "cat", "sub"}
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A group that is a plain chain: its producer, its batch normalisation if any, its activation."""
+    """A group that is a chain.
+
+    Attributes:
+        group: the group.
+        producer: its mixing producer.
+        steps: the batch normalisations, depthwise convolutions and activations behind it, in order; the last
+            one is an activation.
+    """
 
     group: BoundGroup
     producer: Node
-    norm: Node | None
-    activation: Node
+    steps: tuple[Node, ...]
+
+    @property
+    def inputs(self) -> Node:
+        """The node whose value the producer takes its patches from."""
+        source = self.producer.args[0]
+        assert isinstance(source, Node)
+        return source
+
+    @property
+    def constants(self) -> set[Node]:
+        """The nodes whose values the producer and the steps read as constants."""
+        nodes = (self.producer, *self.steps)
+        return {s for node in nodes for s in node.all_input_nodes if not self.group.varies(s, node)}
+
+    def bends(self) -> Iterator[tuple[Node, Node]]:
+        """Every activation, and the node of its input y_k."""
+        for step in self.steps:
+            if step.target in ACTIVATIONS:
+                (source,) = [s for s in step.all_input_nodes if self.group.varies(s, step)]
+                yield step, source
 
 
 def _operator_name(node: Node) -> str:
@@ -57,102 +91,193 @@ def _operator_name(node: Node) -> str:
     return str(getattr(getattr(target, "overloadpacket", target), "__name__", target))
 
 
-def plain_chain(group: BoundGroup) -> Chain | None:
-    """The group as a plain chain, or None where it is something else."""
-    if len(group.blocks) != 1 or len(group.cut) != 1:
+def find_chain(group: BoundGroup) -> Chain | None:
+    """The group as a chain, or None where it is something else."""
+    if len(group.blocks) != 1 or len(group.cut) != 1 or len(group.parameters) != 1:
         return None
     (block,) = group.blocks
     (producer,) = group.cut
-    if producer.target not in _PRODUCERS or not block.mixing or block.axis != 0 or len(group.parameters) != 1:
+    if producer.target not in _PRODUCERS or not block.mixing or block.axis != 0:
         return None
-    if producer.args[1] not in group.parameters:
+    if producer.args[1] not in group.parameters or not isinstance(producer.args[0], Node):
         return None
-    norm: Node | None = None
+    steps: list[Node] = []
+    walked = {producer, *group.parameters}
     node = producer
     while True:
+        if steps and steps[-1].target in ACTIVATIONS and _is_linear(group, group.path - walked):
+            return Chain(group, producer, tuple(steps))
         users = [user for user in node.users if group.varies(node, user)]
         if len(users) != 1 or any(source is node for _, source in group.edges):
             return None
-        node = users[0]
-        if node.target in ACTIVATIONS:
-            break
-        if node.target in _NORMS and norm is None:
-            norm = node
-        elif not (_operator_name(node) == "getitem" and norm is not None):
+        (node,) = users
+        walked.add(node)
+        # A convolution that is no consumer of the group is depthwise; a filter of its own would be a block.
+        if node.target in ACTIVATIONS or node.target in _NORMS or node.target in _CONVOLUTIONS:
+            steps.append(node)
+        elif not (_operator_name(node) == "getitem" and steps and steps[-1].target in _NORMS):
             return None
-    rest = group.path - group.parameters - {producer, node, norm}
-    for other in rest:
-        if norm is not None and other.all_input_nodes == [norm]:
-            continue  # picks the value out of the normalisation's results
-        varying = [s for s in other.all_input_nodes if group.varies(s, other)]
-        name = _operator_name(other)
-        if not (len(varying) == 1 and name in _LINEAR | _JOINTLY_LINEAR) and name not in _JOINTLY_LINEAR:
-            return None
-        if len(varying) == 1 and name in {"mul"} and other.args[0] is other.args[1]:
-            return None
-    return Chain(group, producer, norm, node)
+
+
+def _is_linear(group: BoundGroup, nodes: frozenset[Node]) -> bool:
+    for node in nodes:
+        varying = [source for source in node.all_input_nodes if group.varies(source, node)]
+        name = _operator_name(node)
+        if name in _JOINTLY_LINEAR:
+            continue
+        if len(varying) != 1 or name not in _LINEAR or (name == "mul" and node.args[0] is node.args[1]):
+            return False
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class _Bend:
+    """An activation, and the scale of a normalisation before it: factors of the output's shape.
+
+    Attributes:
+        slope: ``γ̂ φ'(y)``; None for the last activation, whose slope nobody needs.
+        curvature: ``γ̂² (∂L/∂a) φ''(y)``.
+    """
+
+    slope: Tensor | None
+    curvature: Tensor
+
+    def cast(self, dtype: torch.dtype) -> _Bend:
+        return _Bend(None if self.slope is None else self.slope.to(dtype), self.curvature.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class _Scale:
+    """A normalisation before a depthwise convolution: γ̂, [1, width, 1, …]."""
+
+    factor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Filters:
+    """A depthwise convolution."""
+
+    convolution: Convolution
+    weight: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class ClosedForm:
-    """What S·v needs from one batch.
+    """What S·v of a chain needs from one batch, besides the producer's input.
 
     Attributes:
-        inputs: x, the producer's input, of which the patches p are taken.
         convolution: the producer's geometry; None for a matrix product.
-        curvature: h, of the producer's output shape.
+        steps: what the tangent goes through; the last one is a `_Bend`.
     """
 
-    inputs: Tensor
     convolution: Convolution | None
-    curvature: Tensor
+    steps: tuple[_Bend | _Scale | _Filters, ...]
 
     @staticmethod
     def of(chain: Chain, program: Program, captured: Captured) -> ClosedForm:
-        """h from one forward run along the chain and one backward run from the edges to the activation."""
-        group = chain.group
-        theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}
+        """From the inputs of the activations and the gradients at their outputs."""
+        read = program.reader([chain.group], captured, captured.inner)
+        sources = dict(chain.bends())
+        steps: list[_Bend | _Scale | _Filters] = []
+        scale: Tensor | None = None
         with torch.no_grad():
-            values = program.run_path([group], captured, theta)
-        read = program.reader([group], captured, values)
-        (source,) = [s for s in chain.activation.all_input_nodes if s in group.path]
-        u: Tensor = values[source]
-        behind = values[chain.activation].detach().requires_grad_()
-        values[chain.activation] = behind
-        with torch.enable_grad():
-            for node in program.after(chain.activation, group):
-                values[node] = program.evaluate(node, read)
-            terms = [(captured.gradients[edge] * values[edge[1]]).sum() for edge in group.edges]
-            (gradient,) = torch.autograd.grad(torch.stack(terms).sum(), [behind])
-        phi = ACTIVATIONS[chain.activation.target](
-            *map_arg(chain.activation.args[1:], lambda n: read(n, chain.activation)),
-            **map_arg(chain.activation.kwargs, lambda n: read(n, chain.activation)),
-        )
-        with torch.no_grad():
-            curvature = gradient * phi.second(u, program.surrogate)
-            if chain.norm is not None:
+            for step in chain.steps:
                 arguments: list[Any] = [
-                    read(a, chain.norm) if isinstance(a, Node) else a for a in chain.norm.args
+                    _constant(a, step, chain, read) if isinstance(a, Node) else a for a in step.args
                 ]
-                scale = torch.rsqrt(arguments[4] + arguments[_NORMS[chain.norm.target]])
-                if arguments[1] is not None:
-                    scale = scale * arguments[1]
-                curvature *= (scale * scale).reshape(1, -1, *[1] * (curvature.ndim - 2))
-        own: list[Any] = [read(a, chain.producer) if isinstance(a, Node) else a for a in chain.producer.args]
-        x, w, *rest = own
+                if step.target in _NORMS:
+                    factor = torch.rsqrt(arguments[4] + arguments[_NORMS[step.target]])
+                    if arguments[1] is not None:
+                        factor = factor * arguments[1]
+                    scale = factor if scale is None else scale * factor
+                elif step.target in _CONVOLUTIONS:
+                    _, weight, *rest = arguments
+                    if scale is not None:
+                        steps.append(_Scale(scale.reshape(1, -1, *[1] * (weight.ndim - 2))))
+                        scale = None
+                    steps.append(_Filters(Convolution.of(weight, *rest[1:]), weight))
+                else:
+                    last = step is chain.steps[-1]
+                    steps.append(_bend(chain, step, sources[step], scale, program, captured, read, last))
+                    scale = None
         linear = chain.producer.target is aten.linear.default
-        return ClosedForm(x, None if linear else Convolution.of(w, *rest[1:]), curvature)
+        geometry: tuple[Any, ...] = chain.producer.args[3:]
+        (block,) = chain.group.blocks
+        weight = program.tensor(block.tensor)
+        return ClosedForm(None if linear else Convolution.of(weight, *geometry), tuple(steps))
 
-    def stored(self, dtype: torch.dtype) -> ClosedForm:
-        """The same with what is kept in another floating type; products stay in the type of the vectors."""
-        return ClosedForm(self.inputs.to(dtype), self.convolution, self.curvature.to(dtype))
+    def cast(self, dtype: torch.dtype) -> ClosedForm:
+        """The same with what is large in another floating type."""
+        return replace(self, steps=tuple(s.cast(dtype) if isinstance(s, _Bend) else s for s in self.steps))
 
-    def product(self, direction: Tensor) -> Tensor:
-        """The weight gradient for the output gradient ``h ⊙ (p * v)``; of the weight's shape."""
+    @property
+    def nbytes(self) -> int:
+        kept = [t for s in self.steps if isinstance(s, _Bend) for t in (s.slope, s.curvature)]
+        return sum(t.numel() * t.element_size() for t in kept if t is not None)
+
+    def product(self, direction: Tensor, inputs: Tensor) -> Tensor:
+        """S·v of all channels, in the type of v.
+
+        Args:
+            direction: v, of the producer's weight's shape.
+            inputs: the producer's input of this batch.
+
+        Returns:
+            The sum over the batch, of the weight's shape.
+        """
         with torch.no_grad():
-            inputs = self.inputs.to(direction.dtype)
+            x = inputs.to(direction.dtype)
+            u = x @ direction.T if self.convolution is None else self.convolution.forward(x, direction)
+            *between, last = self.steps
+            tangents: list[Any] = []
+            for step in between:
+                if isinstance(step, _Filters):
+                    tangents.append(u.shape)
+                    u = step.convolution.forward(u, step.weight)
+                elif isinstance(step, _Scale):
+                    u = u * step.factor
+                else:
+                    assert step.slope is not None
+                    tangents.append(u)
+                    u = u * step.slope
+            assert isinstance(last, _Bend)
+            r = u.mul_(last.curvature)
+            for step in reversed(between):
+                if isinstance(step, _Filters):
+                    r = step.convolution.backward(r, blank(r, tangents.pop()), step.weight, 0)
+                elif isinstance(step, _Scale):
+                    r = r.mul_(step.factor)
+                else:
+                    assert step.slope is not None
+                    r = r.mul_(step.slope).addcmul_(tangents.pop(), step.curvature.to(r.dtype))
             if self.convolution is None:
-                moved = self.curvature * (inputs @ direction.T)
-                return moved.reshape(-1, moved.shape[-1]).T @ inputs.reshape(-1, inputs.shape[-1])
-            moved = self.convolution.forward(inputs, direction).mul_(self.curvature)
-            return self.convolution.backward(moved, inputs, direction, 1)
+                return r.reshape(-1, r.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+            return self.convolution.backward(r, x, direction, 1)
+
+
+def _constant(node: Node, user: Node, chain: Chain, read: Any) -> Any:
+    """The value of an argument that does not vary; a varying one is not needed."""
+    return None if chain.group.varies(node, user) else read(node, user)
+
+
+def _bend(
+    chain: Chain,
+    node: Node,
+    source: Node,
+    scale: Tensor | None,
+    program: Program,
+    captured: Captured,
+    read: Any,
+    last: bool,
+) -> _Bend:
+    phi = ACTIVATIONS[node.target](
+        *map_arg(node.args[1:], lambda n: read(n, node)), **map_arg(node.kwargs, lambda n: read(n, node))
+    )
+    y, gradient = captured.inner[source], captured.slopes[node]
+    curvature = phi.second(y, program.surrogate).mul_(gradient)
+    slope = None if last else phi.first(y)
+    if scale is not None:
+        factor = scale.reshape(1, -1, *[1] * (y.ndim - 2))
+        curvature.mul_(factor * factor)
+        slope = slope if slope is None else slope.mul_(factor)
+    return _Bend(slope, curvature)

@@ -1,8 +1,7 @@
-"""Per-channel operators with exact, cheap second derivatives, and the surrogate curvature of kinks.
+"""Activations with their first two derivatives, and the surrogate curvature of kinks.
 
-Autograd's own double backward of a grouped convolution loops over the groups, and that of an activation
-repeats every transcendental function at each product. Both are written out here: a convolution is bilinear,
-so its three maps are each other's derivatives; an activation needs φ, φ' and φ''.
+Autograd's own double backward of an activation repeats every transcendental function at each product; here φ,
+φ' and φ'' are written out, and φ'' is evaluated once.
 
 ReLU and the like have no second derivative at their kinks. With jumps of φ' by ``a_k`` at ``u = t_k``, φ'' is
 the regular part plus ``Σ_k a_k δ(u − t_k)``, and each δ is replaced by the second derivative of softplus,
@@ -23,13 +22,11 @@ from torch.autograd import Function
 
 __all__ = [
     "ACTIVATIONS",
-    "OVERRIDES",
     "Activation",
-    "Convolution",
     "Surrogate",
     "activation",
-    "convolution",
     "is_kinked",
+    "parametric_relu",
 ]
 
 aten = torch.ops.aten
@@ -241,181 +238,11 @@ class _Prelu(Function):
         return _Slope.apply(g, u, first, bend, ctx.surrogate), None, None
 
 
-@dataclass(frozen=True, slots=True)
-class Convolution:
-    """The geometry of a convolution, as aten.convolution takes it."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-    @staticmethod
-    def of(
-        w: Tensor,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        transposed: bool = False,
-        output_padding: Any = 0,
-    ) -> Convolution:
-        """From the arguments of a convolution with weight ``w``, each a number or one per axis."""
-
-        def full(value: Any) -> tuple[int, ...]:
-            values = (value,) if isinstance(value, int) else tuple(value)
-            return values * (w.ndim - 2) if len(values) == 1 else values
-
-        return Convolution(
-            full(stride), full(padding), full(dilation), transposed, full(output_padding), groups
-        )
-
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        y: Tensor = aten.convolution.default(
-            x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
-            self.groups,
-        )  # fmt: skip
-        return y
-
-    def backward(self, g: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
-        """The gradient by the input (0) or by the weight (1)."""
-        gradients = aten.convolution_backward.default(
-            g, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
-            self.groups, [which == 0, which == 1, False],
-        )  # fmt: skip
-        result: Tensor = gradients[which]
-        return result
-
-
-def _shaped(held: Tensor | None, like: Tensor, shape: torch.Size) -> Tensor:
-    """A tensor of a shape whose values do not matter, without memory for them."""
-    return like.new_empty(1).expand(shape) if held is None else held
-
-
-# The three maps keep an argument only where the gradient by the other one is wanted: activations are large.
-class _Conv(Function):
-    """y = x * w."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, conv: Convolution) -> Tensor:
-        ctx.conv, ctx.shapes = conv, (x.shape, w.shape)
-        by_x, by_w = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if by_w else None, w if by_x else None)
-        return conv.forward(x, w)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, w = (_shaped(t, g, shape) for t, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True))
-        by_x = _ConvByInput.apply(g, w, x, ctx.conv) if ctx.needs_input_grad[0] else None
-        by_w = _ConvByWeight.apply(g, x, w, ctx.conv) if ctx.needs_input_grad[1] else None
-        return by_x, by_w, None
-
-
-class _ConvByInput(Function):
-    """The gradient of ⟨g, x * w⟩ by x; ``like`` only gives the shape of x."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, like: Tensor, conv: Convolution) -> Tensor:
-        ctx.conv, ctx.shapes = conv, (g.shape, w.shape)
-        by_g, by_w = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(g if by_w else None, w if by_g else None)
-        return conv.backward(g, like.detach(), w, 0)
-
-    @staticmethod
-    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        g, w = (_shaped(s, t, shape) for s, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True))
-        by_g = _Conv.apply(t, w, ctx.conv) if ctx.needs_input_grad[0] else None
-        by_w = _ConvByWeight.apply(g, t, w, ctx.conv) if ctx.needs_input_grad[1] else None
-        return by_g, by_w, None, None
-
-
-class _ConvByWeight(Function):
-    """The gradient of ⟨g, x * w⟩ by w; ``like`` only gives the shape of w."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, like: Tensor, conv: Convolution) -> Tensor:
-        ctx.conv, ctx.shapes = conv, (g.shape, x.shape)
-        by_g, by_x = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(g if by_x else None, x if by_g else None)
-        return conv.backward(g, x, like.detach(), 1)
-
-    @staticmethod
-    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        g, x = (_shaped(s, t, shape) for s, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True))
-        by_g = _Conv.apply(x, t, ctx.conv) if ctx.needs_input_grad[0] else None
-        by_x = _ConvByInput.apply(g, t, x, ctx.conv) if ctx.needs_input_grad[1] else None
-        return by_g, by_x, None, None
-
-
-def convolution(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Tensor:
-    """A convolution of any rank and grouping whose derivatives of every order are convolutions."""
-    conv = Convolution.of(w, stride, padding, dilation, groups, transposed, output_padding)
-    y: Tensor = _Conv.apply(x, w, conv)
-    return y if bias is None else y + bias.reshape(-1, *[1] * (w.ndim - 2))
-
-
-def _conv_nd(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    if x.ndim != w.ndim:  # an unbatched input
-        return _conv_nd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups).squeeze(0)
-    return convolution(x, w, bias, stride, padding, dilation, False, 0, groups)
-
-
-def _batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> Tensor:
-    """Batch normalisation in evaluation mode: one scale and one shift per channel."""
-    scale = torch.rsqrt(var + eps)
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale
-    if bias is not None:
-        shift = shift + bias
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    return x * scale.reshape(shape) + shift.reshape(shape)
-
-
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Scaled dot-product attention in plain operators: the fused kernels have no double backward."""
-    if enable_gqa:
-        repeats = q.shape[-3] // k.shape[-3]
-        k, v = k.repeat_interleave(repeats, -3), v.repeat_interleave(repeats, -3)
-    scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
-        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return torch.softmax(scores, -1) @ v
+def parametric_relu(surrogate: Surrogate, u: Tensor, slope: Tensor) -> Tensor:
+    """max(u, 0) + slope · min(u, 0), twice differentiable; one slope, or one per entry of axis 1."""
+    shape = (1, -1, *[1] * (u.ndim - 2)) if slope.numel() > 1 else (1,) * u.ndim
+    result: Tensor = _Prelu.apply(u, slope.reshape(shape), surrogate)
+    return result
 
 
 def _gelu(approximate: str = "none") -> Activation:
@@ -443,50 +270,6 @@ ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
     aten.leaky_relu.default: lambda slope=0.01: leaky_relu(slope),
 }
 
-
-def _elementwise(make: Callable[..., Activation]) -> Callable[..., Tensor]:
-    return lambda surrogate, u, *rest, **keywords: activation(make(*rest, **keywords), u, surrogate)
-
-
-def _prelu(surrogate: Surrogate, u: Tensor, slope: Tensor) -> Tensor:
-    shape = (1, -1, *[1] * (u.ndim - 2)) if slope.numel() > 1 else (1,) * u.ndim
-    result: Tensor = _Prelu.apply(u, slope.reshape(shape), surrogate)
-    return result
-
-
-def _unsurrogated(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda surrogate, *args, **kwargs: function(*args, **kwargs)
-
-
-def _legit_batch_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, _momentum: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    empty = x.new_empty(0)
-    return _batch_norm(x, weight, bias, mean, var, eps), empty, empty
-
-
-def _plain_batch_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, _training: bool, _momentum: float,
-    eps: float, _cudnn: bool,
-) -> Tensor:  # fmt: skip
-    return _batch_norm(x, weight, bias, mean, var, eps)
-
-
-# What stands in for an operator on a group's path: (surrogate, *arguments) -> value.
-OVERRIDES: dict[Any, Callable[..., Any]] = {
-    **{operator: _elementwise(make) for operator, make in ACTIVATIONS.items()},
-    aten.prelu.default: _prelu,
-    aten.conv1d.default: _unsurrogated(_conv_nd),
-    aten.conv2d.default: _unsurrogated(_conv_nd),
-    aten.conv3d.default: _unsurrogated(_conv_nd),
-    aten.convolution.default: _unsurrogated(convolution),
-    aten._native_batch_norm_legit_no_training.default: _unsurrogated(_legit_batch_norm),
-    aten.batch_norm.default: _unsurrogated(_plain_batch_norm),
-    aten.scaled_dot_product_attention.default: _unsurrogated(_attention),
-    # The strides of what is recomputed need not be those of the traced kernels.
-    aten.view.default: _unsurrogated(torch.reshape),
-    aten._unsafe_view.default: _unsurrogated(torch.reshape),
-}
 
 _SMOOTH = {aten.silu.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default}
 

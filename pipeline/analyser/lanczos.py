@@ -7,7 +7,7 @@ come back as ghosts). A channel's recurrence ends early when its Krylov space is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,36 @@ from torch import Tensor
 
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["Extremes", "lanczos", "random_start"]
+__all__ = ["Apply", "Ends", "Extremes", "lanczos", "random_start"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """The extreme eigenpairs of every channel of one group.
+
+    Attributes:
+        low: λ−, float64 [width].
+        high: λ+, float64 [width].
+        minus: v−, [width, d], unit rows.
+        plus: v+, [width, d], unit rows.
+        error: a bound on the error of λ at the worse end, float64 [width].
+        minus_in: v− in the basis of the vectors the operator was applied to, [width, k].
+        plus_in: v+, likewise.
+    """
+
+    low: Tensor
+    high: Tensor
+    minus: Tensor
+    plus: Tensor
+    error: Tensor
+    minus_in: Tensor
+    plus_in: Tensor
+
+    def shares(self) -> Tensor:
+        """The error bounds as shares of the spectral radii, of channels that have one; float64."""
+        radius = torch.maximum(self.low.abs(), self.high.abs())
+        live = radius > 0
+        return self.error[live] / radius[live]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,35 +52,39 @@ class Extremes:
     """The extreme eigenpairs of every channel of every group.
 
     Attributes:
-        low: λ−, for every group float64 [width].
-        high: λ+, for every group float64 [width].
-        minus: v−, for every group [width, d], unit rows.
-        plus: v+, for every group [width, d], unit rows.
-        error: a bound on the error of λ at the worse end, for every group float64 [width].
-        minus_in: v− in the basis of the vectors the operator was applied to, for every group [width, k].
-        plus_in: v+, likewise.
-        steps: the number of products used.
+        groups: one entry for every group.
+        steps: the number of products used by the group that needed most.
+        group_products: the number of products, summed over the groups.
     """
 
-    low: list[Tensor]
-    high: list[Tensor]
-    minus: list[Tensor]
-    plus: list[Tensor]
-    error: list[Tensor]
-    minus_in: list[Tensor]
-    plus_in: list[Tensor]
+    groups: tuple[Ends, ...]
     steps: int
+    group_products: int
+
+    @property
+    def low(self) -> list[Tensor]:
+        return [ends.low for ends in self.groups]
+
+    @property
+    def high(self) -> list[Tensor]:
+        return [ends.high for ends in self.groups]
+
+    @property
+    def minus(self) -> list[Tensor]:
+        return [ends.minus for ends in self.groups]
+
+    @property
+    def plus(self) -> list[Tensor]:
+        return [ends.plus for ends in self.groups]
+
+    @property
+    def error(self) -> list[Tensor]:
+        return [ends.error for ends in self.groups]
 
     @property
     def relative_error(self) -> float:
         """The worst error bound over all channels, as a share of the channel's spectral radius."""
-        worst = 0.0
-        for low, high, error in zip(self.low, self.high, self.error, strict=True):
-            radius = torch.maximum(low.abs(), high.abs()).clamp_min(torch.finfo(torch.float64).tiny)
-            live = error > 0
-            if live.any():
-                worst = max(worst, float((error[live] / radius[live]).max()))
-        return worst
+        return max((float(s.max()) for ends in self.groups if (s := ends.shares()).numel()), default=0.0)
 
 
 def random_start(like: Sequence[Tensor], seed: int) -> list[Tensor]:
@@ -135,78 +168,80 @@ class _Recurrence:
         ends = residual[:, [0, -1]]
         return values, coordinates, torch.where(gap > ends, ends * ends / gap, ends)
 
+    def ends(self) -> Ends:
+        values, coordinates, bound = self.ritz()
+        return Ends(
+            values[:, 0],
+            values[:, -1],
+            self.vectors(coordinates[:, :, 0]),
+            self.vectors(coordinates[:, :, -1]),
+            bound.amax(dim=1),
+            coordinates[:, :, 0],
+            coordinates[:, :, -1],
+        )
+
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Ritz vectors [width, d] from coordinates [width, k]."""
         weights = coordinates.to(device=self.basis.device, dtype=self.basis.dtype)
         return _normalised(torch.einsum("ck,kcd->cd", weights, self.basis[: self.k]))[0]
 
 
+Apply = Callable[[dict[int, Tensor]], Mapping[int, Tensor]]
+"""S·v of some groups: by position [width, d] to [width, d], symmetric per channel."""
+
+
 def lanczos(
-    apply: Callable[[list[Tensor]], list[Tensor]],
+    apply: Apply,
     start: Sequence[Tensor],
     *,
     tolerance: float = 1e-2,
     max_steps: int = 40,
     min_steps: int = 4,
-    noise: Callable[[Extremes], Sequence[float]] | None = None,
+    noise: Callable[[int, Ends], float] | None = None,
+    noise_share: float = 0.5,
 ) -> Extremes:
     """λ−, v−, λ+, v+ of every channel.
 
-    Stops when for every channel both ends are within ``tolerance`` times the channel's spectral radius, when
-    the Krylov spaces are exhausted, or after ``max_steps`` products. A Ritz value is off by no more than
-    its residual ``r = ‖S v − λ v‖ = β_k |s_k|``, and ``r² / gap`` where that is less, gap the distance to the
-    next Ritz value less its own residual (Parlett, The Symmetric Eigenvalue Problem, theorem 11.7.1).
+    A group is done when for each of its channels both ends are within ``tolerance`` times the channel's
+    spectral radius, when its Krylov spaces are exhausted, or after ``max_steps`` products; no product is
+    spent on it from then on. A Ritz value is off by no more than its residual
+    ``r = ‖S v − λ v‖ = β_k |s_k|``, and ``r² / gap`` where that is less, gap the distance to the next Ritz
+    value less its own residual (Parlett, The Symmetric Eigenvalue Problem, theorem 11.7.1).
 
     Args:
-        apply: the operator: for every group [width, d] to [width, d], symmetric per channel.
+        apply: the operator: of the groups it is given [width, d] to [width, d], symmetric per channel.
         start: start vectors, for every group [width, d], no row zero.
         tolerance: the bound on the error, as a share of the spectral radius.
         max_steps: the largest number of products.
         min_steps: the least number of products before the bound is trusted.
-        noise: for every group the standard errors of the eigenvalues as shares of the spectral radii, in root
-            mean square. A group is also done when its error bounds are half of that, likewise.
+        noise: by position of a group and its ends the standard errors of the eigenvalues as shares of the
+            spectral radii, in root mean square. A group is also done when its error bounds are
+            ``noise_share`` times that, likewise.
+        noise_share: see ``noise``; 0 leaves ``tolerance`` alone.
 
     Raises:
         CheckFailed: a start vector is zero, or a product is not finite.
     """
     runs = [_Recurrence(v, max_steps) for v in start]
-    steps = 0
-    while not all(run.done for run in runs):
-        products = apply([run.current for run in runs])
+    found: dict[int, Ends] = {}
+    steps = group_products = 0
+    while active := [i for i, run in enumerate(runs) if i not in found and not run.done]:
+        products = apply({i: runs[i].current for i in active})
         steps += 1
-        for run, product in zip(runs, products, strict=True):
-            if not run.done:
-                run.advance(product)
-                if not torch.isfinite(run.alpha[:, run.k - 1]).all():
-                    raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
-        if steps >= min_steps:
-            shares = [0.0] * len(runs) if noise is None else noise(_extremes(runs, steps))
-            if all(_converged(run, tolerance, share) for run, share in zip(runs, shares, strict=True)):
-                break
-    return _extremes(runs, steps)
-
-
-def _converged(run: _Recurrence, tolerance: float, noise: float) -> bool:
-    if run.done and run.limit == run.basis.shape[2]:
-        return True
-    values, _, bound = run.ritz()
-    radius = values[:, [0, -1]].abs().amax(dim=1)
-    if (bound.amax(dim=1) <= tolerance * radius).all():
-        return True
-    shares = (bound / radius[:, None])[radius > 0]
-    return bool(shares.square().mean().sqrt() <= noise / 2)
-
-
-def _extremes(runs: Sequence[_Recurrence], steps: int) -> Extremes:
-    low, high, minus, plus, error = [], [], [], [], []
-    minus_in, plus_in = [], []
-    for run in runs:
-        values, coordinates, bound = run.ritz()
-        low.append(values[:, 0])
-        high.append(values[:, -1])
-        minus.append(run.vectors(coordinates[:, :, 0]))
-        plus.append(run.vectors(coordinates[:, :, -1]))
-        minus_in.append(coordinates[:, :, 0])
-        plus_in.append(coordinates[:, :, -1])
-        error.append(bound.amax(dim=1))
-    return Extremes(low, high, minus, plus, error, minus_in, plus_in, steps)
+        group_products += len(active)
+        for i in active:
+            run = runs[i]
+            run.advance(products[i])
+            if not torch.isfinite(run.alpha[:, run.k - 1]).all():
+                raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
+            if steps < min_steps or run.done:
+                continue
+            ends = run.ends()
+            if (shares := ends.shares()).numel() == 0 or bool((shares <= tolerance).all()):
+                found[i] = ends
+            elif noise is not None and noise_share > 0:
+                rough = float(shares.square().mean().sqrt())
+                if rough <= noise_share * noise(i, ends):
+                    found[i] = ends
+    groups = tuple(found[i] if i in found else run.ends() for i, run in enumerate(runs))
+    return Extremes(groups, steps, group_products)

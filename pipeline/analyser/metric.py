@@ -16,6 +16,7 @@ its output to random unit displacements.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from growpipe.analyser.operator import SplittingOperator, join, split
 from growpipe.analyser.program import Captured, Program
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
-__all__ = ["METRICS", "Euclidean", "InputMetric", "Metric", "make_metric"]
+__all__ = ["METRICS", "Euclidean", "GrowingMetric", "InputMetric", "Metric", "make_metric"]
 
 aten = torch.ops.aten
 METRICS = ("euclidean", "input")
@@ -37,26 +38,49 @@ METRICS = ("euclidean", "input")
 _CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
 
 
-class Euclidean:
+class Metric(ABC):
+    """What length a displacement has, as a change of coordinates: whitened ones have ‖y‖² = Σ y_j²."""
+
+    name: str
+
+    @abstractmethod
+    def raw(self, position: int, vectors: Tensor) -> Tensor:
+        """Displacements of one group in parameter coordinates, from whitened ones: [width, d]."""
+
+    @abstractmethod
+    def whitened(self, position: int, vectors: Tensor) -> Tensor:
+        """Displacements of one group in whitened coordinates, the inverse of `raw`: [width, d]."""
+
+    @abstractmethod
+    def white(self, position: int, covectors: Tensor) -> Tensor:
+        """Products S·v (gradients) of one group in whitened coordinates: [width, d]."""
+
+    def to_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """`raw` for every group."""
+        return [self.raw(i, v) for i, v in enumerate(vectors)]
+
+    def from_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """`whitened` for every group."""
+        return [self.whitened(i, v) for i, v in enumerate(vectors)]
+
+
+class Euclidean(Metric):
     """‖δ‖² = Σ δ_j²: displacements are measured in the parameters' own units."""
 
     name = "euclidean"
 
-    def to_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Displacements in parameter coordinates from whitened ones: for every group [width, d]."""
-        return list(vectors)
+    def raw(self, position: int, vectors: Tensor) -> Tensor:
+        return vectors
 
-    def from_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Whitened coordinates of displacements: for every group [width, d]."""
-        return list(vectors)
+    def whitened(self, position: int, vectors: Tensor) -> Tensor:
+        return vectors
 
-    def to_white(self, covectors: Sequence[Tensor]) -> list[Tensor]:
-        """Products S·v (gradients) in whitened coordinates: for every group [width, d]."""
-        return list(covectors)
+    def white(self, position: int, covectors: Tensor) -> Tensor:
+        return covectors
 
 
 @dataclass(frozen=True, eq=False)
-class InputMetric:
+class InputMetric(Metric):
     """‖δ‖² = δᵀ Σ δ, through the Cholesky factors L of the blocks of Σ.
 
     Attributes:
@@ -68,92 +92,91 @@ class InputMetric:
     factors: tuple[tuple[Tensor, ...], ...]
     name = "input"
 
-    def to_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """δ = L⁻ᵀ y: displacements in parameter coordinates, for every group [width, d]."""
-        return self._solve(vectors, transpose=True)
+    def raw(self, position: int, vectors: Tensor) -> Tensor:
+        """δ = L⁻ᵀ y."""
+        return self._solve(position, vectors, transpose=True)
 
-    def from_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """y = Lᵀ δ: the inverse of `to_raw`."""
-        result = []
-        for group, factors, values in zip(self.groups, self.factors, vectors, strict=True):
-            parts = []
-            for factor, part in zip(factors, split(group, values), strict=True):
-                if factor.ndim == 3:
-                    entries = part.reshape(len(part), -1, factor.shape[1])
-                    parts.append((entries @ factor).reshape(part.shape))
-                else:
-                    parts.append((part.reshape(-1, factor.shape[0]) @ factor).reshape(part.shape))
-            result.append(join(parts))
-        return result
+    def whitened(self, position: int, vectors: Tensor) -> Tensor:
+        """y = Lᵀ δ."""
+        parts = []
+        blocks = split(self.groups[position], vectors)
+        for factor, part in zip(self.factors[position], blocks, strict=True):
+            # Several entries per channel see the same inputs: Σ is one block repeated.
+            d = factor.shape[-1]
+            entries = part.reshape(len(part), -1, d) if factor.ndim == 3 else part.reshape(-1, d)
+            parts.append((entries @ factor).reshape(part.shape))
+        return join(parts)
 
-    def to_white(self, covectors: Sequence[Tensor]) -> list[Tensor]:
-        """L⁻¹ (S δ): products in whitened coordinates, for every group [width, d]."""
-        return self._solve(covectors, transpose=False)
+    def white(self, position: int, covectors: Tensor) -> Tensor:
+        """L⁻¹ (S δ)."""
+        return self._solve(position, covectors, transpose=False)
 
-    def _solve(self, vectors: Sequence[Tensor], transpose: bool) -> list[Tensor]:
-        solved = []
-        for group, factors, values in zip(self.groups, self.factors, vectors, strict=True):
-            parts = []
-            for factor, part in zip(factors, split(group, values), strict=True):
-                if factor.ndim == 3:
-                    matrix = factor.mT if transpose else factor
-                    columns = part.reshape(len(part), -1, factor.shape[1]).mT
-                    rows = torch.linalg.solve_triangular(matrix, columns, upper=transpose).mT
-                    rows = rows.reshape(part.shape)
-                else:
-                    # Several entries per channel see the same inputs: Σ is one block repeated.
-                    d = factor.shape[0]
-                    columns = part.reshape(-1, d).T
-                    matrix = factor.T if transpose else factor
-                    rows = torch.linalg.solve_triangular(matrix, columns, upper=transpose).T.reshape(
-                        part.shape
-                    )
-                parts.append(rows)
-            solved.append(join(parts))
-        return solved
-
-
-Metric = Euclidean | InputMetric
+    def _solve(self, position: int, vectors: Tensor, transpose: bool) -> Tensor:
+        parts = []
+        blocks = split(self.groups[position], vectors)
+        for factor, part in zip(self.factors[position], blocks, strict=True):
+            matrix = factor.mT if transpose else factor
+            d = factor.shape[-1]
+            columns = part.reshape(len(part), -1, d).mT if factor.ndim == 3 else part.reshape(-1, d).T
+            rows = torch.linalg.solve_triangular(matrix, columns, upper=transpose).mT
+            parts.append(rows.reshape(part.shape))
+        return join(parts)
 
 
 def make_metric(name: str, operator: SplittingOperator, damping: float = 1e-3) -> Metric:
-    """The metric of a name, measured on the operator's batches.
+    """The metric of a name, measured on the operator's batches; see `GrowingMetric`."""
+    return GrowingMetric(name, damping)(operator)
+
+
+class GrowingMetric:
+    """Measures a metric on growing analysis sets, every batch once.
 
     Args:
         name: one of `METRICS`.
-        operator: gives the groups and the batches.
         damping: ``damping · tr(Σ)/d`` is added to the diagonal of every block, so that directions the inputs
             hardly have do not get unbounded displacements.
 
     Raises:
         UsageError: unknown name, or a damping that is not positive.
-        CheckFailed: a producer's inputs are all zero or not finite.
     """
-    if name not in METRICS:
-        raise UsageError(f"unknown metric {name!r}; choose one of {', '.join(METRICS)}")
-    if name == "euclidean":
-        return Euclidean()
-    if not damping > 0:
-        raise UsageError(f"the damping of the input metric must be positive, not {damping}")
-    moments: dict[tuple[int, int], Tensor] = {}
-    rows = max(256, PATCHES // operator.total(len(operator)))
-    for index in range(len(operator)):
-        for (i, j), moment in _batch_moments(operator, operator.captured(index), rows).items():
-            held = moments.get((i, j))
-            moments[i, j] = moment if held is None else held + moment
-    total = operator.total(operator.samples)
-    if operator.reduce is not None:
-        moments = {key: operator.reduce(moment) for key, moment in moments.items()}
-    factors = tuple(
-        tuple(
-            _factor(group, block, moments[i, j] / total, damping).to(
-                operator.program.tensor(block.tensor).dtype
+
+    def __init__(self, name: str, damping: float = 1e-3) -> None:
+        if name not in METRICS:
+            raise UsageError(f"unknown metric {name!r}; choose one of {', '.join(METRICS)}")
+        if name == "input" and not damping > 0:
+            raise UsageError(f"the damping of the input metric must be positive, not {damping}")
+        self.name, self.damping = name, damping
+        self._sums: dict[tuple[int, int], Tensor] = {}
+        self._measured = 0
+
+    def __call__(self, operator: SplittingOperator) -> Metric:
+        """The metric over all batches of the operator, which has grown since the last call if it is not new.
+
+        Raises:
+            CheckFailed: a producer's inputs are all zero or not finite.
+        """
+        if self.name == "euclidean":
+            return Euclidean()
+        rows = max(256, PATCHES // operator.total(len(operator)))
+        for index in range(self._measured, len(operator)):
+            for key, moment in _batch_moments(operator, operator.captured(index), rows).items():
+                held = self._sums.get(key)
+                self._sums[key] = moment if held is None else held + moment
+        self._measured = len(operator)
+        total = operator.total(operator.samples)
+        sums = self._sums
+        if operator.reduce is not None:
+            sums = {key: operator.reduce(moment) for key, moment in sums.items()}
+        factors = tuple(
+            tuple(
+                _factor(group, block, sums[i, j] / total, self.damping).to(
+                    operator.program.tensor(block.tensor).dtype
+                )
+                for j, block in enumerate(group.blocks)
             )
-            for j, block in enumerate(group.blocks)
+            for i, group in enumerate(operator.groups)
         )
-        for i, group in enumerate(operator.groups)
-    )
-    return InputMetric(operator.groups, factors)
+        return InputMetric(operator.groups, factors)
 
 
 def _factor(group: BoundGroup, block: Block, moment: Tensor, damping: float) -> Tensor:
@@ -314,7 +337,7 @@ def _response(
     delta = (delta / torch.linalg.vector_norm(delta, dim=1, keepdim=True)).to(tensor)
     theta = {b.tensor: program.tensor(b.tensor) for b in group.blocks}
     theta[block.tensor] = tensor + block.scatter(delta)
-    moved = program.run_path([group], batch, theta)[user]
+    moved = program.values_on_demand(group, batch, theta)[user]
     change = (moved[0] if isinstance(moved, tuple) else moved) - (
         values[user][0] if isinstance(values[user], tuple) else values[user]
     )

@@ -9,7 +9,7 @@ For a chain without sharing it is ``S = E_x[Φ'(σ(θ,x)) ∇²_θθ σ(θ,x)]``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.binding import BoundGroup
-from growpipe.analyser.closed_form import ClosedForm, plain_chain
+from growpipe.analyser.closed_form import ClosedForm, find_chain
 from growpipe.analyser.program import Captured, Loss, Program
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
@@ -44,7 +44,7 @@ class _Linearised:
     names: list[str]
     gradients: list[Tensor]
 
-    def product(self, direction: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    def product(self, direction: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
         pairs = [(g, direction[name]) for name, g in zip(self.names, self.gradients, strict=True)]
         live = [(g, v) for g, v in pairs if g.requires_grad]
         if not live:
@@ -61,14 +61,37 @@ class _Linearised:
 
 @dataclass
 class _Batch:
-    """One micro-batch: how to capture it, and what is kept of it between products."""
+    """One micro-batch: how to capture it, and what is kept of it between products.
+
+    Attributes:
+        samples: the number of samples.
+        loss: the mean loss over them.
+        half: to which half of the data it belongs, 0 or 1.
+        capture: all that products need, from one forward and one backward pass.
+        kept: what `capture` returned, where there is memory for it.
+        keeps_graphs: whether there is memory for linearised paths, too.
+        graphs: those, by position of the group.
+    """
 
     samples: int
     loss: float
-    capture: Callable[[], Captured]
-    kept: Captured | None
-    keep_graphs: bool
     half: int
+    capture: Callable[[], _Constants]
+    kept: _Constants | None
+    keeps_graphs: bool
+    graphs: dict[int, _Linearised] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Constants:
+    """What is held constant while θ moves: of paths as it was captured, of chains what products need."""
+
+    captured: Captured
+    closed: Mapping[int, ClosedForm]
+
+    @property
+    def nbytes(self) -> int:
+        return self.captured.nbytes + sum(form.nbytes for form in self.closed.values())
 
 
 @dataclass
@@ -77,11 +100,12 @@ class SplittingOperator:
 
     Attributes:
         program: the bound program.
-        memory_limit: bytes to keep between products, None for no limit. Batches that fit keep their
-            linearised paths, further ones what was captured of them; the rest is captured at every product.
+        memory_limit: bytes to keep between products, None for no limit. Batches that fit keep the closed
+            forms of their chains and the linearised paths of other groups, further ones all but those paths;
+            what is left is captured anew at every product.
         storage: the floating type of what is kept between products, e.g. bfloat16; that of the model by
             default. All arithmetic is in the type of the model.
-        closed_forms: use the closed form for plain chains, rather than a Hessian-vector product.
+        closed_forms: use the closed form for chains, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes; nothing by default.
         products: how many products were computed.
     """
@@ -94,14 +118,17 @@ class SplittingOperator:
     products: int = field(default=0, init=False)
     _batches: list[_Batch] = field(default_factory=list, init=False, repr=False)
     _used: int = field(default=0, init=False, repr=False)
-    _graphs: dict[tuple[int, int], _Linearised] = field(default_factory=dict, init=False, repr=False)
-    _closed: dict[tuple[int, int], ClosedForm] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        found = [plain_chain(group) if self.closed_forms else None for group in self.program.groups]
-        self._chains = [chain for chain in found if chain is not None]
-        self._paths = [g for g, chain in zip(self.groups, found, strict=True) if chain is None]
-        self._positions = {id(group): position for position, group in enumerate(self.groups)}
+        found = [find_chain(group) if self.closed_forms else None for group in self.groups]
+        self._chains = {i: chain for i, chain in enumerate(found) if chain is not None}
+        bends = [pair for chain in self._chains.values() for pair in chain.bends()]
+        self._recording = self.program.recording(
+            [group for i, group in enumerate(self.groups) if i not in self._chains],
+            slopes=[activation for activation, _ in bends],
+            inner=[source for _, source in bends],
+            constants=set().union(*(chain.constants for chain in self._chains.values())),
+        )
 
     def add(self, inputs: Any, target: Any, loss_fn: Loss, half: int | None = None) -> None:
         """Take one more micro-batch into the analysis set.
@@ -116,43 +143,54 @@ class SplittingOperator:
             CheckFailed: its loss or a gradient is not finite.
         """
 
-        def capture() -> Captured:
-            return self.program.capture(inputs, target, loss_fn)
+        def capture() -> _Constants:
+            return self._constants(self.program.capture(inputs, target, loss_fn, self._recording))
 
-        captured = capture()
-        if self.storage is not None:
-            captured = captured.stored(self.storage)
+        constants = capture()
         left = math.inf if self.memory_limit is None else self.memory_limit - self._used
         # A linearised path holds about as much again for the forward and for the backward run.
-        keep_graphs, keep = 3 * captured.nbytes <= left, captured.nbytes <= left
-        if self.storage is not None and self._paths:
+        paths = 0 if len(self._chains) == len(self.groups) else 2 * constants.captured.nbytes
+        keep, keep_graphs = constants.nbytes <= left, constants.nbytes + paths <= left
+        if self.storage is not None:
             keep_graphs = False  # autograd would keep its own copies in the model's type
-        self._used += captured.nbytes * (3 if keep_graphs else 1 if keep else 0)
+        self._used += constants.nbytes * keep + paths * keep_graphs
         self._batches.append(
             _Batch(
-                captured.samples,
-                captured.loss,
-                capture,
-                captured if keep else None,
-                keep_graphs,
+                constants.captured.samples,
+                constants.captured.loss,
                 len(self._batches) % 2 if half is None else half,
+                capture,
+                constants if keep else None,
+                keep_graphs,
             )
         )
+
+    def _constants(self, captured: Captured) -> _Constants:
+        closed = {}
+        for position, chain in self._chains.items():
+            form = ClosedForm.of(chain, self.program, captured)
+            closed[position] = form if self.storage is None else form.cast(self.storage)
+            for activation, source in chain.bends():
+                del captured.slopes[activation], captured.inner[source]
+        return _Constants(captured if self.storage is None else captured.cast(self.storage), closed)
 
     def captured(self, index: int) -> Captured:
         """What a micro-batch leaves constant, kept or captured anew."""
         batch = self._batches[index]
-        if batch.kept is None:
-            return batch.capture()
-        return batch.kept if self.storage is None else batch.kept.stored(self._dtype)
+        return (batch.kept or batch.capture()).captured.cast(self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
         return self.program.tensor(self.groups[0].blocks[0].tensor).dtype
 
+    @property
+    def kept_bytes(self) -> int:
+        """The memory of what is kept of the micro-batches between products, without linearised paths."""
+        return sum(batch.kept.nbytes for batch in self._batches if batch.kept is not None)
+
     def kept(self) -> list[Captured]:
         """What is kept of the micro-batches between products."""
-        return [batch.kept for batch in self._batches if batch.kept is not None]
+        return [batch.kept.captured for batch in self._batches if batch.kept is not None]
 
     def __len__(self) -> int:
         """The number of micro-batches."""
@@ -187,80 +225,81 @@ class SplittingOperator:
 
     def apply(self, vectors: Sequence[Tensor]) -> Vectors:
         """S·v for every channel, S that of the mean loss over all samples: for every group [width, d]."""
-        return self.apply_halves(vectors)[0]
+        whole, _ = self.apply_halves(dict(enumerate(vectors)))
+        return [whole[position] for position in range(len(vectors))]
 
-    def apply_halves(self, vectors: Sequence[Tensor]) -> tuple[Vectors, Vectors]:
+    def apply_halves(self, vectors: Mapping[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """S·v over all samples, and (S₁ − S₂)·v for two disjoint halves of them, at the price of one product.
 
         Args:
-            vectors: for every group [width, d].
+            vectors: by position of the group [width, d]; groups that are left out cost nothing.
 
         Returns:
-            Twice, for every group [width, d]; the second is zero where a half is empty.
+            Twice, by position of the group [width, d]; the second is zero where a half is empty.
         """
         self.products += 1
-        device = vectors[0].device
-        halves = [[torch.zeros_like(v) for v in vectors] for _ in range(2)]
+        device = next(iter(vectors.values())).device
         weights = torch.zeros(2, dtype=torch.float64, device=device)
-        for index, batch in enumerate(self._batches):
+        directions = {position: self._direction(position, v) for position, v in vectors.items()}
+        sums = [
+            {position: {n: torch.zeros_like(t) for n, t in d.items()} for position, d in directions.items()}
+            for _ in range(2)
+        ]
+        for batch in self._batches:
             weights[batch.half] += batch.samples
-            self._accumulate(halves[batch.half], vectors, index)
+            self._accumulate(sums[batch.half], directions, batch)
+        halves = [
+            {position: self._gathered(position, tensors) for position, tensors in half.items()}
+            for half in sums
+        ]
         if self.reduce is not None:
             weights = self.reduce(weights)
-            halves = [[self.reduce(total) for total in half] for half in halves]
+            halves = [{position: self.reduce(v) for position, v in half.items()} for half in halves]
         first, second = (float(w) for w in weights)
-        whole = [(a + b) / (first + second) for a, b in zip(*halves, strict=True)]
+        whole = {position: (v + halves[1][position]) / (first + second) for position, v in halves[0].items()}
         if first == 0 or second == 0:
-            return whole, [torch.zeros_like(v) for v in vectors]
-        return whole, [a / first - b / second for a, b in zip(*halves, strict=True)]
+            return whole, {position: torch.zeros_like(v) for position, v in whole.items()}
+        difference = {position: v / first - halves[1][position] / second for position, v in halves[0].items()}
+        return whole, difference
 
-    def _accumulate(self, totals: Vectors, vectors: Sequence[Tensor], index: int) -> None:
-        """Add the products of one micro-batch, times its number of samples."""
-        batch = self._batches[index]
-        captured: list[Captured] = []
-
-        def constants() -> Captured:
-            if not captured:
-                captured.append(self.captured(index))
-            return captured[0]
-
-        for number, chain in enumerate(self._chains):
-            closed = self._closed.get((index, number)) or ClosedForm.of(chain, self.program, constants())
-            if batch.keep_graphs:
-                closed = self._closed[index, number] = closed.stored(self.storage or self._dtype)
-            position = self._positions[id(chain.group)]
-            (block,) = chain.group.blocks
-            product = closed.product(block.scatter(vectors[position]))
-            totals[position].add_(block.gather(product), alpha=float(batch.samples))
-        # One group after the other: what linearising a path takes on the way is there for one path only.
-        for number, group in enumerate(self._paths):
-            graph = self._graphs.get((index, number)) or self._linearise(constants(), group)
-            if batch.keep_graphs:
-                self._graphs[index, number] = graph
-            self._accumulate_group(totals, vectors, graph, group, batch)
-
-    def _accumulate_group(
-        self,
-        totals: Vectors,
-        vectors: Sequence[Tensor],
-        graph: _Linearised,
-        group: BoundGroup,
-        batch: _Batch,
-    ) -> None:
+    def _direction(self, position: int, vectors: Tensor) -> dict[str, Tensor]:
+        """One vector per channel as tensors of the parameters' shapes."""
+        group = self.groups[position]
         direction: dict[str, Tensor] = {}
-        position = self._positions[id(group)]
-        for block, values in zip(group.blocks, split(group, vectors[position]), strict=True):
+        for block, values in zip(group.blocks, split(group, vectors), strict=True):
             scattered = block.scatter(values)
             held = direction.get(block.tensor)
             direction[block.tensor] = scattered if held is None else held + scattered
-        results = graph.product(direction, keep=batch.keep_graphs)
-        parts = [
-            block.gather(results[block.tensor])
-            if block.tensor in results
-            else direction[block.tensor].new_zeros(block.width, block.dimension)
-            for block in group.blocks
-        ]
-        totals[position].add_(join(parts), alpha=float(batch.samples))
+        return direction
+
+    def _gathered(self, position: int, tensors: Mapping[str, Tensor]) -> Tensor:
+        return join([block.gather(tensors[block.tensor]) for block in self.groups[position].blocks])
+
+    def _accumulate(
+        self,
+        totals: Mapping[int, dict[str, Tensor]],
+        directions: Mapping[int, Mapping[str, Tensor]],
+        batch: _Batch,
+    ) -> None:
+        """Add the products of one micro-batch, times its number of samples."""
+        constants = batch.kept or batch.capture()
+        restored: Captured | None = None
+        # One group after the other: what a product takes on the way is there for one group only.
+        for position, direction in directions.items():
+            if position in self._chains:
+                inputs = self.program.value(self._chains[position].inputs, constants.captured)
+                ((name, v),) = direction.items()
+                results = {name: constants.closed[position].product(v, inputs)}
+            else:
+                graph = batch.graphs.get(position)
+                if graph is None:
+                    restored = restored or constants.captured.cast(self._dtype)
+                    graph = self._linearise(restored, self.groups[position])
+                    if batch.keeps_graphs:
+                        batch.graphs[position] = graph
+                results = graph.product(direction, keep=batch.keeps_graphs)
+            for name, result in results.items():
+                totals[position][name].add_(result, alpha=float(batch.samples))
 
     def _linearise(self, batch: Captured, group: BoundGroup) -> _Linearised:
         names = list(dict.fromkeys(block.tensor for block in group.blocks))
@@ -278,5 +317,5 @@ class SplittingOperator:
 
     def drop_graphs(self) -> None:
         """Free the linearised paths."""
-        self._graphs.clear()
-        self._closed.clear()
+        for batch in self._batches:
+            batch.graphs.clear()

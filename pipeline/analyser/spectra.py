@@ -14,9 +14,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from growpipe.analyser.dense import dense_extremes
-from growpipe.analyser.lanczos import Extremes, lanczos, random_start
+from growpipe.analyser.lanczos import Ends, Extremes, lanczos, random_start
 from growpipe.analyser.metric import Metric
-from growpipe.analyser.operator import SplittingOperator, Vectors
+from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.schemes import ROWS, Scheme
 from growpipe.analyser.selection import Candidates
 from growpipe.graph_ops.errors import UsageError
@@ -86,13 +86,13 @@ def solve(
     tolerance: float,
     start: Sequence[Tensor],
     max_steps: int = 40,
-    to_noise: bool = False,
+    noise_share: float = 0.0,
 ) -> tuple[Extremes, Contrasts, str]:
     """The extreme eigenpairs in the metric's whitened coordinates.
 
     ``auto`` takes the dense solver where the largest dimension needs no more products than Lanczos would.
-    With ``to_noise`` a group is also done when its error bounds are half its standard errors: both as shares
-    of the spectral radii, in root mean square over its channels.
+    Lanczos is also done with a group when its error bounds are ``noise_share`` times its standard errors,
+    both as shares of the spectral radii, in root mean square over its channels.
 
     Returns:
         The extremes; vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data; the solver.
@@ -102,24 +102,16 @@ def solve(
     """
     if solver not in SOLVERS:
         raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
-    differences: list[Vectors] = []
+    differences: list[list[Tensor]] = [[] for _ in start]
 
-    def apply(vectors: Vectors) -> Vectors:
-        whole, difference = operator.apply_halves(metric.to_raw(vectors))
-        differences.append(metric.to_white(difference))
-        return metric.to_white(whole)
+    def apply(vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        whole, difference = operator.apply_halves({i: metric.raw(i, v) for i, v in vectors.items()})
+        for i, v in difference.items():
+            differences[i].append(metric.white(i, v))
+        return {i: metric.white(i, v) for i, v in whole.items()}
 
-    def contrast(extremes: Extremes) -> Contrasts:
-        return (
-            _contrast(differences, extremes.minus, extremes.minus_in),
-            _contrast(differences, extremes.plus, extremes.plus_in),
-        )
-
-    def noise(extremes: Extremes) -> list[float]:
-        return [
-            _relative_noise(low.numpy(), high.numpy(), one, other)
-            for low, high, one, other in zip(extremes.low, extremes.high, *contrast(extremes), strict=True)
-        ]
+    def noise(position: int, ends: Ends) -> float:
+        return _relative_noise(ends, *_contrasts(differences[position], ends))
 
     if solver == "auto":
         largest = max(group.dimension for group in operator.groups)
@@ -128,16 +120,15 @@ def solve(
         extremes = dense_extremes(apply, start)
     else:
         extremes = lanczos(
-            apply, start, tolerance=tolerance, max_steps=max_steps, noise=noise if to_noise else None
+            apply, start, tolerance=tolerance, max_steps=max_steps, noise=noise, noise_share=noise_share
         )
-    return extremes, contrast(extremes), solver
+    pairs = [_contrasts(d, ends) for d, ends in zip(differences, extremes.groups, strict=True)]
+    return extremes, ([low for low, _ in pairs], [high for _, high in pairs]), solver
 
 
-def _relative_noise(
-    low: FloatArray, high: FloatArray, low_contrast: FloatArray, high_contrast: FloatArray
-) -> float:
+def _relative_noise(ends: Ends, low_contrast: FloatArray, high_contrast: FloatArray) -> float:
     """The root mean square of the standard errors of one group's ends, as shares of the spectral radii."""
-    radius = np.maximum(np.abs(low), np.abs(high))
+    radius = np.maximum(np.abs(ends.low.numpy()), np.abs(ends.high.numpy()))
     live = radius > 0
     if not live.any():
         return 0.0
@@ -145,17 +136,15 @@ def _relative_noise(
     return float(np.sqrt(np.mean(squares)))
 
 
-def _contrast(
-    differences: Sequence[Vectors], ends: Sequence[Tensor], coordinates: Sequence[Tensor]
-) -> list[FloatArray]:
-    """vᵀ D v of every channel, for v given by coordinates in the vectors that D was applied to."""
-    result = []
-    for position, (v, weights) in enumerate(zip(ends, coordinates, strict=True)):
-        k = weights.shape[1]
-        applied = torch.stack([step[position] for step in differences[:k]], dim=1).double()
-        product = torch.einsum("ck,ckd->cd", weights.double().to(applied.device), applied)
-        result.append(torch.einsum("cd,cd->c", v.double(), product).cpu().numpy())
-    return result
+def _contrasts(differences: Sequence[Tensor], ends: Ends) -> tuple[FloatArray, FloatArray]:
+    """vᵀ D v of both ends of every channel: D applied to the vectors in whose basis v is known."""
+    results = []
+    for v, weights in ((ends.minus, ends.minus_in), (ends.plus, ends.plus_in)):
+        product = torch.zeros_like(v, dtype=torch.float64)
+        for k in range(weights.shape[1]):
+            product.addcmul_(weights[:, k, None].to(product), differences[k].double())
+        results.append((v.double() * product).sum(1).cpu().numpy())
+    return results[0], results[1]
 
 
 def measure_spectra(
@@ -167,6 +156,7 @@ def measure_spectra(
     tolerance: float = 1e-2,
     max_steps: int = 40,
     stability: float = 0.95,
+    noise_share: float = 0.5,
     seed: int = 0,
 ) -> Spectra:
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
@@ -184,8 +174,9 @@ def measure_spectra(
         make_metric: measures the metric on a set.
         scheme: gives the candidates.
         solver: one of `SOLVERS`.
-        tolerance: the error bound, as a share of each spectral radius. A group is also done when its bounds
-            are half its standard errors, in root mean square over its channels.
+        tolerance: the error bound, as a share of each spectral radius.
+        noise_share: a group is also done when its bounds are this share of its standard errors, in root mean
+            square over its channels; 0 for never.
         max_steps: the largest number of products per set.
         stability: the reliability of the ranking that is enough.
         seed: of the start vectors.
@@ -215,7 +206,7 @@ def measure_spectra(
         names = [group.name for group in operator.groups]
         extremes, contrasts, used = solve(
             operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps,
-            to_noise=True,
+            noise_share=noise_share,
         )  # fmt: skip
         raw_minus, raw_plus = metric.to_raw(extremes.minus), metric.to_raw(extremes.plus)
         agreement = _agreement(extremes, contrasts, scheme)
@@ -227,6 +218,7 @@ def measure_spectra(
                 "samples": samples,
                 "solver": used,
                 "products": operator.products - before,
+                "products_per_group": extremes.group_products / len(operator.groups),
                 "error": extremes.relative_error,
                 "rank_agreement": agreement,
                 "rank_reliability": reliability,

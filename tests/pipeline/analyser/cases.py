@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -257,7 +258,7 @@ CASES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Problem:
     """A case, prepared for analysis."""
 
@@ -266,7 +267,17 @@ class Problem:
     x: Tensor
     y: Tensor
     prepared: object
-    operator: SplittingOperator
+
+    @functools.cached_property
+    def operator(self) -> SplittingOperator:
+        return self.operator_of()
+
+    def operator_of(self, **options) -> SplittingOperator:
+        """Another operator over the same two micro-batches."""
+        operator = SplittingOperator(self.prepared.program, **options)
+        for piece in (slice(0, 10), slice(10, 24)):
+            operator.add((self.x[piece],), self.y[piece], self.loss_fn)
+        return operator
 
     def loss(self, model: nn.Module) -> float:
         with torch.no_grad():
@@ -293,7 +304,4 @@ def build(name: str, displace: tuple[str, ...] = ("weights", "filters")) -> Prob
     else:
         loss_fn, y = functional.cross_entropy, torch.randint(0, 3, (24,))
     prepared = prepare(model, (x[:2],), (), displace, Surrogate(), torch.device("cpu"))
-    operator = SplittingOperator(prepared.program)
-    for piece in (slice(0, 10), slice(10, 24)):
-        operator.add((x[piece],), y[piece], loss_fn)
-    return Problem(model, loss_fn, x, y, prepared, operator)
+    return Problem(model, loss_fn, x, y, prepared)

@@ -11,9 +11,8 @@ from cases import CASES, Problem, build
 from scipy.stats import spearmanr
 
 from growpipe.analyser.binding import DISPLACEABLE
-from growpipe.analyser.closed_form import plain_chain
+from growpipe.analyser.closed_form import find_chain
 from growpipe.analyser.metric import Euclidean, make_metric
-from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.schemes import best_rows, scheme_of
 from growpipe.analyser.spectra import solve
 from growpipe.analyser.splits import split_groups
@@ -107,9 +106,7 @@ def test_predicted_change_of_loss_is_the_measured_one(name, metric_name):
 @pytest.mark.parametrize("name", CASES)
 def test_closed_form_equals_double_backward(name):
     case = problem(name)
-    general = SplittingOperator(case.prepared.program, closed_forms=False)
-    for piece in (slice(0, 10), slice(10, 24)):
-        general.add((case.x[piece],), case.y[piece], case.loss_fn)
+    general = case.operator_of(closed_forms=False)
     generator = torch.Generator().manual_seed(1)
     vectors = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in general.zeros()]
     for one, other in zip(case.operator.apply(vectors), general.apply(vectors), strict=True):
@@ -119,10 +116,8 @@ def test_closed_form_equals_double_backward(name):
 @pytest.mark.parametrize("limit", [0, 40_000, 100_000])
 def test_a_memory_limit_changes_nothing_but_the_memory(limit):
     case = problem("chain")
-    tight = SplittingOperator(case.prepared.program, memory_limit=limit)
-    for piece in (slice(0, 10), slice(10, 24)):
-        tight.add((case.x[piece],), case.y[piece], case.loss_fn)
-    assert sum(captured.nbytes for captured in tight.kept()) <= limit
+    tight = case.operator_of(memory_limit=limit)
+    assert tight.kept_bytes <= limit
     vectors = [torch.ones_like(v) for v in tight.zeros()]
     for _ in range(2):
         for one, other in zip(tight.apply(vectors), case.operator.apply(vectors), strict=True):
@@ -132,9 +127,7 @@ def test_a_memory_limit_changes_nothing_but_the_memory(limit):
 @pytest.mark.parametrize("name", ["chain", "depthwise"])
 def test_half_the_storage_keeps_the_ranking(name):
     case = problem(name)
-    operator = SplittingOperator(case.prepared.program, storage=torch.bfloat16)
-    for piece in (slice(0, 10), slice(10, 24)):
-        operator.add((case.x[piece],), case.y[piece], case.loss_fn)
+    operator = case.operator_of(storage=torch.bfloat16)
     _, reference = dense(name)
     found, _, _ = solve(operator, Euclidean(), solver="dense", tolerance=0.0, start=operator.zeros())
     for ends, exact in ((found.low, reference.low), (found.high, reference.high)):
@@ -147,12 +140,12 @@ def test_half_the_storage_keeps_the_ranking(name):
     )
 
 
-def test_plain_chains_are_recognised():
+def test_find_chains_are_recognised():
     """A closed form where there is one activation and all else is linear, and nowhere else."""
 
     def chains(name):
         groups = problem(name).prepared.program.groups
-        return {g.name for g in groups if plain_chain(g) is not None}
+        return {g.name for g in groups if find_chain(g) is not None}
 
     assert chains("chain") == {"a.weight", "b.weight", "hidden.weight"}
     assert chains("pointnet") == {"a.weight", "b.weight", "hidden.weight"}

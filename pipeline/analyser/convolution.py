@@ -1,0 +1,145 @@
+"""Convolutions whose derivatives of every order are convolutions.
+
+Autograd's own double backward of a grouped convolution loops over the groups. Here it is written out:
+``⟨g, x * w⟩`` is linear in the output gradient g, the input x and the filters w; its three gradients are the
+convolution and the two maps of its backward pass, and each of these has the other two as its derivatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+__all__ = ["Convolution", "blank", "convolution"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """The geometry of a convolution, as aten.convolution takes it."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    @staticmethod
+    def of(
+        w: Tensor,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        transposed: bool = False,
+        output_padding: Any = 0,
+    ) -> Convolution:
+        """From the arguments of a convolution with weight ``w``, each a number or one per axis."""
+
+        def full(value: Any) -> tuple[int, ...]:
+            values = (value,) if isinstance(value, int) else tuple(value)
+            return values * (w.ndim - 2) if len(values) == 1 else values
+
+        return Convolution(
+            full(stride), full(padding), full(dilation), transposed, full(output_padding), groups
+        )
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x * w, without bias: [N, out, ...]."""
+        y: Tensor = aten.convolution.default(
+            x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
+            self.groups,
+        )  # fmt: skip
+        return y
+
+    def backward(self, g: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
+        """The gradient of ⟨g, x * w⟩ by the input (0) or by the weight (1), whose own values are not read."""
+        gradients = aten.convolution_backward.default(
+            g, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
+            self.groups, [which == 0, which == 1, False],
+        )  # fmt: skip
+        result: Tensor = gradients[which]
+        return result
+
+
+_OUTPUT, _INPUT, _WEIGHT = range(3)
+
+
+class _Gradient(Function):
+    """The gradient of ⟨g, x * w⟩ by one of (g, x, w), given the other two in this order.
+
+    An argument is kept only where the gradient by the other one is wanted: activations are large.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, by: int, shapes: tuple[torch.Size, ...], conv: Convolution
+    ) -> Tensor:
+        ctx.by, ctx.shapes, ctx.conv = by, shapes, conv
+        by_first, by_second = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(first if by_second else None, second if by_first else None)
+        if by == _OUTPUT:
+            return conv.forward(first, second)
+        if by == _INPUT:
+            return conv.backward(first, blank(first, shapes[_INPUT]), second, 0)
+        return conv.backward(first, second, blank(first, shapes[_WEIGHT]), 1)
+
+    @staticmethod
+    def backward(ctx: Any, t: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        first, second = ctx.saved_tensors
+        roles = [role for role in range(3) if role != ctx.by]
+        results: list[Tensor | None] = []
+        for position, other in ((0, second), (1, first)):
+            if not ctx.needs_input_grad[position]:
+                results.append(None)
+                continue
+            pair = (t, other) if ctx.by < roles[1 - position] else (other, t)
+            results.append(_Gradient.apply(*pair, roles[position], ctx.shapes, ctx.conv))
+        return results[0], results[1], None, None, None
+
+
+def blank(like: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor of a shape, in the memory format of another one; its values are never read."""
+    last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        shape,
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def convolution(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Tensor:
+    """A convolution of any rank and grouping whose derivatives of every order are convolutions.
+
+    Args:
+        x: [N, in, ...].
+        w: the filters, [out, in / groups, ...], or [in, out / groups, ...] where it is transposed.
+        bias: [out] or None.
+        stride, padding, dilation, output_padding: a number, or one per axis.
+        transposed: whether it is a transposed convolution.
+        groups: how many groups of channels do not meet.
+
+    Returns:
+        [N, out, ...].
+    """
+    conv = Convolution.of(w, stride, padding, dilation, groups, transposed, output_padding)
+    # The form's own shape of g is not needed: g itself is there whenever it is not the result.
+    y: Tensor = _Gradient.apply(x, w, _OUTPUT, (torch.Size(), x.shape, w.shape), conv)
+    return y if bias is None else y + bias.reshape(-1, *[1] * (w.ndim - 2))

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from growpipe.environment import is_follower
 from growpipe.graph_ops.errors import GrowpipeError
 
 # Name: where it lives. Commands are imported only when called, so that `growpipe check` starts without torch.
@@ -52,21 +53,33 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """The entry point: runs `cli`, prints a `GrowpipeError` as one line and exits with its code."""
+    """The entry point: runs `cli`, prints a `GrowpipeError` as one line and exits with its code.
+
+    Under ``torchrun`` one process prints it: the first that fails (see `growpipe.distributed.launched`), or
+    the first of all where each fails alike before it meets the others.
+    """
     try:
         code = cli.main(args=args, standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("growpipe: stopped", err=True)
+    except click.exceptions.Abort as error:
+        _say("stopped", error)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        if not is_follower():
+            error.show()
         sys.exit(error.exit_code)
     except GrowpipeError as error:
-        click.echo(f"growpipe: {error}", err=True)
+        _say(str(error), error)
         sys.exit(error.exit_code)
     except OSError as error:
         # A full disk, a missing permission: the user's to mend, and no artifact is half-written.
         place = f": {error.filename}" if error.filename else ""
-        click.echo(f"growpipe: {error.strerror or error}{place}", err=True)
+        _say(f"{error.strerror or error}{place}", error)
         sys.exit(3)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(message: str, error: BaseException) -> None:
+    """One line on stderr; a follower speaks only where the error is noted to be its own."""
+    notes = getattr(error, "__notes__", [])
+    if notes or not is_follower():
+        click.echo(f"growpipe: {message}" + "".join(f" ({note})" for note in notes), err=True)

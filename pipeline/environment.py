@@ -6,14 +6,20 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import os
 from pathlib import Path
 from types import ModuleType
 
 from growpipe.graph_ops.errors import MissingEnvironment
 
-__all__ = ["code_version", "library_versions", "require", "resolve_device"]
+__all__ = ["code_version", "is_follower", "library_versions", "require", "resolve_device"]
 
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "scipy", "scikit-learn")
+
+
+def is_follower() -> bool:
+    """Whether ``torchrun`` started this process beside another one that speaks for both."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
 
 
 @functools.cache

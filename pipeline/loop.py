@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from growpipe.checks.numerics import compare, run_model
+from growpipe.distributed import broadcast
 from growpipe.graph_ops.deploy import deploy_form
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.loading import load_model, save_model
@@ -89,6 +90,12 @@ def _discard_later_stages(run: Run, number: int, unread: Iterable[str]) -> None:
         number: its last round.
         unread: the stages of that round that this run does not have.
     """
+    if run.peers.rank == 0:
+        _remove_stages(run, number, unread)
+    broadcast(run.peers, None)  # nobody reads what is being removed
+
+
+def _remove_stages(run: Run, number: int, unread: Iterable[str]) -> None:
     for stage in unread:
         shutil.rmtree(run.path / round_stage(number, stage), ignore_errors=True)
     later = number + 1

@@ -10,6 +10,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from growpipe.environment import is_follower
+
 __all__ = ["Advance", "console", "log", "progress_bar"]
 
 
@@ -20,10 +22,17 @@ class Advance(Protocol):
 
 
 def console() -> Console:
-    """The console of stderr; plain when it is no terminal, or ``NO_COLOR`` or ``CI`` is set."""
+    """The console of stderr; plain when it is no terminal, or ``NO_COLOR`` or ``CI`` is set.
+
+    Of several processes under ``torchrun`` the first alone talks.
+    """
     plain = bool(os.environ.get("CI") or os.environ.get("NO_COLOR"))
     return Console(
-        stderr=True, no_color=plain or None, force_terminal=False if plain else None, highlight=False
+        stderr=True,
+        no_color=plain or None,
+        force_terminal=False if plain else None,
+        highlight=False,
+        quiet=is_follower(),
     )
 
 
@@ -36,7 +45,7 @@ def log(message: str) -> None:
 def progress_bar(label: str, total: int) -> Iterator[Advance]:
     """A bar of ``total`` steps while the block runs; nothing where there is no terminal."""
     target = console()
-    if not target.is_terminal:
+    if not target.is_terminal or target.quiet:
         yield lambda status="": None
         return
     columns = (

@@ -35,7 +35,11 @@ class Training(_Section):
     CPU, by default all cores (a small network trains fastest on one).
 
     ``recalibrate``: at the end of each stage the running statistics of batch norm are averaged anew over this
-    many training samples (see `growpipe.recalibrate`); 0 keeps training's running averages.
+    many training samples (see `growpipe.recalibrate`); 0 keeps training's running averages. ``compile`` runs
+    training steps through `torch.compile`.
+
+    Under ``torchrun`` ``batch_size`` is that of all processes together, and ``sync_batch_norm`` lets batch
+    norm see the whole batch (CUDA only).
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -52,6 +56,8 @@ class Training(_Section):
     channels_last: bool = False
     threads: int | None = Field(default=None, ge=1)
     recalibrate: int = Field(default=1024, ge=0)
+    compile: bool = False
+    sync_batch_norm: bool = False
 
 
 class Growth(_Section):

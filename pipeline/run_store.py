@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growpipe.distributed import ALONE, Processes, broadcast
 from growpipe.environment import code_version, library_versions
 from growpipe.graph_ops.errors import UsageError
 from growpipe.recipe import Recipe, parse_recipe
@@ -70,6 +71,8 @@ class Run:
         folder: where the recipe's ``file.py:name`` references start; None for a shipped recipe.
         seed: of everything random.
         device: ``cpu`` or ``cuda``, resolved.
+        peers: the processes that work on it together. The first alone writes into the directory; all must
+            see the same file system.
     """
 
     path: Path
@@ -77,16 +80,28 @@ class Run:
     folder: Path | None
     seed: int
     device: str
+    peers: Processes = ALONE
 
     @staticmethod
-    def create(path: Path, recipe: Recipe, folder: Path | None, *, seed: int, device: str) -> Run:
+    def create(
+        path: Path,
+        recipe: Recipe,
+        folder: Path | None,
+        *,
+        seed: int,
+        device: str,
+        peers: Processes = ALONE,
+    ) -> Run:
         """Open ``path`` for this recipe, making it if need be.
 
         Raises:
             UsageError: ``path`` is a file, a folder of something else, a run of another recipe, or a run that
                 another process works on.
         """
-        run = Run(path, recipe, folder, seed, device)
+        run = Run(path, recipe, folder, seed, device, peers)
+        if peers.rank:
+            broadcast(peers, None)  # the first has made it
+            return run
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file; --out names a directory")
         if (path / "run.json").exists():
@@ -110,10 +125,11 @@ class Run:
         }
         with run.locked():
             write_text(path / "run.json", json.dumps(document, indent=1) + "\n")
+        broadcast(peers, None)
         return run
 
     @staticmethod
-    def open(path: Path) -> Run:
+    def open(path: Path, peers: Processes = ALONE) -> Run:
         """Open a run directory that is there.
 
         Raises:
@@ -136,15 +152,19 @@ class Run:
             None if folder is None else path / folder,
             seed,
             device,
+            peers,
         )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory; leftovers of a killed process are removed.
+        """Hold the directory, for all processes; leftovers of a killed one are removed.
 
         Raises:
             UsageError: another process holds it.
         """
+        if self.peers.rank:
+            yield
+            return
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,6 +194,7 @@ class Run:
         *,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
+        everywhere: bool = False,
     ) -> StageRecord:
         """Do a stage, or find it done.
 
@@ -182,9 +203,14 @@ class Run:
             produce: writes the stage's files into the folder it is given and returns its facts (JSON).
             config: the part of the configuration that the stage reads.
             inputs: SHA-256 of every file that the stage reads.
+            everywhere: all processes produce, together; what the first writes is kept. Otherwise the others
+                wait for it.
 
         Returns:
             The record; ``skipped`` when nothing had to be done.
+
+        Raises:
+            CheckFailed: the processes do not agree on the key.
         """
         described = {
             "stage": name,
@@ -194,10 +220,16 @@ class Run:
             "inputs": dict(sorted(inputs.items())),
         }
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        self.peers.agree(f"what {name} depends on (code, libraries, recipe and files)", key)
         folder = self.path / name
-        done = self._finished(name, key)
+        done = broadcast(self.peers, None if self.peers.rank else self._finished(name, key))
         if done is not None:
             return done
+        if self.peers.rank:
+            if everywhere:
+                with tempfile.TemporaryDirectory() as scratch:
+                    produce(Path(scratch))
+            return broadcast(self.peers, StageRecord(name, folder, {}, {}))
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder.parent))
         try:
@@ -221,7 +253,7 @@ class Run:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self._gather_metrics()
-        return StageRecord(name, folder, outputs, facts)
+        return broadcast(self.peers, StageRecord(name, folder, outputs, facts))
 
     def _finished(self, name: str, key: str) -> StageRecord | None:
         folder = self.path / name

@@ -101,7 +101,8 @@ def train_round(task: Task, number: int) -> StageRecord:
         model = task.build_seed()
         if parent is None:
             # A network that cannot be exported or grown should say so before it is trained, not after.
-            _require_growth(find_channel_groups(_export(task, model), run.recipe.growth.freeze))
+            if run.peers.rank == 0:
+                _require_growth(find_channel_groups(_export(task, model), run.recipe.growth.freeze))
         else:
             load_grown(model, parent.folder / WEIGHTS)
         if retrain:
@@ -113,14 +114,19 @@ def train_round(task: Task, number: int) -> StageRecord:
             load_optimizer(optimizer, model, parent.folder / OPTIMIZER)
         return _train_into(folder, task, model, optimizer, name, epochs, last, config, inputs)
 
-    record = run.stage(name, produce, config=config, inputs=inputs)
-    shutil.rmtree(_progress_folder(run, name), ignore_errors=True)
+    record = run.stage(name, produce, config=config, inputs=inputs, everywhere=True)
+    _discard_progress(run, name)
     return record
 
 
 def _progress_folder(run: Run, name: str) -> Path:
     """Where a stage that trains keeps its checkpoint until it is published."""
     return run.path / Path(name).parent / f".progress-{Path(name).name}"
+
+
+def _discard_progress(run: Run, name: str) -> None:
+    if run.peers.rank == 0:
+        shutil.rmtree(_progress_folder(run, name), ignore_errors=True)
 
 
 def _require_growth(groups: ChannelGroups) -> None:
@@ -140,6 +146,8 @@ def train_control(task: Task, epochs: int) -> StageRecord:
         model = task.build_seed().to(task.run.device)
         optimizer = make_optimizer(model, settings)
         facts = _train_into(folder, task, model, optimizer, CONTROL, epochs, True, config, {})
+        if task.run.peers.rank:
+            return facts
         export = _export(task, model)
         save_model(export, folder / GROWTH_FORM)
         return {
@@ -148,8 +156,8 @@ def train_control(task: Task, epochs: int) -> StageRecord:
             "test_accuracy": test_accuracy(task, folder / GROWTH_FORM),
         }
 
-    record = task.run.stage(CONTROL, produce, config=config, inputs={})
-    shutil.rmtree(_progress_folder(task.run, CONTROL), ignore_errors=True)
+    record = task.run.stage(CONTROL, produce, config=config, inputs={}, everywhere=True)
+    _discard_progress(task.run, CONTROL)
     return record
 
 
@@ -192,6 +200,7 @@ def _train_into(
         classify=task.classify,
         checkpoint=_progress_folder(run, name),
         key=json.dumps([config, inputs], sort_keys=True),
+        peers=run.peers,
     )
     save_grown(model, folder / WEIGHTS)
     save_optimizer(optimizer, model, folder / OPTIMIZER)
@@ -202,6 +211,7 @@ def _train_into(
         "train_loss": done.train_loss,
         "validation_loss": done.validation_loss,
         "validation_accuracy": done.validation_accuracy,
+        **({"processes": run.peers.world} if run.peers.world > 1 else {}),
     }
 
 
@@ -318,7 +328,7 @@ def analyse_round(task: Task, number: int) -> StageRecord:
         "batch_size": run.recipe.train.batch_size,
     }
     inputs = trained.inputs(WEIGHTS) | exported.inputs(GROWTH_FORM)
-    return run.stage(round_stage(number, "analyse"), produce, config=config, inputs=inputs)
+    return run.stage(round_stage(number, "analyse"), produce, config=config, inputs=inputs, everywhere=True)
 
 
 def rewrite_round(task: Task, number: int) -> StageRecord:

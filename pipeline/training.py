@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import math
 import shutil
@@ -16,13 +16,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from growpipe.compilation import compiled, compiler_errors
 from growpipe.data import Loaders
+from growpipe.distributed import (
+    ALONE,
+    Piece,
+    Processes,
+    data_parallel,
+    pieces,
+    share_buffers,
+    weights_hash,
+)
 from growpipe.graph_ops.errors import UsageError
 from growpipe.mirror import load_grown, save_grown
 from growpipe.optimizer_state import load_optimizer, save_optimizer
 from growpipe.progress import progress_bar
 from growpipe.recalibration import recalibrate
 from growpipe.recipe import Training
+from growpipe.seeding import seed_everything
 
 __all__ = ["Epoch", "Evaluation", "LossFunction", "evaluate", "make_optimizer", "seed_everything", "train"]
 
@@ -63,12 +74,6 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
 
-def seed_everything(*parts: object) -> None:
-    """Seed torch's generators from a hash of ``parts``."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:7], "big"))
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -77,19 +82,25 @@ def evaluate(
     *,
     classify: bool,
     device: str,
+    peers: Processes = ALONE,
 ) -> Evaluation:
-    """Loss and accuracy in eval mode, weighted by the samples of each batch; the mode is put back."""
+    """Loss and accuracy in eval mode, weighted by the samples of each batch; the mode is put back.
+
+    Several processes share the batches, and get the same figures.
+    """
     training = model.training
     model.eval()
-    total, correct, samples = 0.0, 0, 0
-    for inputs, target in batches:
-        target = to_device(target, device)
-        output = model(*as_tuple(to_device(inputs, device)))
-        count = len(target)
-        total += float(loss_fn(output, target)) * count
-        correct += int((output.argmax(1) == target).sum()) if classify else 0
-        samples += count
+    total, correct, samples = 0.0, 0.0, 0.0
+    for piece in pieces(batches, peers, "evaluate"):
+        target = to_device(piece.target, device)
+        output = model(*as_tuple(to_device(piece.inputs, device)))
+        total += float(loss_fn(output, target)) * piece.samples
+        if classify:
+            correct += float((output.argmax(1) == target).sum()) * (piece.samples / len(target))
+        samples += piece.samples
     model.train(training)
+    if peers.world > 1:
+        total, correct, samples = peers.totals(total, correct, samples, device=torch.device("cpu"))
     if samples == 0:
         raise UsageError("a data loader gave no batches; look at the recipe's data")
     return Evaluation(total / samples, correct / samples if classify else None)
@@ -110,6 +121,7 @@ def train(
     classify: bool,
     checkpoint: Path | None = None,
     key: str = "",
+    peers: Processes = ALONE,
 ) -> list[Epoch]:
     """Train ``model`` in place; it is left in eval mode.
 
@@ -125,16 +137,24 @@ def train(
         checkpoint: a folder where progress is kept; a later call with the same ``key`` goes on from there
             and ends with the same weights.
         key: what the checkpoint belongs to.
+        peers: the processes that share each batch; all end with the same weights. Process 0 alone writes.
 
     Returns:
         The history, an `Epoch` each.
 
     Raises:
-        UsageError: the loss is not finite, or a loader is empty.
+        UsageError: the loss is not finite, a loader is empty, or the network cannot be compiled.
+        MissingEnvironment: there is no compiler, or batch norm cannot be synchronised here.
+        CheckFailed: the processes do not agree.
     """
     history = _resume(checkpoint, key, model, optimizer)
+    peers.agree(f"how far {stage} is", str(history))
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # What is called in a step; the network itself is what is evaluated, saved, exported and grown.
+    called = data_parallel(model, peers, sync_batch_norm=settings.sync_batch_norm)
+    if settings.compile:
+        called = compiled(called, device)
     saving_ended, saving_took = time.monotonic(), 0.0
     with progress_bar(stage, epochs) as advance:
         for done in history:
@@ -148,37 +168,71 @@ def train(
                 group["lr"] = rate
             seed_everything(seed, stage, number)
             where = f"{stage}, epoch {number + 1}"
-            train_loss = _train_epoch(model, optimizer, loaders.train, loss_fn, settings, device, where)
-            held_out = evaluate(model, loaders.validation, loss_fn, classify=classify, device=device)
+            batches = pieces(loaders.train, peers, seed, stage, number)
+            with compiler_errors(settings.compile), _unused_parameters(peers):
+                model.train()
+                train_loss = _train_epoch(called, optimizer, batches, loss_fn, settings, device, where, peers)
+            share_buffers(model, peers)
+            held_out = evaluate(
+                model, loaders.validation, loss_fn, classify=classify, device=device, peers=peers
+            )
             history.append(Epoch(stage, number + 1, rate, train_loss, held_out.loss, held_out.accuracy))
             advance(_status(history[-1]))
             now = time.monotonic()
-            if checkpoint is not None and saving_took <= _CHECKPOINT_SHARE * (now - saving_ended):
+            if (
+                checkpoint is not None
+                and peers.rank == 0
+                and saving_took <= _CHECKPOINT_SHARE * (now - saving_ended)
+            ):
                 _save_progress(checkpoint, key, model, optimizer, history)
                 saving_ended = time.monotonic()
                 saving_took = saving_ended - now
     if settings.recalibrate:
         # Seeded by itself, so that a training resumed after its last epoch gets the same statistics.
         seed_everything(seed, stage, "recalibrate")
-        seen = _recalibrate(model, loaders.train, settings, device)
-        if seen:
-            held_out = evaluate(model, loaders.validation, loss_fn, classify=classify, device=device)
+        if _recalibrate(model, loaders.train, settings, device, peers, seed, stage):
+            held_out = evaluate(
+                model, loaders.validation, loss_fn, classify=classify, device=device, peers=peers
+            )
             history[-1] = replace(
                 history[-1], validation_loss=held_out.loss, validation_accuracy=held_out.accuracy
             )
+    if peers.world > 1:
+        peers.agree(f"the weights after {stage}", weights_hash(model))
     model.eval()
     return history
 
 
 def _recalibrate(
-    model: nn.Module, batches: Iterable[tuple[Any, Any]], settings: Training, device: str
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    settings: Training,
+    device: str,
+    peers: Processes,
+    *seed: object,
 ) -> int:
     def prepared() -> Iterator[tuple[Any, Any]]:
-        for inputs, target in batches:
-            yield _inputs(inputs, settings, device), target
+        for piece in pieces(batches, peers, *seed, "recalibrate"):
+            yield _inputs(piece.inputs, settings, device), piece.target
 
     with _autocast(settings, device):
-        return recalibrate(model, prepared(), samples=settings.recalibrate)
+        seen = recalibrate(model, prepared(), samples=-(-settings.recalibrate // peers.world))
+    share_buffers(model, peers)
+    return seen
+
+
+@contextlib.contextmanager
+def _unused_parameters(peers: Processes) -> Iterator[None]:
+    """What torch says in a page about a parameter without a gradient, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if peers.world == 1 or "Expected to have finished reduction" not in str(error):
+            raise
+        raise UsageError(
+            "a parameter of the network gets no gradient, which training by several processes needs; remove "
+            "it, freeze it (requires_grad = False), or train with one process"
+        ) from None
 
 
 def _autocast(settings: Training, device: str) -> torch.autocast:
@@ -192,33 +246,35 @@ def _inputs(inputs: Any, settings: Training, device: str) -> tuple[Any, ...]:
 
 
 def _train_epoch(
-    model: nn.Module,
+    called: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[Piece],
     loss_fn: LossFunction,
     settings: Training,
     device: str,
     where: str,
+    peers: Processes,
 ) -> float:
-    model.train()
     autocast = _autocast(settings, device)
-    total, samples, waiting = 0.0, 0, 0
+    total, samples, waiting = 0.0, 0.0, 0
     optimizer.zero_grad(set_to_none=True)
-    for inputs, target in batches:
-        target = to_device(target, device)
-        with autocast:
-            loss = loss_fn(model(*_inputs(inputs, settings, device)), target)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise UsageError(f"{where}: the loss is {value}; lower the recipe's train.learning_rate")
-        (loss / settings.accumulate).backward()
+    for piece in batches:
+        target = to_device(piece.target, device)
+        steps = waiting + 1 == settings.accumulate
+        with _gradients_kept(called, not (steps or piece.last)):
+            with autocast:
+                loss = loss_fn(called(*_inputs(piece.inputs, settings, device)), target)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise UsageError(f"{where}: the loss is {value}; lower the recipe's train.learning_rate")
+            (loss * (piece.weight / settings.accumulate)).backward()
         waiting += 1
-        if waiting == settings.accumulate:
+        if steps:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             waiting = 0
-        total += value * len(target)
-        samples += len(target)
+        total += value * piece.samples
+        samples += piece.samples
     if waiting:
         # The last step of an epoch may have fewer batches; its gradient is still their mean.
         for group in optimizer.param_groups:
@@ -227,9 +283,19 @@ def _train_epoch(
                     parameter.grad.mul_(settings.accumulate / waiting)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    if peers.world > 1:
+        total, samples = peers.totals(total, samples, device=torch.device("cpu"))
     if samples == 0:
         raise UsageError(f"{where}: the training loader gave no batches; look at the recipe's data")
     return total / samples
+
+
+def _gradients_kept(called: nn.Module, kept: bool) -> contextlib.AbstractContextManager[None]:
+    """Inside, gradients are summed up in this process instead of averaged over all of them."""
+    inner = getattr(called, "_orig_mod", called)
+    if kept and isinstance(inner, nn.parallel.DistributedDataParallel):
+        return inner.no_sync()
+    return contextlib.nullcontext()
 
 
 def _channels_last(value: Any) -> Any:

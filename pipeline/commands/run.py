@@ -31,19 +31,25 @@ def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_j
     """Train, export, analyse, rewrite and check, round after round, until the budget is spent.
 
     RECIPE is the name of a shipped recipe or a TOML file. Run again on the same directory, the command goes
-    on where it stopped.
+    on where it stopped. Under torchrun the processes train and analyse together:
+    torchrun --nproc-per-node 2 -m growpipe run RECIPE --out DIR
     """
     require("torch", "train", "growpipe run")
     require("onnxruntime", "cpu", "growpipe run")
-    from growpipe.environment import resolve_device
+    from growpipe.distributed import launched
+    from growpipe.environment import is_follower, resolve_device
     from growpipe.loop import run_all, title_of
     from growpipe.run_store import Run
     from growpipe.summary import print_summary, rows_of
 
     loaded, folder = load_recipe(recipe)
-    opened = Run.create(out, with_rounds(loaded, rounds), folder, seed=seed, device=resolve_device(device))
-    with opened.locked():
-        final = run_all(opened)
+    resolved = resolve_device(device)
+    with launched(resolved) as peers:
+        opened = Run.create(out, with_rounds(loaded, rounds), folder, seed=seed, device=resolved, peers=peers)
+        with opened.locked():
+            final = run_all(opened)
+    if is_follower():
+        return
     if as_json:
         click.echo(
             json.dumps(json.loads((final.folder / "summary.json").read_text(encoding="utf-8")), indent=1)

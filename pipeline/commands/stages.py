@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from growpipe.environment import require
+from growpipe.environment import is_follower, require, resolve_device
 
 __all__ = ["analyse", "check_round", "export", "report", "rewrite", "train"]
 
@@ -20,18 +20,37 @@ _round = click.option(
 )
 
 
-def _do(directory: Path, stage: str, number: int | None) -> None:
+def _do(
+    directory: Path,
+    stage: str,
+    number: int | None,
+    recipe: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Do a stage of the run in ``directory``, which ``recipe`` starts if there is none."""
     require("torch", "train", f"growpipe {stage}")
     require("onnxruntime", "cpu", f"growpipe {stage}")
+    from growpipe.distributed import broadcast, launched
     from growpipe.loop import STAGES, announced, next_round
+    from growpipe.recipe import load_recipe
     from growpipe.run_store import Run
     from growpipe.task import load_task
 
-    opened = Run.open(directory)
-    with opened.locked():
-        chosen = next_round(opened, stage) if number is None else number
-        record = announced(STAGES[stage](load_task(opened), chosen))
-    click.echo(record.folder)
+    starts = recipe is not None and not (directory / "run.json").exists()
+    resolved = resolve_device(device) if starts else Run.open(directory).device
+    with launched(resolved) as peers:
+        # Another process may have seen what the first has made since.
+        if recipe is not None and broadcast(peers, starts):
+            loaded, folder = load_recipe(recipe)
+            opened = Run.create(directory, loaded, folder, seed=seed, device=resolved, peers=peers)
+        else:
+            opened = Run.open(directory, peers)
+        with opened.locked():
+            chosen = next_round(opened, stage) if number is None else number
+            record = announced(STAGES[stage](load_task(opened), chosen))
+    if not is_follower():
+        click.echo(record.folder)
 
 
 @click.command()
@@ -42,15 +61,7 @@ def _do(directory: Path, stage: str, number: int | None) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def train(directory: Path, number: int | None, recipe: str | None, device: str, seed: int) -> None:
     """Train the network of a round. Prints the folder of the stage."""
-    if recipe is not None and not (directory / "run.json").exists():
-        require("torch", "train", "growpipe train")
-        from growpipe.environment import resolve_device
-        from growpipe.recipe import load_recipe
-        from growpipe.run_store import Run
-
-        loaded, folder = load_recipe(recipe)
-        Run.create(directory, loaded, folder, seed=seed, device=resolve_device(device))
-    _do(directory, "train", number)
+    _do(directory, "train", number, recipe, device, seed)
 
 
 @click.command()

@@ -187,7 +187,7 @@ def train(
                 _save_progress(checkpoint, key, model, optimizer, history)
                 saving_ended = time.monotonic()
                 saving_took = saving_ended - now
-    if settings.recalibrate:
+    if settings.recalibrate and history:
         # Seeded by itself, so that a training resumed after its last epoch gets the same statistics.
         seed_everything(seed, stage, "recalibrate")
         if _recalibrate(model, loaders.train, settings, device, peers, seed, stage):

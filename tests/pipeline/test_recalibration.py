@@ -193,3 +193,18 @@ def test_a_training_killed_after_its_last_epoch_ends_with_the_same_statistics(tm
     assert histories[0] == histories[1]
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
+
+
+def test_a_training_of_no_epochs_is_none_at_all() -> None:
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    settings = Training(recalibrate=32)
+    batches = make_batches()
+    history = train(
+        model, make_optimizer(model, settings), Loaders(batches, batches, batches),
+        nn.functional.cross_entropy, settings, stage="s", epochs=0, until="end", seed=0, device="cpu",
+        classify=True,
+    )  # fmt: skip
+    assert history == []
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

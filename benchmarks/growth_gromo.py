@@ -226,7 +226,7 @@ def _covariances(layer: Any) -> float:
 class GromoBench(Bench):
     """`growth.Bench` whose ``grown`` asks gromo."""
 
-    def grown(self, task: Any, model: Any, method: str, spending: Any, *, free: bool) -> Any:  # type: ignore[override]
+    def grown(self, task: Any, model: Any, method: str, spending: Any, *, free: bool) -> Any:
         """Train and grow, up to and with the last growth."""
         if not isinstance(model, ConvNet):
             raise UsageError(f"gromo is tried on ConvNet alone, not on {type(model).__name__}")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from torch import nn
-from two_trainers import alone, print_facts
+from two_trainers import alone, print_facts, refusal
 
 from growpipe.cli import main
 from growpipe.distributed import Processes, data_parallel
@@ -86,8 +86,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_two_processes_take_the_steps_of_one(ranks: list[dict[str, Any]]) -> None:
-    single = alone()
-    for name, expected in single["together"].items():
+    for name, expected in alone()["together"].items():
         for answer in ranks:
             np.testing.assert_allclose(
                 answer["together"][name]["weights"], expected["weights"], rtol=0, atol=1e-5, err_msg=name
@@ -114,6 +113,13 @@ def test_the_pieces_make_up_the_batches(ranks: list[dict[str, Any]]) -> None:
     assert [a + b for a, b in zip(first, second, strict=True)] == [9] * 7 + [1]
     assert first[:7] == [4] * 7
     assert first[7] == 0.5, "a batch too small to be cut is done by both"
+
+
+def test_a_parameter_without_a_gradient_is_told_in_one_line(ranks: list[dict[str, Any]]) -> None:
+    for answer in ranks:
+        assert "a parameter of the network gets no gradient" in answer["refusal"]
+        assert "\n" not in answer["refusal"]
+    assert refusal(Processes()) is None, "one process trains it"
 
 
 MODEL = """

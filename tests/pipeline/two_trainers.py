@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from growpipe.data import Loaders
 from growpipe.data.batches import Batches
 from growpipe.distributed import ALONE, Processes, launched, pieces, weights_hash
+from growpipe.graph_ops.errors import UsageError
 from growpipe.recipe import Training
 from growpipe.training import evaluate, make_optimizer, seed_everything, train
 
@@ -53,6 +54,26 @@ def trained(
         classify=True, peers=peers, checkpoint=checkpoint, key="k",
     )  # fmt: skip
     return [value for epoch in history for value in (epoch.train_loss, epoch.validation_loss)]
+
+
+class Partial(nn.Module):
+    """A network with a parameter that its output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+def refusal(peers: Processes) -> str | None:
+    """What is said to a network that several processes cannot train."""
+    try:
+        trained(Partial(), DataLoader(data(), 8), peers)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def weights(model: nn.Module) -> list[float]:
@@ -115,6 +136,7 @@ def facts(peers: Processes, folder: Path) -> dict[str, Any]:
         "resumed": resumed(peers, folder),
         "held_out": [held_out.loss, held_out.accuracy],
         "samples": samples,
+        "refusal": refusal(peers),
     }
 
 

@@ -67,7 +67,7 @@ def launched(device: str) -> Iterator[Processes]:
         MissingEnvironment: the environment is not that of ``torchrun``, there are fewer CUDA devices than
             processes, or another process was lost.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield ALONE
         return
     if device == "cuda":

@@ -19,7 +19,7 @@ _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "scipy", "sciki
 
 def is_follower() -> bool:
     """Whether ``torchrun`` started this process beside another one that speaks for both."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and (os.environ.get("RANK") or "0") != "0"
 
 
 @functools.cache

@@ -165,11 +165,13 @@ def run(name: str, options: Mapping[str, Any], seed: int, data: Loaders) -> dict
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """A row per factor and variant, the default's own first."""
+    """A row per factor and variant, the default's own first; of the seeds that every variant has."""
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         outcome = json.loads(path.read_text(encoding="utf-8"))
         runs.setdefault(outcome["variant"], {})[outcome["seed"]] = outcome
+    common = set.intersection(*(set(seeds) for seeds in runs.values()))
+    runs = {name: {seed: seeds[seed] for seed in sorted(common)} for name, seeds in runs.items()}
     table = [_row("default", "default", runs["default"], None)]
     for factor, (base, others) in FACTORS.items():
         if base != "default":

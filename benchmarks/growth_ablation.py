@@ -35,7 +35,7 @@ from growpipe.analyser import Budget
 from growpipe.data import Loaders
 from growpipe.data.digits import loaders
 from growpipe.export import export_growth_form
-from growpipe.graph_ops.errors import NothingToSplit
+from growpipe.graph_ops.errors import NothingToSplit, UsageError
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.models.digits import DigitsNet
 from growpipe.recipe import Training
@@ -171,6 +171,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         outcome = json.loads(path.read_text(encoding="utf-8"))
         runs.setdefault(outcome["variant"], {})[outcome["seed"]] = outcome
     common = set.intersection(*(set(seeds) for seeds in runs.values()))
+    if len(common) < 2:
+        raise UsageError(f"{folder} has {len(common)} complete seeds, and a standard error needs two; run on")
     runs = {name: {seed: seeds[seed] for seed in sorted(common)} for name, seeds in runs.items()}
     table = [_row("default", "default", runs["default"], None)]
     for factor, (base, others) in FACTORS.items():

@@ -10,7 +10,9 @@
    at a time. Its learning rate is the better of two, and it sees the same fixed batch, so no noise is held
    against it.
 3. The block of a single neuron with curvlinops' Hessian operator and SciPy's eigsh, if it is installed.
-4. Peak memory of capture and products against a training step, each in a process of its own.
+4. Peak memory of capture and products against a training step, each in a process of its own, and of a whole
+   analysis by what it keeps between products.
+5. What stopping early costs: the decrease of the plan it chooses by the exact spectrum.
 
 On a CPU times are those of the process (``time.process_time``) with one thread, so that other work on the
 machine disturbs little; on CUDA they are event times. Results go to results/analyser_speed.json, RESULTS.md.
@@ -25,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import record
@@ -41,8 +43,9 @@ from growpipe.analyser.lanczos import Apply, lanczos, random_start
 from growpipe.analyser.metric import GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.processes import processes
-from growpipe.analyser.schemes import scheme_of
-from growpipe.analyser.spectra import measure_spectra
+from growpipe.analyser.schemes import ROWS, scheme_of
+from growpipe.analyser.selection import Candidates, Limits, select
+from growpipe.analyser.spectra import Spectra, measure_spectra
 
 EPOCH = 50_000
 MICRO_BATCH = 128
@@ -152,41 +155,119 @@ def measure_product(bench: Bench, repeats: int) -> dict[str, Any]:
     }
 
 
+def spectra_of(
+    bench: Bench,
+    samples: int,
+    metric: GrowingMetric,
+    keep: dict[str, Any] | None = None,
+    **options: Any,
+) -> Spectra:
+    """What `analyse` measures: captures, metric and spectra of growing analysis sets.
+
+    ``keep`` says what the operator keeps between products, ``options`` when it stops.
+    """
+    with processes(bench.device) as peers:
+        data = collect(
+            [(bench.x[:samples], bench.y[:samples])],
+            max_samples=samples, micro_batch=MICRO_BATCH, device=bench.device, dtype=torch.float32,
+        )  # fmt: skip
+        return measure_spectra(
+            growing(bench.operator(0, **(keep or {})), data, cross_entropy, peers, bench.device),
+            metric,
+            scheme_of("m4", 3.0),
+            **options,
+        )
+
+
 def measure_analysis(
     bench: Bench, samples: int, step_seconds: float, stability: float = 0.95
 ) -> dict[str, Any]:
-    """Captures, metric and spectra of growing analysis sets, against an epoch of training."""
-    shares: dict[str, Any] = {}
+    """The analysis against an epoch of training; the median of three."""
+    found: list[Spectra] = []
 
     def work() -> None:
-        with processes(bench.device) as peers:
-            batches = [(bench.x[:samples], bench.y[:samples])]
-            data = collect(
-                batches,
-                max_samples=samples,
-                micro_batch=MICRO_BATCH,
-                device=bench.device,
-                dtype=torch.float32,
-            )
-            spectra = measure_spectra(
-                growing(bench.operator(0), data, cross_entropy, peers, bench.device),
-                GrowingMetric("input"),
-                scheme_of("m4", 3.0),
-                stability=stability,
-            )
-        shares.update(spectra.facts)
+        found.append(spectra_of(bench, samples, GrowingMetric("input"), stability=stability))
 
     prepared = clock(bench.device, bench.prepare)
-    seconds = clock(bench.device, work)
+    runs = sorted(clock(bench.device, work) for _ in range(3))
     epoch = step_seconds * EPOCH / bench.batch
     return {
         "samples": samples,
         "stability": stability,
-        "seconds": seconds,
+        "seconds": runs[1],
+        "seconds_of_all": runs,
         "export_seconds": prepared,
-        "share_of_an_epoch": seconds / epoch,
-        "stages": shares["stages"],
+        "share_of_an_epoch": runs[1] / epoch,
+        "stages": found[0].facts["stages"],
     }
+
+
+STOPS: dict[str, dict[str, float]] = {
+    "as analyse does it": {},
+    "all samples": {"stability": 1.0},
+    "all samples, and products until every end is within 1 %": {"stability": 1.0, "noise_share": 0.0},
+    "until the ranking is stable, every end within 1 %": {"noise_share": 0.0},
+}
+
+
+def measure_choice(bench: Bench, samples: int) -> dict[str, Any]:
+    """What stopping early costs: the decrease of a plan by the exact spectrum on all samples.
+
+    The plan is chosen with each rule of `STOPS` at a growth of 30 %. ``choice``: by how much the decrease of
+    its rows falls short of the best plan's, with exact eigenvectors. ``choice_and_directions``: the same with
+    the eigenvectors that the rule has found.
+    """
+    scheme, limits = scheme_of("m4", 3.0), Limits()
+    operator = SplittingOperator(bench.prepared.program)
+    for start in range(0, samples, MICRO_BATCH):
+        stop = start + MICRO_BATCH
+        operator.add((bench.x[start:stop],), bench.y[start:stop], cross_entropy)
+    metric = GrowingMetric("input")(operator)
+    names = [group.name for group in operator.groups]
+
+    def apply(vectors: dict[int, Tensor]) -> dict[int, Tensor]:
+        whole, _ = operator.apply_halves({i: metric.raw(i, v) for i, v in vectors.items()})
+        return {i: metric.white(i, v) for i, v in whole.items()}
+
+    exact = lanczos(apply, random_start(operator.zeros(), 1), tolerance=1e-5, max_steps=200)
+
+    def decrease(rows: dict[str, Any], minus: list[Tensor], plus: list[Tensor]) -> float:
+        """−Σ w δᵀSδ of the chosen rows, δ made of the given unit vectors."""
+        products = [apply(dict(enumerate(v))) for v in (minus, plus)]
+        total = 0.0
+        for i, name in enumerate(names):
+            ends, images = (minus[i].double(), plus[i].double()), [p[i].double() for p in products]
+            q = [[(a * b).sum(1) for b in images] for a in ends]
+            for channel, row in enumerate(rows[name]):
+                for one in ROWS[row].offspring(scheme.c) if row >= 0 else ():
+                    total -= one.weight * float(
+                        one.minus**2 * q[0][0][channel]
+                        + 2 * one.minus * one.plus * q[0][1][channel]
+                        + one.plus**2 * q[1][1][channel]
+                    )
+        return total
+
+    def chosen(candidates: Sequence[Candidates]) -> dict[str, Any]:
+        return dict(select(candidates, bench.prepared.groups.cost, limits).rows)
+
+    ends = zip(names, exact.low, exact.high, strict=True)
+    best = chosen([Candidates.of(n, low.numpy(), high.numpy(), scheme) for n, low, high in ends])
+    full = decrease(best, exact.minus, exact.plus)
+    results = {}
+    for rule, options in STOPS.items():
+        found = spectra_of(bench, samples, GrowingMetric("input"), **options)
+        rows = chosen(found.candidates)
+        sides = []
+        for side in (found.minus, found.plus):
+            white = metric.from_raw([torch.from_numpy(side[name]).to(bench.device) for name in names])
+            sides.append([v / torch.linalg.vector_norm(v, dim=1, keepdim=True) for v in white])
+        results[rule] = {
+            "samples": found.facts["stages"][-1]["samples"],
+            "stages": found.facts["stages"],
+            "choice": 1 - decrease(rows, exact.minus, exact.plus) / full,
+            "choice_and_directions": 1 - decrease(rows, *sides) / full,
+        }
+    return {"exact_products": exact.steps, "rules": results}
 
 
 def measure_ends(bench: Bench, steps: int) -> dict[str, Any]:
@@ -287,17 +368,20 @@ def measure_curvlinops(bench: Bench, neurons: int) -> dict[str, Any]:
     except ImportError:
         return {"skipped": "curvlinops is not installed"}
     operator = bench.operator()
-    chains = {group.name: find_chain(group) for group in operator.groups}
-    position, chain = max((i, c) for i, c in enumerate(chains.values()) if c is not None)
-    group = operator.groups[position]
-    program, captured = operator.program, operator.captured(0)
+    group, position = operator.groups[-1], len(operator.groups) - 1
+    chain = find_chain(group)
+    assert chain is not None, "the last group is a plain chain: convolution, normalisation, activation"
+    norm, _ = chain.steps
+    program = operator.program
+    captured = program.capture(
+        bench.x[: bench.batch], bench.y[: bench.batch], cross_entropy, program.recording([group])
+    )
     values = program.run_path([group], captured, {b.tensor: program.tensor(b.tensor) for b in group.blocks})
     read = program.reader([group], captured, values)
-    inputs = read(chain.producer.args[0], chain.producer)
+    inputs = read(chain.inputs, chain.producer)
     (edge,) = group.edges
     gradient = captured.gradients[edge]
     weight = program.tensor(group.blocks[0].tensor)
-    norm = chain.norm.args
 
     class Neuron(nn.Module):
         """σ of one channel, from the producer's filter to the consumer's input."""
@@ -306,7 +390,7 @@ def measure_curvlinops(bench: Bench, neurons: int) -> dict[str, Any]:
             super().__init__()
             self.filter = nn.Parameter(weight[channel : channel + 1].clone())
             self.scale, self.shift, self.mean, self.var = (
-                read(norm[k], chain.norm)[channel] for k in range(1, 5)
+                read(norm.args[k], norm)[channel] for k in range(1, 5)
             )
 
         def forward(self, x: Tensor) -> Tensor:
@@ -363,21 +447,31 @@ def measure_curvlinops(bench: Bench, neurons: int) -> dict[str, Any]:
 def child(what: str, batch: int, activation: str) -> None:
     """Peak resident memory of one kind of work above what was there before it, as JSON on stdout."""
     bench = Bench(getattr(nn, activation), 8, torch.device("cpu"))
-    limit = 0 if what == "limited" else None
-    operator = None if what == "step" else bench.operator(0, memory_limit=limit)
     bench.batch = batch
     with open("/proc/self/clear_refs", "w") as peak:
         peak.write("5")  # forget the peak so far
     before = _resident("VmRSS")
-    if operator is None:
+    started = time.process_time()
+    if what == "step":
         for _ in range(3):
             bench.step()
+    elif what in KEEPS:
+        spectra_of(bench, 2048, GrowingMetric("input"), KEEPS[what], stability=1.0)
     else:
-        x, y = bench.data()
-        operator.add((x,), y, cross_entropy)
+        operator = bench.operator(memory_limit=0 if what == "limited" else None)
         extremes = lanczos(products(operator), random_start(operator.zeros(), 0), max_steps=8, tolerance=0.0)
         assert extremes.steps == 8
-    print(json.dumps({"mebibytes": _resident("VmHWM") - before}))
+    seconds = time.process_time() - started
+    print(json.dumps({"mebibytes": _resident("VmHWM") - before, "seconds": seconds}))
+
+
+KEEPS: dict[str, dict[str, Any]] = {
+    "everything": {},
+    "half of everything": {"memory_limit": 112 << 20},
+    "everything in bfloat16": {"storage": torch.bfloat16},
+    "nothing": {"memory_limit": 0},
+}
+"""What a whole analysis of 2,048 samples keeps between products."""
 
 
 def _resident(which: str) -> float:
@@ -387,14 +481,24 @@ def _resident(which: str) -> float:
 
 
 def measure_memory(batch: int, activation: str) -> dict[str, Any]:
-    peaks = {}
-    for what in ("step", "analysis", "limited"):
+    peaks, seconds = {}, {}
+    for what in ("step", "analysis", "limited", *KEEPS):
         output = subprocess.run(
             [sys.executable, __file__, "--child", what, "--batch", str(batch), "--activation", activation],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
-        peaks[what] = json.loads(output.splitlines()[-1])["mebibytes"]
-    return {"batch": batch, **peaks, "ratio": peaks["analysis"] / peaks["step"]}
+        answer = json.loads(output.splitlines()[-1])
+        peaks[what], seconds[what] = answer["mebibytes"], answer["seconds"]
+    whole = {
+        keep: {"steps": peaks[keep] / peaks["step"], "times": seconds[keep] / seconds["everything"]}
+        for keep in KEEPS
+    }
+    return {
+        "batch": batch,
+        **{what: peaks[what] for what in ("step", "analysis", "limited")},
+        "ratio": peaks["analysis"] / peaks["step"],
+        "whole": whole,
+    }
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -425,6 +529,11 @@ def summary(results: dict[str, Any]) -> str:
             f"{results['memory']['batch']} | {results['memory']['ratio']:.2f} (keeping nothing: "
             f"{results['memory']['limited'] / results['memory']['step']:.2f}) | at most 2 |"
         )
+        lines += [
+            f"| peak memory of an analysis of 2,048 samples that keeps {keep} / of a training step "
+            f"(its time) | {row['steps']:.1f} ({row['times']:.2f} times that of keeping everything) | |"
+            for keep, row in results["memory"]["whole"].items()
+        ]
     library = results["curvlinops"]
     if "skipped" not in library:
         lines.append(
@@ -433,6 +542,20 @@ def summary(results: dict[str, Any]) -> str:
             f"{library['seconds_per_neuron'] / library['our_seconds_per_channel']:.0f} "
             f"({1000 * library['seconds_per_neuron']:.1f} ms / "
             f"{1000 * library['our_seconds_per_channel']:.2f} ms) | |"
+        )
+    lines += [
+        "",
+        "What stopping early costs the plan (30 % more channels, m4): its decrease of the loss by the exact "
+        f"spectrum on all {analysis['samples']} samples, against that of the best plan.",
+        "",
+        "| stopped | samples | products per group, by set | lost by the choice | with its directions |",
+        "|---|---|---|---|---|",
+    ]
+    for rule, row in results["choice"]["rules"].items():
+        spent = ", ".join(f"{s['products_per_group']:.1f} on {s['samples']}" for s in row["stages"])
+        lines.append(
+            f"| {rule} | {row['samples']} | {spent} | {row['choice']:.2%} | "
+            f"{row['choice_and_directions']:.2%} |"
         )
     if not ends["published_reached"]:
         worst = ", ".join(f"{run['worst_error']:.0%} after {run['steps']} steps" for run in ends["published"])
@@ -448,7 +571,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--activation", default="SiLU")
     parser.add_argument("--published-steps", type=int, default=300, help="per end and learning rate")
-    parser.add_argument("--child", choices=["step", "analysis", "limited"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["step", "analysis", "limited", *KEEPS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child, arguments.batch, arguments.activation)
@@ -473,6 +596,7 @@ def main() -> None:
     take("analysis_of_all", lambda: measure_analysis(bench, arguments.samples, step, stability=1.0))
     if device.type == "cpu":
         take("memory", lambda: measure_memory(arguments.batch, arguments.activation))
+    take("choice", lambda: measure_choice(bench, arguments.samples))
     take("curvlinops", lambda: measure_curvlinops(bench, 8))
     take("ends", lambda: measure_ends(bench, arguments.published_steps))
     record.append("analyser_speed", results)

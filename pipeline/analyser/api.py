@@ -23,11 +23,13 @@ from growpipe.analyser.data import MicroBatch, check_mean_loss, collect
 from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.orientation import STEP, best_signs
 from growpipe.analyser.processes import Processes, processes
 from growpipe.analyser.program import Program
 from growpipe.analyser.schemes import scheme_of
 from growpipe.analyser.selection import Budget, Limits, select
-from growpipe.analyser.spectra import SOLVERS, measure_spectra
+from growpipe.analyser.solvers import SOLVERS
+from growpipe.analyser.spectra import measure_spectra
 from growpipe.analyser.splits import is_asymmetric, split_groups
 from growpipe.export import export_growth_form, named_tensors
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
@@ -67,6 +69,8 @@ def analyse(
     cost_exponent: float = 0.5,
     solver: str = "auto",
     tolerance: float = 1e-2,
+    stability: float = 0.95,
+    noise_share: float = 0.5,
     max_samples: int = 2048,
     micro_batch: int = 128,
     line_search_samples: int = 512,
@@ -106,9 +110,12 @@ def analyse(
         widths: by group the least and the greatest width, either None.
         max_factor: no group grows beyond this multiple of its width.
         cost_exponent: candidates compete by gain / MACs (or parameters) to this power.
-        solver: ``"dense"``, ``"lanczos"``, or ``"auto"`` by cost.
-        tolerance: the error bound of the eigenvalues, as a share of each spectral radius; half the standard
-            errors of a group's eigenvalues are enough, too (in root mean square over its channels).
+        solver: ``"dense"``, ``"lanczos"``, or ``"auto"``: for every group whichever is less work, as counted.
+        tolerance: the error bound of the eigenvalues, as a share of each spectral radius.
+        stability: the analysis set stops growing when the ranking of the candidates has this split-half
+            reliability (see `spectra`); 1 uses all ``max_samples``.
+        noise_share: error bounds of this share of a group's standard errors are enough, too (in root mean
+            square over its channels): what is beyond is noise of the data; 0 leaves ``tolerance`` alone.
         max_samples: the largest analysis set.
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial of the line search sees.
@@ -140,6 +147,12 @@ def analyse(
         raise UsageError(f"epsilon must not be negative, not {epsilon}")
     if not surrogate_beta > 0:
         raise UsageError(f"surrogate_beta must be positive, not {surrogate_beta}")
+    if not 0 < stability <= 1:
+        raise UsageError(f"stability is a reliability above 0 and at most 1, not {stability}")
+    if not noise_share >= 0:
+        raise UsageError(f"noise_share must not be negative, not {noise_share}; 0 turns it off")
+    if not tolerance > 0:
+        raise UsageError(f"tolerance must be positive, not {tolerance}")
     if max_samples < 1 or micro_batch < 1 or line_search_samples < 1:
         raise UsageError("max_samples, micro_batch and line_search_samples must be at least 1")
     unlimited = budget is None or (budget.parameters is None and budget.macs is None)
@@ -177,6 +190,8 @@ def analyse(
             chosen_scheme,
             solver=solver,
             tolerance=tolerance,
+            stability=stability,
+            noise_share=noise_share,
             seed=seed,
         )
         operator.drop_graphs()
@@ -190,10 +205,17 @@ def analyse(
         # Constants that the exporter made, such as zero biases, are the graph's own business.
         layouts = {name: layout for name, layout in groups.restricted(names).items() if name in tensors}
 
+        trial_data = [batch for batch in data if batch.start < line_search_samples]
+        asymmetric = is_asymmetric(selection.rows)
+        signs = best_signs(
+            program, trial_data if asymmetric else (), loss_fn, selection.rows, spectra.minus, spectra.plus,
+            chosen_scheme.c, peers.total, epsilon or STEP,
+        )  # fmt: skip
+
         def plan_at(step: float, orientation: float) -> SplitPlan:
             splits = split_groups(
                 program.groups, selection.rows, spectra.minus, spectra.plus, selection.value,
-                chosen_scheme.c, step, orientation,
+                chosen_scheme.c, step, {name: orientation * sign for name, sign in signs.items()},
             )  # fmt: skip
             return SplitPlan(
                 groups=splits,
@@ -210,9 +232,9 @@ def analyse(
 
         parameters_hash = hash_parameters(layouts, lambda name: to_numpy(tensors[name]))
         evaluate = _Evaluator(model, loss_fn, target_device, peers)
-        trial_data = [batch for batch in data if batch.start < line_search_samples]
         base = evaluate(None, trial_data)
-        orientations = (1.0, -1.0) if is_asymmetric(selection.rows) else (1.0,)
+        # The signs hold as far as the third order goes: at a large step the opposite ones may be better.
+        orientations = (1.0, -1.0) if asymmetric else (1.0,)
         found: LineSearch | None = None
         step, orientation = epsilon, 1.0
         if step is None or (len(orientations) > 1 and step > 0):

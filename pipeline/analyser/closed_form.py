@@ -211,6 +211,11 @@ class ClosedForm:
         return replace(self, steps=tuple(s.cast(dtype) if isinstance(s, _Bend) else s for s in self.steps))
 
     @property
+    def entries(self) -> int:
+        """The number of entries of the largest activation."""
+        return max(s.curvature.numel() for s in self.steps if isinstance(s, _Bend))
+
+    @property
     def nbytes(self) -> int:
         kept = [t for s in self.steps if isinstance(s, _Bend) for t in (s.slope, s.curvature)]
         return sum(t.numel() * t.element_size() for t in kept if t is not None)

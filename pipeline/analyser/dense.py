@@ -7,44 +7,59 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growpipe.analyser.lanczos import Apply, Ends, Extremes
+from growpipe.analyser.lanczos import Apply, Ends, Extremes, run_all
 
-__all__ = ["dense_extremes", "splitting_matrices"]
+__all__ = ["Columns", "dense_extremes"]
 
 
-def splitting_matrices(apply: Apply, like: Sequence[Tensor]) -> list[Tensor]:
-    """S of every channel, column by column: for every group [width, d, d].
-
-    The j-th columns of all channels of all groups come from one product: the cost is d products per group.
+class Columns:
+    """The splitting matrices of one group's channels, a column of every channel from each product.
 
     Args:
-        apply: the operator, of the groups it is given [width, d] to [width, d].
-        like: for every group a tensor [width, d] of the type and device wanted.
+        like: a tensor [width, d] of the type and device wanted.
     """
-    columns: list[list[Tensor]] = [[] for _ in like]
-    for j in range(max(v.shape[1] for v in like)):
-        units = {i: torch.zeros_like(v) for i, v in enumerate(like) if j < v.shape[1]}
-        for v in units.values():
-            v[:, j] = 1.0
-        for i, product in apply(units).items():
-            columns[i].append(product)
-    return [torch.stack(parts, dim=2) for parts in columns]
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._columns: list[Tensor] = []
+
+    @property
+    def current(self) -> Tensor:
+        """The next unit vector, for every channel."""
+        unit = torch.zeros_like(self._like)
+        unit[:, len(self._columns)] = 1.0
+        return unit
+
+    @property
+    def done(self) -> bool:
+        return len(self._columns) == self._like.shape[1]
+
+    def advance(self, product: Tensor) -> None:
+        """Take S times ``current``."""
+        self._columns.append(product)
+
+    def preview(self) -> None:
+        """Nothing is known before the last column."""
+
+    @property
+    def matrices(self) -> Tensor:
+        """S of every channel, float64 [width, d, d]."""
+        s = torch.stack(self._columns, dim=2).double()
+        return (s + s.mT) / 2
+
+    def ends(self) -> Ends:
+        """The extreme eigenpairs by eigh in float64; the operator was applied to the unit vectors."""
+        values, vectors = torch.linalg.eigh(self.matrices)
+        low, high = (values[:, k].cpu() for k in (0, -1))
+        minus, plus = (vectors[:, :, k].to(self._like.dtype) for k in (0, -1))
+        return Ends(low, high, minus, plus, torch.zeros_like(low), minus, plus)
 
 
 def dense_extremes(apply: Apply, like: Sequence[Tensor]) -> Extremes:
-    """The extreme eigenpairs of every channel from its splitting matrix, by eigh in float64.
+    """The extreme eigenpairs of every channel from its splitting matrix; d products per group.
 
     Args:
         apply: the operator, of the groups it is given [width, d] to [width, d].
         like: for every group a tensor [width, d] of the type and device wanted.
     """
-    groups = []
-    for matrix, reference in zip(splitting_matrices(apply, like), like, strict=True):
-        s = matrix.double()
-        values, vectors = torch.linalg.eigh((s + s.mT) / 2)
-        low, high = (values[:, k].cpu() for k in (0, -1))
-        minus, plus = (vectors[:, :, k].to(reference.dtype) for k in (0, -1))
-        # The operator was applied to the unit vectors.
-        groups.append(Ends(low, high, minus, plus, torch.zeros_like(low), minus, plus))
-    dimensions = [v.shape[1] for v in like]
-    return Extremes(tuple(groups), max(dimensions), sum(dimensions))
+    return run_all(apply, [Columns(v) for v in like])

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["Apply", "Ends", "Extremes", "lanczos", "random_start"]
+__all__ = ["Apply", "Ends", "Extremes", "Recurrence", "Run", "lanczos", "random_start", "run_all"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +104,37 @@ def _normalised(v: Tensor) -> tuple[Tensor, Tensor]:
     return v / safe[:, None], norm
 
 
-class _Recurrence:
-    """The Krylov bases and tridiagonal matrices of one group's channels."""
+class Run(Protocol):
+    """One group on its way to its extreme eigenpairs, a product at a time."""
+
+    @property
+    def current(self) -> Tensor:
+        """The vectors to apply S to next, [width, d]."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no further product is needed."""
+
+    def advance(self, product: Tensor) -> None:
+        """Take S times ``current``, [width, d]."""
+
+    def preview(self) -> Ends | None:
+        """What is known so far, with error bounds; None where that is nothing yet."""
+
+    def ends(self) -> Ends:
+        """The result."""
+
+
+class Recurrence:
+    """The Krylov bases and tridiagonal matrices of one group's channels.
+
+    Args:
+        start: start vectors, [width, d], no row zero.
+        steps: the largest number of products.
+
+    Raises:
+        CheckFailed: a start vector is zero or not finite.
+    """
 
     def __init__(self, start: Tensor, steps: int) -> None:
         width, d = start.shape
@@ -168,7 +198,11 @@ class _Recurrence:
         ends = residual[:, [0, -1]]
         return values, coordinates, torch.where(gap > ends, ends * ends / gap, ends)
 
+    def preview(self) -> Ends:
+        return self.ends()
+
     def ends(self) -> Ends:
+        """Ritz values and vectors of both ends, and their error bounds."""
         values, coordinates, bound = self.ritz()
         return Ends(
             values[:, 0],
@@ -222,7 +256,23 @@ def lanczos(
     Raises:
         CheckFailed: a start vector is zero, or a product is not finite.
     """
-    runs = [_Recurrence(v, max_steps) for v in start]
+    runs = [Recurrence(v, max_steps) for v in start]
+    return run_all(apply, runs, tolerance, min_steps, noise, noise_share)
+
+
+def run_all(
+    apply: Apply,
+    runs: Sequence[Run],
+    tolerance: float = 0.0,
+    min_steps: int = 4,
+    noise: Callable[[int, Ends], float] | None = None,
+    noise_share: float = 0.0,
+) -> Extremes:
+    """All groups to their end, each with its own solver; the arguments are those of `lanczos`.
+
+    Raises:
+        CheckFailed: a product is not finite.
+    """
     found: dict[int, Ends] = {}
     steps = group_products = 0
     while active := [i for i, run in enumerate(runs) if i not in found and not run.done]:
@@ -231,12 +281,11 @@ def lanczos(
         group_products += len(active)
         for i in active:
             run = runs[i]
-            run.advance(products[i])
-            if not torch.isfinite(run.alpha[:, run.k - 1]).all():
+            if not torch.isfinite(products[i].sum()):
                 raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
-            if steps < min_steps or run.done:
+            run.advance(products[i])
+            if steps < min_steps or run.done or (ends := run.preview()) is None:
                 continue
-            ends = run.ends()
             if (shares := ends.shares()).numel() == 0 or bool((shares <= tolerance).all()):
                 found[i] = ends
             elif noise is not None and noise_share > 0:

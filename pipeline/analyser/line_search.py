@@ -16,7 +16,7 @@ EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One evaluated step: ε, the sign of v+, and the change of loss."""
+    """One evaluated step: ε, the factor of every v+ (−1 turns all of them round), and the change of loss."""
 
     epsilon: float
     orientation: float
@@ -46,14 +46,14 @@ def line_search(
     refinements: int = 2,
     smallest: float = 1e-4,
 ) -> LineSearch:
-    """The ε (and the sign of v+) of least realised loss.
+    """The ε (and the orientation of v+) of least realised loss.
 
     Tries a geometric grid, goes on below it while the smallest step is the best or none lowers the loss, and
     then between the best step and its neighbours.
 
     Args:
         change: ``(ε, orientation) →`` the change of loss; not finite counts as infinitely bad.
-        orientations: the signs of v+ to try: both, where a split is not symmetric.
+        orientations: the factors of every v+ to try: 1 and −1, where a split is not symmetric.
         epsilons: the grid.
         refinements: how often the interval around the best step is halved (geometrically).
         smallest: no step below this is tried.

@@ -67,6 +67,7 @@ class _Batch:
         samples: the number of samples.
         loss: the mean loss over them.
         half: to which half of the data it belongs, 0 or 1.
+        positions: by group how many positions a channel has per sample.
         capture: all that products need, from one forward and one backward pass.
         kept: what `capture` returned, where there is memory for it.
         keeps_graphs: whether there is memory for linearised paths, too.
@@ -76,6 +77,7 @@ class _Batch:
     samples: int
     loss: float
     half: int
+    positions: Sequence[int]
     capture: Callable[[], _Constants]
     kept: _Constants | None
     keeps_graphs: bool
@@ -159,6 +161,7 @@ class SplittingOperator:
                 constants.captured.samples,
                 constants.captured.loss,
                 len(self._batches) % 2 if half is None else half,
+                [self._positions(i, constants) for i in range(len(self.groups))],
                 capture,
                 constants if keep else None,
                 keep_graphs,
@@ -173,6 +176,15 @@ class SplittingOperator:
             for activation, source in chain.bends():
                 del captured.slopes[activation], captured.inner[source]
         return _Constants(captured if self.storage is None else captured.cast(self.storage), closed)
+
+    def _positions(self, position: int, constants: _Constants) -> int:
+        """How many positions a channel has per sample: pixels, tokens, points."""
+        group = self.groups[position]
+        if position in constants.closed:
+            entries = constants.closed[position].entries
+        else:
+            entries = max(constants.captured.gradients[edge].numel() for edge in group.edges)
+        return max(1, entries // (group.width * constants.captured.samples))
 
     def captured(self, index: int) -> Captured:
         """What a micro-batch leaves constant, kept or captured anew."""
@@ -214,6 +226,16 @@ class SplittingOperator:
         if self.reduce is None:
             return number
         return int(self.reduce(torch.tensor(number, device=self.zeros()[0].device)))
+
+    def work(self) -> list[float]:
+        """By group about how many multiply-adds one product over all data takes per channel.
+
+        The same in every process: a forward and a weight gradient at the producer, d each for every position.
+        """
+        return [
+            2.0 * self.total(sum(batch.positions[i] * batch.samples for batch in self._batches)) * g.dimension
+            for i, g in enumerate(self.groups)
+        ]
 
     def zeros(self, dtype: torch.dtype | None = None) -> Vectors:
         """A zero vector for every channel."""

@@ -172,7 +172,11 @@ class Program:
         return target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
 
     def loss(self, inputs: Any, target: Any, loss_fn: Loss) -> float:
-        """The mean loss of one batch."""
+        """The mean loss of one batch.
+
+        Raises:
+            UsageError: the loss is no scalar.
+        """
         with torch.no_grad():
             values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
             last_use = self._last_uses()
@@ -180,7 +184,7 @@ class Program:
                 values[node] = self._call(node, values.__getitem__)
                 for dead in last_use.get(node, ()):
                     values.pop(dead, None)
-            return float(loss_fn(self._output(values), target))
+            return float(_scalar(loss_fn(self._output(values), target)))
 
     def _output(self, values: Mapping[Node, Any]) -> Any:
         return pytree.tree_unflatten([values[node] for node in self._outputs], self._out_spec)
@@ -209,9 +213,7 @@ class Program:
                     values[node] = along[node] = _leaf(values[node])
                 for dead in last_use.get(node, ()):
                     values.pop(dead, None)
-            loss = loss_fn(self._output(values), target)
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise UsageError("loss_fn must return one number, the mean loss over the samples of a batch")
+            loss = _scalar(loss_fn(self._output(values), target))
             if not torch.isfinite(loss):
                 raise CheckFailed(
                     f"the loss of an analysis batch is {float(loss)}; analyse a finite, trained model"
@@ -341,6 +343,15 @@ class _OnDemand(dict[Node, Any]):
     def __missing__(self, node: Node) -> Any:
         value = self[node] = self._program.evaluate(node, self._read)
         return value
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(
+            f"loss_fn must return a tensor with one number, the mean loss over a batch, not {found}"
+        )
+    return loss
 
 
 def _leaf(value: Tensor) -> Tensor:

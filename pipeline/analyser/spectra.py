@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,18 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from growpipe.analyser.dense import dense_extremes
-from growpipe.analyser.lanczos import Ends, Extremes, lanczos, random_start
+from growpipe.analyser.lanczos import Extremes, random_start
 from growpipe.analyser.metric import Metric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.schemes import ROWS, Scheme
 from growpipe.analyser.selection import Candidates
+from growpipe.analyser.solvers import Contrasts, FloatArray, solve
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["SOLVERS", "Spectra", "measure_spectra", "solve"]
+__all__ = ["Spectra", "measure_spectra"]
 
-SOLVERS = ("auto", "dense", "lanczos")
-
-FloatArray = npt.NDArray[np.floating]
-Contrasts = tuple[list[FloatArray], list[FloatArray]]
-
-LANCZOS_PRODUCTS = 12
-"""About how many products batched Lanczos needs for a residual of a percent."""
+COLD_STEPS, WARM_STEPS = 4, 3
+"""The least number of products of Lanczos from a random start, and from the ends of the set before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,75 +73,6 @@ class Spectra:
         return {**self.facts, "groups": groups}
 
 
-def solve(
-    operator: SplittingOperator,
-    metric: Metric,
-    *,
-    solver: str,
-    tolerance: float,
-    start: Sequence[Tensor],
-    max_steps: int = 40,
-    noise_share: float = 0.0,
-) -> tuple[Extremes, Contrasts, str]:
-    """The extreme eigenpairs in the metric's whitened coordinates.
-
-    ``auto`` takes the dense solver where the largest dimension needs no more products than Lanczos would.
-    Lanczos is also done with a group when its error bounds are ``noise_share`` times its standard errors,
-    both as shares of the spectral radii, in root mean square over its channels.
-
-    Returns:
-        The extremes; vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data; the solver.
-
-    Raises:
-        UsageError: an unknown solver.
-    """
-    if solver not in SOLVERS:
-        raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
-    differences: list[list[Tensor]] = [[] for _ in start]
-
-    def apply(vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        whole, difference = operator.apply_halves({i: metric.raw(i, v) for i, v in vectors.items()})
-        for i, v in difference.items():
-            differences[i].append(metric.white(i, v))
-        return {i: metric.white(i, v) for i, v in whole.items()}
-
-    def noise(position: int, ends: Ends) -> float:
-        return _relative_noise(ends, *_contrasts(differences[position], ends))
-
-    if solver == "auto":
-        largest = max(group.dimension for group in operator.groups)
-        solver = "dense" if largest <= LANCZOS_PRODUCTS else "lanczos"
-    if solver == "dense":
-        extremes = dense_extremes(apply, start)
-    else:
-        extremes = lanczos(
-            apply, start, tolerance=tolerance, max_steps=max_steps, noise=noise, noise_share=noise_share
-        )
-    pairs = [_contrasts(d, ends) for d, ends in zip(differences, extremes.groups, strict=True)]
-    return extremes, ([low for low, _ in pairs], [high for _, high in pairs]), solver
-
-
-def _relative_noise(ends: Ends, low_contrast: FloatArray, high_contrast: FloatArray) -> float:
-    """The root mean square of the standard errors of one group's ends, as shares of the spectral radii."""
-    radius = np.maximum(np.abs(ends.low.numpy()), np.abs(ends.high.numpy()))
-    live = radius > 0
-    if not live.any():
-        return 0.0
-    squares = [(contrast[live] / (2 * radius[live])) ** 2 for contrast in (low_contrast, high_contrast)]
-    return float(np.sqrt(np.mean(squares)))
-
-
-def _contrasts(differences: Sequence[Tensor], ends: Ends) -> tuple[FloatArray, FloatArray]:
-    """vᵀ D v of both ends of every channel: D applied to the vectors in whose basis v is known."""
-    results = []
-    for v, weights in ((ends.minus, ends.minus_in), (ends.plus, ends.plus_in)):
-        product = torch.zeros_like(v, dtype=torch.float64)
-        for k in range(weights.shape[1]):
-            product.addcmul_(weights[:, k, None].to(product), differences[k].double())
-        results.append((v.double() * product).sum(1).cpu().numpy())
-    return results[0], results[1]
-
-
 def measure_spectra(
     grow: Callable[[int], SplittingOperator | None],
     make_metric: Callable[[SplittingOperator], Metric],
@@ -190,25 +116,32 @@ def measure_spectra(
     reliability = 0.0
     stages: list[dict[str, Any]] = []
     operator = grow(0)
+    spent: list[int] = []
+    expected: list[int] | None
     while operator is not None:
         before = operator.products
         metric = make_metric(operator)
         noise = random_start(operator.zeros(), seed)
         if raw_minus is None or raw_plus is None:
-            start = noise
+            start, min_steps, expected = noise, COLD_STEPS, None
         else:
-            # The old ends, and a little of everything in case the new data turn them.
-            ends = [a + b for a, b in zip(metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True)]
+            # The old ends, and a little of everything in case the new data turn them. Two products have both
+            # ends in their space; the third shows how good they are.
+            min_steps = WARM_STEPS
+            # About half as many products as from a random start.
+            expected = [max(WARM_STEPS, -(-count // 2)) for count in spent]
+            both = [a + b for a, b in zip(metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True)]
             start = [
                 e + 0.01 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True)
-                for e, n in zip(ends, noise, strict=True)
+                for e, n in zip(both, noise, strict=True)
             ]
         names = [group.name for group in operator.groups]
         extremes, contrasts, used = solve(
             operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps,
-            noise_share=noise_share,
+            min_steps=min_steps, noise_share=noise_share, products=expected,
         )  # fmt: skip
         raw_minus, raw_plus = metric.to_raw(extremes.minus), metric.to_raw(extremes.plus)
+        spent = [ends.minus_in.shape[1] for ends in extremes.groups]
         agreement = _agreement(extremes, contrasts, scheme)
         reliability = max(0.0, 2 * agreement / (1 + agreement)) if agreement > -1 else 0.0
         products += operator.products - before
@@ -216,7 +149,7 @@ def measure_spectra(
         stages.append(
             {
                 "samples": samples,
-                "solver": used,
+                "dense_groups": used.count("dense"),
                 "products": operator.products - before,
                 "products_per_group": extremes.group_products / len(operator.groups),
                 "error": extremes.relative_error,

@@ -28,7 +28,7 @@ def split_groups(
     values: Mapping[str, float],
     c: float,
     epsilon: float,
-    orientation: float = 1.0,
+    signs: Mapping[str, npt.NDArray[np.floating]] | None = None,
 ) -> tuple[GroupSplit, ...]:
     """The splits of all groups in which a channel splits.
 
@@ -40,7 +40,7 @@ def split_groups(
         values: by group Σ w δᵀSδ over its channels.
         c: the bound on Σ|w_i|.
         epsilon: the step ε.
-        orientation: ±1, the sign of every v+.
+        signs: by group ±1 [width], the sign of every channel's v+; 1 by default.
     """
     splits = []
     for group in groups:
@@ -52,6 +52,7 @@ def split_groups(
         coefficient = [1.0] * group.width
         moved: list[int] = []
         directions: list[npt.NDArray[np.floating]] = []
+        sign = np.ones(group.width) if signs is None else signs[group.name]
         for channel in channels:
             for number, copy in enumerate(ROWS[chosen[channel]].offspring(c)):
                 if number == 0:
@@ -65,7 +66,7 @@ def split_groups(
                     moved.append(grown)
                     directions.append(
                         copy.minus * minus[group.name][channel]
-                        + orientation * copy.plus * plus[group.name][channel]
+                        + float(sign[channel]) * copy.plus * plus[group.name][channel]
                     )
         delta = np.stack(directions)
         displacements, start = {}, 0

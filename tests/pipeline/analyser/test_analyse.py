@@ -110,6 +110,17 @@ def test_frozen_groups_limits_and_alignment(problem):
     assert limited.widths.get("hidden.weight", 6) <= 7
 
 
+def test_stopping_rules_can_be_turned_off(problem):
+    """Without them all samples are used, and every end is within the tolerance."""
+    facts = run(problem, stability=1.0, noise_share=0.0, tolerance=1e-3, solver="lanczos").notes["analysis"]
+    assert facts["stages"][-1]["samples"] == 96
+    assert facts["stages"][-1]["error"] <= 1e-3
+    assert facts["stopped"] == "the analysis set is used up"
+    rough = run(problem, noise_share=10.0, tolerance=1e-3, solver="lanczos").notes["analysis"]
+    assert rough["stages"][0]["products"] == 4
+    assert rough["products"] < facts["products"]
+
+
 def test_relu_names_its_surrogate():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -125,6 +136,9 @@ def test_relu_names_its_surrogate():
         ({"metric": "fisher"}, "unknown metric 'fisher'"),
         ({"solver": "power"}, "unknown solver 'power'"),
         ({"epsilon": -1.0}, "epsilon must not be negative"),
+        ({"stability": 0.0}, "stability is a reliability above 0"),
+        ({"noise_share": -1.0}, "noise_share must not be negative"),
+        ({"tolerance": 0.0}, "tolerance must be positive"),
         ({"growth": 0.0}, "must be positive"),
         ({"displace": ("gates",)}, "displace names what is displaced"),
         ({"device": "abacus"}, "no device 'abacus'"),
@@ -161,6 +175,27 @@ def test_bad_data(problem):
         analyse(model, cross_entropy, [x], example)
     with pytest.raises(CheckFailed, match="loss of an analysis batch is nan"):
         analyse(model, cross_entropy, [(x * float("nan"), y)], example)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "error", "message"),
+    [
+        # The value is 0, its derivative 0 times infinity.
+        (
+            lambda o, t: cross_entropy(o, t) + (0 * o).sum().sqrt(),
+            CheckFailed,
+            "the gradient of the loss at the .*put of .* is not finite; check the data and the loss",
+        ),
+        (lambda o, t: cross_entropy(o, t, reduction="none"), UsageError, "one number.*not a tensor of shape"),
+        (lambda o, t: 1.0, UsageError, "one number.*not float"),
+        (lambda o, t: cross_entropy(o.detach(), t), UsageError, "the loss cannot be differentiated"),
+    ],
+)
+def test_bad_losses(problem, loss_fn, error, message):
+    model, batches = problem
+    with pytest.raises(error, match=message) as caught:
+        analyse(model, loss_fn, batches, (batches[0][0][:2],))
+    assert "\n" not in str(caught.value)
 
 
 def test_no_splittable_group():

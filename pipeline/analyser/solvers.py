@@ -1,0 +1,149 @@
+"""Which solver finds the extreme eigenpairs of which group, and what the two halves of the data say of them.
+
+``auto`` chooses group by group by counted work, in multiply-adds, with constants that
+``benchmarks/analyser_speed.py`` measures: never by the clock. Two runs, the processes of one run, and a run
+that was killed and goes on must choose alike, or their plans would differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from growpipe.analyser.dense import Columns
+from growpipe.analyser.lanczos import Ends, Extremes, Recurrence, Run, run_all
+from growpipe.analyser.metric import Metric
+from growpipe.analyser.operator import SplittingOperator
+from growpipe.graph_ops.errors import UsageError
+
+__all__ = ["SOLVERS", "Contrasts", "FloatArray", "cheaper_solver", "solve"]
+
+SOLVERS = ("auto", "dense", "lanczos")
+
+FloatArray = npt.NDArray[np.floating]
+Contrasts = tuple[list[FloatArray], list[FloatArray]]
+
+PRODUCTS_TO_NOISE, PRODUCTS_TO_TOLERANCE = 8, 14
+"""About how many products Lanczos needs from a random start until its bounds are half the standard errors,
+and until they are 1 % of the spectral radii."""
+
+EIGH = (2000.0, 4.0)
+"""eigh of one d by d matrix in float64 costs ``EIGH[0] d² + EIGH[1] d³`` of a product's multiply-adds."""
+
+REORTHOGONALISATION = 20.0
+"""A multiply-add of the reorthogonalisation, which waits for memory, in those of a product."""
+
+
+def cheaper_solver(dimension: int, work: float, products: int = PRODUCTS_TO_NOISE) -> str:
+    """``"dense"`` or ``"lanczos"``, whichever is less work for one group.
+
+    Dense takes d products and one eigh; Lanczos with k = min(d, ``products``) takes k products, the
+    reorthogonalisation of k vectors, and from the fourth on an eigh of its tridiagonal matrix at each.
+
+    Args:
+        dimension: d.
+        work: the multiply-adds of one product S·v over all data, per channel.
+        products: how many Lanczos will need.
+    """
+
+    def eigh(d: int) -> float:
+        return EIGH[0] * d**2 + EIGH[1] * d**3
+
+    k = min(dimension, products)
+    dense = dimension * work + eigh(dimension)
+    lanczos = k * work + 2 * k * k * dimension * REORTHOGONALISATION
+    lanczos += sum(eigh(j) for j in range(min(4, k), k + 1))
+    return "dense" if dense <= lanczos else "lanczos"
+
+
+def solve(
+    operator: SplittingOperator,
+    metric: Metric,
+    *,
+    solver: str,
+    tolerance: float,
+    start: Sequence[Tensor],
+    max_steps: int = 40,
+    min_steps: int = 4,
+    noise_share: float = 0.0,
+    products: Sequence[int] | None = None,
+) -> tuple[Extremes, Contrasts, list[str]]:
+    """The extreme eigenpairs in the metric's whitened coordinates.
+
+    Lanczos is done with a group when its error bounds are within ``tolerance`` of the spectral radii, or
+    ``noise_share`` times its standard errors, as shares of the spectral radii and in root mean square over
+    its channels.
+
+    Args:
+        operator: S over the batches.
+        metric: the metric.
+        solver: one of `SOLVERS`.
+        tolerance: the error bound of Lanczos, as a share of each spectral radius.
+        start: for every group the start vectors of Lanczos, [width, d].
+        max_steps: the largest number of products of Lanczos.
+        min_steps: the least number of products before its bounds are trusted.
+        noise_share: see above; 0 leaves ``tolerance`` alone.
+        products: by group how many products Lanczos will need, for ``auto``; by default those of a random
+            start.
+
+    Returns:
+        The extremes; vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data; by group the
+        solver.
+
+    Raises:
+        UsageError: an unknown solver.
+        CheckFailed: a product is not finite.
+    """
+    if solver not in SOLVERS:
+        raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    differences: list[list[Tensor]] = [[] for _ in start]
+
+    def apply(vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        whole, difference = operator.apply_halves({i: metric.raw(i, v) for i, v in vectors.items()})
+        for i, v in difference.items():
+            differences[i].append(metric.white(i, v))
+        return {i: metric.white(i, v) for i, v in whole.items()}
+
+    def noise(position: int, ends: Ends) -> float:
+        return _relative_noise(ends, *_contrasts(differences[position], ends))
+
+    chosen = [solver] * len(start)
+    if solver == "auto":
+        cold = PRODUCTS_TO_NOISE if noise_share > 0 else PRODUCTS_TO_TOLERANCE
+        expected = [cold] * len(start) if products is None else products
+        chosen = [
+            cheaper_solver(v.shape[1], work, count)
+            for v, work, count in zip(start, operator.work(), expected, strict=True)
+        ]
+    runs: list[Run] = [
+        Columns(v) if name == "dense" else Recurrence(v, max_steps)
+        for v, name in zip(start, chosen, strict=True)
+    ]
+    extremes = run_all(apply, runs, tolerance, min_steps, noise, noise_share)
+    pairs = [_contrasts(d, ends) for d, ends in zip(differences, extremes.groups, strict=True)]
+    return extremes, ([low for low, _ in pairs], [high for _, high in pairs]), chosen
+
+
+def _relative_noise(ends: Ends, low_contrast: FloatArray, high_contrast: FloatArray) -> float:
+    """The root mean square of the standard errors of one group's ends, as shares of the spectral radii."""
+    radius = np.maximum(np.abs(ends.low.numpy()), np.abs(ends.high.numpy()))
+    live = radius > 0
+    if not live.any():
+        return 0.0
+    squares = [(contrast[live] / (2 * radius[live])) ** 2 for contrast in (low_contrast, high_contrast)]
+    return float(np.sqrt(np.mean(squares)))
+
+
+def _contrasts(differences: Sequence[Tensor], ends: Ends) -> tuple[FloatArray, FloatArray]:
+    """vᵀ D v of both ends of every channel: D applied to the vectors in whose basis v is known."""
+    results = []
+    for v, weights in ((ends.minus, ends.minus_in), (ends.plus, ends.plus_in)):
+        product = torch.zeros_like(v, dtype=torch.float64)
+        for k in range(weights.shape[1]):
+            product.addcmul_(weights[:, k, None].to(product), differences[k].double())
+        results.append((v.double() * product).sum(1).cpu().numpy())
+    return results[0], results[1]

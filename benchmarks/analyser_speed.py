@@ -35,13 +35,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from growpipe.analyser.api import growing, prepare
+from growpipe.analyser.api import growing
 from growpipe.analyser.closed_form import find_chain
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import collect
 from growpipe.analyser.lanczos import Apply, lanczos, random_start
 from growpipe.analyser.metric import GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.preparation import prepare
 from growpipe.analyser.processes import processes
 from growpipe.analyser.schemes import ROWS, scheme_of
 from growpipe.analyser.selection import Candidates, Limits, select
@@ -467,7 +468,6 @@ def child(what: str, batch: int, activation: str) -> None:
 
 KEEPS: dict[str, dict[str, Any]] = {
     "everything": {},
-    "half of everything": {"memory_limit": 112 << 20},
     "everything in bfloat16": {"storage": torch.bfloat16},
     "nothing": {"memory_limit": 0},
 }

@@ -5,46 +5,39 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
+from torch import nn
 
-from growpipe.analyser.binding import bind_groups
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import MicroBatch, check_mean_loss, collect
 from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.orientation import STEP, best_signs
+from growpipe.analyser.preparation import device_of, prepare, spare_memory
 from growpipe.analyser.processes import Processes, processes
-from growpipe.analyser.program import Program
+from growpipe.analyser.program import Loss
 from growpipe.analyser.schemes import scheme_of
 from growpipe.analyser.selection import Budget, Limits, select
 from growpipe.analyser.solvers import SOLVERS
 from growpipe.analyser.spectra import measure_spectra
 from growpipe.analyser.splits import is_asymmetric, split_groups
-from growpipe.export import export_growth_form, named_tensors
-from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
-from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
+from growpipe.export import named_tensors
+from growpipe.graph_ops.errors import NothingToSplit, UsageError
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
 from growpipe.mirror import grow, to_numpy
-from growpipe.rigid import rigid_groups
 
 __all__ = ["analyse"]
 
 logger = logging.getLogger(__name__)
 
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 def analyse(
@@ -164,7 +157,7 @@ def analyse(
         widths=dict(widths or {}),
         cost_exponent=cost_exponent,
     )
-    target_device = _device(model, device)
+    target_device = device_of(model, device)
     started = time.perf_counter()
     with _evaluation_mode(model), _tf32(tf32), processes(target_device) as peers:
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
@@ -180,7 +173,7 @@ def analyse(
         check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
         operator = SplittingOperator(
             program,
-            _spare_memory(target_device) if memory_limit is None else memory_limit,
+            spare_memory(target_device) if memory_limit is None else memory_limit,
             storage=None if storage is None else STORAGE[storage],
             reduce=None if peers.world == 1 else peers.total,
         )
@@ -269,98 +262,6 @@ def analyse(
         plan.predicted_change or 0.0, realised, step,
     )  # fmt: skip
     return replace(plan, realised_change=realised, notes=notes)
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    program: Program
-    groups: ChannelGroups
-    dtype: torch.dtype
-    rigid: Mapping[str, str]
-
-
-def prepare(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    freeze: Sequence[str],
-    displace: Sequence[str],
-    surrogate: Surrogate,
-    device: torch.device,
-) -> Prepared:
-    """Export the module, find its channel groups, and bind them to the program."""
-    export = export_growth_form(model, example_inputs)
-    groups = find_channel_groups(export.graph, freeze)
-    splittable = [group for group in groups.groups if group.splittable]
-    if not splittable:
-        barrier = next((g.barrier for g in groups.groups if g.barrier is not None), None)
-        reason = f": {barrier.operator} at {barrier.node!r}, {barrier.reason}" if barrier else ""
-        raise NothingToSplit(
-            f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect"
-        )
-    rigid = rigid_groups(model, export.graph, groups, example_inputs)
-    splittable = [group for group in splittable if group.name not in rigid]
-    if not splittable:
-        name, fault = next(iter(rigid.items()))
-        raise NothingToSplit(
-            f"forward spells out the length of every group that could split, such as {name!r}: {fault}; "
-            "take lengths from the tensors or from the modules instead"
-        )
-    # Without in-place operators a captured value stays what it was.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
-        program = export.program.run_decompositions({})
-    state: dict[str, Any] = {**program.state_dict, **program.constants}
-    if any(isinstance(value, Tensor) and value.device != device for value in state.values()):
-        program = move_to_device_pass(program, str(device))
-        state = {**program.state_dict, **program.constants}
-    state = {name: v.detach() if isinstance(v, Tensor) else v for name, v in state.items()}
-    aliases = _aliases(program.state_dict, groups)
-    bound = bind_groups(program, splittable, groups.layouts, aliases, displace)
-    floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    return Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0], rigid)
-
-
-def _aliases(state: Mapping[str, Any], groups: ChannelGroups) -> dict[str, str]:
-    """For tied parameters, registered under several names, the one the graph keeps."""
-    kept = {id(state[name]): name for name in groups.layouts if name in state}
-    pointers = {
-        (state[name].data_ptr(), state[name].shape): name
-        for name in groups.layouts
-        if name in state and isinstance(state[name], Tensor)
-    }
-    aliases = {}
-    for name, value in state.items():
-        if name in groups.layouts or not isinstance(value, Tensor):
-            continue
-        known = kept.get(id(value)) or pointers.get((value.data_ptr(), value.shape))
-        if known is not None and value.numel():
-            aliases[name] = known
-    return aliases
-
-
-def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return next((p.device for p in model.parameters()), torch.device("cpu"))
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"there is no device {device!r}; use cpu, cuda or cuda:N") from None
-    if wanted.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if wanted.index is None and "LOCAL_RANK" in os.environ:
-            wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        if count <= (wanted.index or 0):
-            raise MissingEnvironment(
-                f"device {str(device)!r} was asked for and {count} CUDA devices are there; use device='cpu'"
-            )
-    return wanted
-
-
-def _spare_memory(device: torch.device) -> int:
-    """Half of the memory that is free on the device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2
 
 
 @contextmanager

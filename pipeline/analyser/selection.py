@@ -223,6 +223,11 @@ def select(
 ) -> Selection:
     """The best splits by gain per cost, group by group and channel by channel, greedily.
 
+    A step that adds k channels to a group has the rate ``gain / (k · priceᵉ)``: gain is the decrease of
+    ``Σ w δᵀSδ`` it brings, price what one more channel costs at the current widths of all groups, e the cost
+    exponent. The step of the highest rate is taken until a limit is reached. Prices are taken anew as widths
+    change, since a wider group makes its consumers dearer.
+
     Args:
         candidates: of every group that may split.
         cost: of the whole network.

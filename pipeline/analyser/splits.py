@@ -32,6 +32,10 @@ def split_groups(
 ) -> tuple[GroupSplit, ...]:
     """The splits of all groups in which a channel splits.
 
+    Channel c becomes ``Σ_i w_i σ(θ_c + ε δ_i)`` with the row's weights and ``δ_i = a_i v− + s_c b_i v+``; the
+    predicted change of loss of a group is ``(ε²/2) Σ_c Σ_i w_i δ_iᵀ S_c δ_i`` (arXiv 2003.10392, the change
+    of loss of a signed split). The tensors hold δ_i, not ε δ_i.
+
     Args:
         groups: the bound groups.
         rows: by group int64 [width], the row of `ROWS` per channel, −1 for none.

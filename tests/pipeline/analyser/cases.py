@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from growpipe.analyser.api import prepare
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.preparation import prepare
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,0 +1,144 @@
+"""From a module to a program with its channel groups bound to it, on the device of the analysis."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+
+from growpipe.analyser.binding import bind_groups
+from growpipe.analyser.curvature import Surrogate
+from growpipe.analyser.program import Program
+from growpipe.export import export_growth_form
+from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
+from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
+from growpipe.rigid import rigid_groups
+
+__all__ = ["Prepared", "device_of", "prepare", "spare_memory"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A module, ready to be analysed.
+
+    Attributes:
+        program: its exported program, with the groups that may split bound to it.
+        groups: all its channel groups.
+        dtype: the floating type of its parameters.
+        rigid: the groups whose length ``forward`` spells out, and where.
+    """
+
+    program: Program
+    groups: ChannelGroups
+    dtype: torch.dtype
+    rigid: Mapping[str, str]
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    freeze: Sequence[str],
+    displace: Sequence[str],
+    surrogate: Surrogate,
+    device: torch.device,
+) -> Prepared:
+    """Export the module, find its channel groups, and bind them to the program.
+
+    Args:
+        model: the module, in evaluation mode.
+        example_inputs: positional inputs of it, for the export.
+        freeze: groups or tensors that must not split.
+        displace: what is displaced, a selection of `DISPLACEABLE`.
+        surrogate: the curvature of kinked activations.
+        device: where the program is to run.
+
+    Raises:
+        NothingToSplit: no group is splittable.
+        UsageError: the model cannot be exported, or ``displace`` names something unknown.
+        CheckFailed: a group is not found in the program.
+    """
+    export = export_growth_form(model, example_inputs)
+    groups = find_channel_groups(export.graph, freeze)
+    splittable = [group for group in groups.groups if group.splittable]
+    if not splittable:
+        barrier = next((g.barrier for g in groups.groups if g.barrier is not None), None)
+        reason = f": {barrier.operator} at {barrier.node!r}, {barrier.reason}" if barrier else ""
+        raise NothingToSplit(
+            f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect"
+        )
+    rigid = rigid_groups(model, export.graph, groups, example_inputs)
+    splittable = [group for group in splittable if group.name not in rigid]
+    if not splittable:
+        name, fault = next(iter(rigid.items()))
+        raise NothingToSplit(
+            f"forward spells out the length of every group that could split, such as {name!r}: {fault}; "
+            "take lengths from the tensors or from the modules instead"
+        )
+    # Without in-place operators a captured value stays what it was.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
+        program = export.program.run_decompositions({})
+    state: dict[str, Any] = {**program.state_dict, **program.constants}
+    if any(isinstance(value, Tensor) and value.device != device for value in state.values()):
+        program = move_to_device_pass(program, str(device))
+        state = {**program.state_dict, **program.constants}
+    state = {name: v.detach() if isinstance(v, Tensor) else v for name, v in state.items()}
+    aliases = _aliases(program.state_dict, groups)
+    bound = bind_groups(program, splittable, groups.layouts, aliases, displace)
+    floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    return Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0], rigid)
+
+
+def _aliases(state: Mapping[str, Any], groups: ChannelGroups) -> dict[str, str]:
+    """For tied parameters, registered under several names, the one the graph keeps."""
+    kept = {id(state[name]): name for name in groups.layouts if name in state}
+    pointers = {
+        (state[name].data_ptr(), state[name].shape): name
+        for name in groups.layouts
+        if name in state and isinstance(state[name], Tensor)
+    }
+    aliases = {}
+    for name, value in state.items():
+        if name in groups.layouts or not isinstance(value, Tensor):
+            continue
+        known = kept.get(id(value)) or pointers.get((value.data_ptr(), value.shape))
+        if known is not None and value.numel():
+            aliases[name] = known
+    return aliases
+
+
+def device_of(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """The device of a name; the model's own for None, that of the local rank for ``"cuda"`` under torchrun.
+
+    Raises:
+        UsageError: there is no such kind of device.
+        MissingEnvironment: CUDA was asked for and is not there.
+    """
+    if device is None:
+        return next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"there is no device {device!r}; use cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if wanted.index is None and "LOCAL_RANK" in os.environ:
+            wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if count <= (wanted.index or 0):
+            raise MissingEnvironment(
+                f"device {str(device)!r} was asked for and {count} CUDA devices are there; use device='cpu'"
+            )
+    return wanted
+
+
+def spare_memory(device: torch.device) -> int:
+    """Half of the memory that is free on the device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2

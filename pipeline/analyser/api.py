@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from growpipe.analyser.curvature import Surrogate
-from growpipe.analyser.data import MicroBatch, check_mean_loss, collect
+from growpipe.analyser.data import MIN_SAMPLES, MicroBatch, check_mean_loss, collect
 from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
@@ -146,8 +146,10 @@ def analyse(
         raise UsageError(f"noise_share must not be negative, not {noise_share}; 0 turns it off")
     if not tolerance > 0:
         raise UsageError(f"tolerance must be positive, not {tolerance}")
-    if max_samples < 1 or micro_batch < 1 or line_search_samples < 1:
-        raise UsageError("max_samples, micro_batch and line_search_samples must be at least 1")
+    if max_samples < MIN_SAMPLES:
+        raise UsageError(f"max_samples is {max_samples}, fewer than the {MIN_SAMPLES} that two halves need")
+    if micro_batch < 1 or line_search_samples < 1:
+        raise UsageError("micro_batch and line_search_samples must be at least 1")
     unlimited = budget is None or (budget.parameters is None and budget.macs is None)
     limits = Limits(
         growth=0.3 if growth is None and unlimited else growth,

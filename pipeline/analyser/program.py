@@ -30,13 +30,13 @@ class Recording:
     """What `Program.capture` takes down of a batch.
 
     Attributes:
-        edges: the consumer edges whose gradients g_e are taken.
+        edges: the consumer edges whose gradients g_e are taken; in order, so that every run sums alike.
         slopes: the nodes at whose outputs the gradient of the loss is taken.
         inner: further nodes whose values are taken down.
         constants: the nodes whose values the groups' paths read as constants.
     """
 
-    edges: frozenset[Edge]
+    edges: tuple[Edge, ...]
     slopes: frozenset[Node]
     inner: frozenset[Node]
     constants: frozenset[Node]
@@ -135,7 +135,7 @@ class Program:
                 if node.op == "call_function":
                     needed.update(s for s in node.all_input_nodes if not group.varies(s, node))
         return Recording(
-            frozenset(edge for group in groups for edge in group.edges),
+            tuple(dict.fromkeys(edge for group in groups for edge in group.edges)),
             frozenset(slopes),
             frozenset(inner),
             frozenset(needed - self._names.keys()),

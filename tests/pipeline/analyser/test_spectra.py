@@ -9,11 +9,15 @@ import pytest
 import torch
 from cases import CASES, Problem, build
 from scipy.stats import spearmanr
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from growpipe.analyser.binding import DISPLACEABLE
 from growpipe.analyser.closed_form import find_chain
+from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.lanczos import random_start
 from growpipe.analyser.metric import Euclidean, make_metric
+from growpipe.analyser.preparation import prepare
 from growpipe.analyser.schemes import best_rows, scheme_of
 from growpipe.analyser.solvers import cheaper_solver, solve
 from growpipe.analyser.splits import is_asymmetric, split_groups
@@ -139,6 +143,30 @@ def test_closed_form_equals_double_backward(name):
     generator = torch.Generator().manual_seed(1)
     vectors = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in general.zeros()]
     for one, other in zip(case.operator.apply(vectors), general.apply(vectors), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+def test_chains_through_depthwise_convolutions():
+    """Normalisations before and behind them, multipliers, strides, several activations in one chain."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.BatchNorm2d(3),
+        nn.ReLU6(), nn.Conv2d(3, 6, 3, stride=2, groups=3), nn.SiLU(),
+        nn.Conv2d(6, 4, 1, bias=False), nn.Tanh(), nn.Conv2d(4, 4, (1, 2), groups=4, bias=False),
+        nn.BatchNorm2d(4), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *(m.running_mean for m in model if hasattr(m, "running_mean"))]:
+            tensor.add_(0.3 * torch.randn_like(tensor))
+    x, y = torch.randn(24, 2, 6, 6, dtype=torch.float64), torch.randint(0, 3, (24,))
+    prepared = prepare(model, (x[:2],), (), ("weights",), Surrogate(), torch.device("cpu"))
+    case = Problem(model, cross_entropy, x, y, prepared)
+    chains = [find_chain(group) for group in prepared.program.groups]
+    assert [len(chain.steps) for chain in chains if chain] == [6, 1, 4]
+    vectors = random_start(case.operator.zeros(), 0)
+    general = case.operator_of(closed_forms=False)
+    for one, other in zip(case.operator.apply(vectors), general.apply(vectors), strict=True):
+        assert float(one.abs().max()) > 0
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
 
 

@@ -124,6 +124,7 @@ class SplittingOperator:
     def __post_init__(self) -> None:
         found = [find_chain(group) if self.closed_forms else None for group in self.groups]
         self._chains = {i: chain for i, chain in enumerate(found) if chain is not None}
+        self._last_use = {a: i for i, chain in self._chains.items() for a, _ in chain.bends()}
         bends = [pair for chain in self._chains.values() for pair in chain.bends()]
         self._recording = self.program.recording(
             [group for i, group in enumerate(self.groups) if i not in self._chains],
@@ -173,8 +174,10 @@ class SplittingOperator:
         for position, chain in self._chains.items():
             form = ClosedForm.of(chain, self.program, captured)
             closed[position] = form if self.storage is None else form.cast(self.storage)
+            # Two groups share an activation where a depthwise convolution makes channels of its own.
             for activation, source in chain.bends():
-                del captured.slopes[activation], captured.inner[source]
+                if self._last_use[activation] == position:
+                    del captured.slopes[activation], captured.inner[source]
         return _Constants(captured if self.storage is None else captured.cast(self.storage), closed)
 
     def _positions(self, position: int, constants: _Constants) -> int:

@@ -8,7 +8,9 @@ Three effects are kept apart:
   of those widths trained from scratch for as many epochs (``scratch:uniform``);
 - *architecture*: widths that a method chose freely, retrained from scratch (``found:METHOD``), beside the
   uniform width multiplier of as many MACs (``scratch:uniform``);
-- *total compute*: training MACs of all phases, analysis included, are a column of every row.
+- *total compute*: no entry spends more training MACs, analysis included, than ``scratch:uniform`` does in
+  ``--epochs`` epochs: what a small network saves while it grows, or a search for widths costs, comes out of
+  the length of the last stage.
 
 Each (entry, seed) is one JSON file under ``--out``; what is there is not run again, so that the command can
 be stopped, and run by several processes with ``--shard i/n``.
@@ -17,9 +19,10 @@ be stopped, and run by several processes with ``--shard i/n``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from growpipe.training import evaluate, make_optimizer, seed_everything, train
 
 TRAIN_COST = 3  # forward and backward, in forward passes
 ANALYSIS_COST = 30  # the whole analysis per sample, in forward passes (products, gradients, line search)
+LAST = "last stage"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Protocol:
 
     Attributes:
         growths: epochs after which the network grows, e.g. (1, 2, 3).
-        epochs: of training in all.
+        epochs: of training of the uniformly wider network; all others spend as many MACs.
         factor: MACs of the finished network over those of the seed network.
         samples: of the analysis set.
     """
@@ -70,7 +74,20 @@ class Outcome:
     accuracy: float
     loss: float
     training_macs: float
+    epochs: int
     seconds: float
+
+
+@dataclass
+class Spending:
+    """Training MACs: what may be spent in all, and what is spent so far."""
+
+    budget: float
+    spent: float = 0.0
+
+    def epochs(self, epoch_macs: float) -> int:
+        """The whole epochs that are left."""
+        return int((self.budget - self.spent) / epoch_macs + 1e-9)
 
 
 class Bench:
@@ -85,6 +102,9 @@ class Bench:
     def task(self, seed: int) -> Task:
         if seed not in self._tasks:
             task = load_task(Run(Path(), self.recipe, self.folder, seed, self.device))
+            # No decision is taken by validation here: one batch of it shows progress.
+            glance = list(itertools.islice(task.loaders.validation, 1))
+            task = replace(task, loaders=replace(task.loaders, validation=glance))
             self.samples = sum(len(target) for _, target in task.loaders.train)
             self._tasks = {seed: task}
         return self._tasks[seed]
@@ -104,51 +124,52 @@ class Bench:
             for i in range(count)
         ]
 
-    def fit(self, task: Task, model: nn.Module, optimizer: Any, start: int, end: int, last: bool) -> float:
-        """Train epochs ``start`` to ``end``: at a constant rate, or the last along a cosine.
+    def epoch_macs(self, macs: int) -> float:
+        """What one epoch of training costs."""
+        return float(TRAIN_COST * macs * self.samples)
 
-        Returns the training cost in forward passes of one sample.
-        """
-        settings = self.recipe.train
+    def fit(
+        self, task: Task, model: nn.Module, optimizer: Any, spending: Spending, epochs: int, name: str
+    ) -> None:
+        """Train for so many epochs at a constant rate; as the last stage, along a cosine."""
         train(
             model.to(self.device),
             optimizer,
             task.loaders,
             task.loss_fn,
-            settings,
-            stage=f"epochs {start + 1}-{end}",
-            epochs=end - start,
-            until="end" if last else "period",
+            self.recipe.train,
+            stage=name,
+            epochs=epochs,
+            until="end" if name == LAST else "period",
             seed=task.run.seed,
             device=self.device,
             classify=task.classify,
         )
-        return float(TRAIN_COST * self.samples * (end - start))
+        spending.spent += epochs * self.epoch_macs(self.views(model, task)[1].cost.macs())
 
     def run(self, entry: str, seed: int) -> Outcome:
         kind, _, method = entry.partition(":")
         task = self.task(seed)
         started = time.monotonic()
         model = task.build_seed()
-        compute = 0.0
+        uniform = self.stage_widths(self.views(model, task)[1])[-1]
+        target = self.views(model, task)[1].cost.macs(uniform)
+        spending = Spending(self.protocol.epochs * self.epoch_macs(target))
         if kind in ("grow", "free"):
-            model, compute = self.grown(task, model, method, free=kind == "free", epochs=self.protocol.epochs)
+            model, optimizer = self.grown(task, model, method, spending, free=kind == "free")
         else:
-            _, groups = self.views(model, task)
+            widths = uniform if method == "uniform" else {}
             if kind == "found":
-                last = self.protocol.growths[-1]
-                found, compute = self.grown(task, model, method, free=True, epochs=last)
-                widths = self.widths(found, task)
-            elif method == "uniform":
-                widths = self.stage_widths(groups)[-1]
-            else:
-                widths = {}
+                widths = self.widths(self.grown(task, model, method, spending, free=True)[0], task)
             seed_everything(seed, "seed network")
-            model = with_widths(task.build_seed(), *self.views(task.build_seed(), task), widths)
-            cost = self.views(model, task)[1].cost.macs()
-            compute += cost * self.fit(
-                task, model, make_optimizer(model, self.recipe.train), 0, self.protocol.epochs, True
-            )
+            fresh = task.build_seed()
+            model = with_widths(fresh, *self.views(fresh, task), widths)
+            optimizer = make_optimizer(model, self.recipe.train)
+        epochs = spending.epochs(self.epoch_macs(self.views(model, task)[1].cost.macs()))
+        if entry == "scratch:seed":
+            # As many epochs as the large network: it would take ten times as long to spend as much.
+            epochs = self.protocol.epochs
+        self.fit(task, model, optimizer, spending, epochs, LAST)
         held_out = evaluate(model, task.loaders.test, task.loss_fn, classify=True, device=self.device)
         _, groups = self.views(model, task)
         assert held_out.accuracy is not None
@@ -160,7 +181,8 @@ class Bench:
             groups.cost.macs(),
             held_out.accuracy,
             held_out.loss,
-            compute,
+            spending.spent,
+            epochs,
             round(time.monotonic() - started, 1),
         )
 
@@ -168,24 +190,23 @@ class Bench:
         return {g.name: g.width for g in self.views(model, task)[1].groups if g.splittable}
 
     def grown(
-        self, task: Task, model: nn.Module, method: str, *, free: bool, epochs: int
-    ) -> tuple[nn.Module, float]:
-        """Train and grow; stops right after the last growth when ``epochs`` ends there."""
+        self, task: Task, model: nn.Module, method: str, spending: Spending, *, free: bool
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Train and grow, up to and with the last growth."""
         optimizer = make_optimizer(model, self.recipe.train)
         seed_groups = self.views(model, task)[1]
         uniform = self.stage_widths(seed_groups)
         seed_macs, count = seed_groups.cost.macs(), len(self.protocol.growths)
-        compute, done = 0.0, 0
-        for number, growth_epoch in enumerate(self.protocol.growths):
-            macs = self.views(model, task)[1].cost.macs()
-            compute += macs * self.fit(task, model, optimizer, done, growth_epoch, False)
-            done = growth_epoch
+        done = 0
+        for number, epoch in enumerate(self.protocol.growths):
+            if epoch > done:
+                self.fit(task, model, optimizer, spending, epoch - done, f"stage {number}")
+            done = epoch
             export, groups = self.views(model, task)
-            batches = task.analysis_batches(self.protocol.samples)
             moment = Moment(
                 model,
                 task.loss_fn,
-                batches,
+                task.analysis_batches(self.protocol.samples),
                 task.example_inputs(),
                 export,
                 groups,
@@ -200,11 +221,8 @@ class Bench:
             plan = METHODS[method](moment, target)
             model = grow(model, plan, optimizer=optimizer)
             if method in CHOOSERS:
-                compute += ANALYSIS_COST * self.protocol.samples * groups.cost.macs()
-        if epochs > done:
-            macs = self.views(model, task)[1].cost.macs()
-            compute += macs * self.fit(task, model, optimizer, done, epochs, True)
-        return model, compute
+                spending.spent += ANALYSIS_COST * self.protocol.samples * groups.cost.macs()
+        return model, optimizer
 
 
 def entries(methods: list[str]) -> list[str]:

@@ -24,9 +24,10 @@ class Batches:
         shuffle: a new order at every iteration; an incomplete last batch is then left out, unless it is
             the only one.
         transform: from the slice of ``inputs`` to what the network is fed.
+        draw: with ``shuffle``, an iteration ends after so many samples, drawn anew each time; None for all.
 
     Raises:
-        UsageError: there are no samples, or not as many inputs as targets.
+        UsageError: there are no samples, not as many inputs as targets, or fewer than are to be drawn.
     """
 
     def __init__(
@@ -37,19 +38,24 @@ class Batches:
         *,
         shuffle: bool = False,
         transform: Callable[[Tensor], Tensor] | None = None,
+        draw: int | None = None,
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise UsageError(f"a data set has {len(inputs)} inputs and {len(targets)} targets")
+        if draw is not None and not 1 <= draw <= len(inputs):
+            raise UsageError(f"an epoch cannot draw {draw} of {len(inputs)} samples")
         self.inputs, self.targets = inputs, targets
-        self.size, self.shuffle, self.transform = size, shuffle, transform
+        self.size, self.shuffle, self.transform, self.draw = size, shuffle, transform, draw
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.inputs), self.size)
+        count = self.draw if self.shuffle and self.draw is not None else len(self.inputs)
+        full, rest = divmod(count, self.size)
         return max(1, full) if self.shuffle else full + bool(rest)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self.inputs)
-        order = (torch.randperm(count) if self.shuffle else torch.arange(count)).to(self.inputs.device)
+        order = torch.randperm(count)[: self.draw] if self.shuffle else torch.arange(count)
+        order = order.to(self.inputs.device)
         for number in range(len(self)):
             chosen = order[number * self.size : (number + 1) * self.size]
             inputs, targets = self.inputs[chosen], self.targets[chosen]
@@ -63,4 +69,5 @@ class Batches:
             self.size,
             shuffle=self.shuffle,
             transform=self.transform,
+            draw=self.draw,
         )

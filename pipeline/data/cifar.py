@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,16 @@ def cifar10(
     seed: int,
     path: str | None = None,
     augment: bool = True,
+    padding: int = 4,
     train_samples: int | None = None,
+    epoch_samples: int | None = None,
+    test_share: float = 0.05,
 ) -> Loaders:
     """CIFAR-10, ten classes in alphabetical order.
 
     Of each class the last images are held out, in the order of the files (in name order for images). Of the
     binary version the last 500 are the validation set and ``test_batch.bin`` is the test set. A zip or folder
-    of images has no test set: 250 are the validation set and the very last 250 the test set.
+    of images has no test set: its very last images are, and the 250 before them are the validation set.
 
     Args:
         batch_size: of the training batches.
@@ -48,8 +52,11 @@ def cifar10(
             every epoch.
         path: see `growpipe.data.location.locate`: ``cifar-10-binary.tar.gz``, ``cifar-10-batches-bin`` (the
             same unpacked), ``cifar10-train.zip`` or any zip or folder with ten class folders.
-        augment: random crops with a padding of 4, and flips, on the training images.
+        augment: random crops and flips of the training images.
+        padding: of the crops, in pixels; 0 leaves flips alone: better in short training of small networks.
         train_samples: train on the first so many images of each class in turn; None for all.
+        epoch_samples: an epoch ends after so many training images, drawn anew each time; None for all.
+        test_share: of a zip or folder of images, the share that is the test set.
 
     Returns:
         Batches of images float32 [N, 3, 32, 32] in [0, 1] and classes int64 [N].
@@ -64,14 +71,16 @@ def cifar10(
         files = [f"data_batch_{number}.bin" for number in range(1, 6)]
         images, labels = _read(place, files, 1, 10)
         test = _read(place, ["test_batch.bin"], 1, 10)
-        return _loaders(images, labels, test, batch_size, augment, train_samples)
+        return _loaders(images, labels, test, batch_size, augment, padding, train_samples, epoch_samples)
     listed = open_images(place)
     if len(listed.classes) != 10:
         raise UsageError(f"{place} has {len(listed.classes)} class folders; CIFAR-10 has ten")
     images = read_images(listed)
     if images.shape[1:] != (3, 32, 32):
         raise UsageError(f"{place}: the images have size {images.shape[2:]}, not 32 x 32")
-    return _loaders(images, listed.labels, None, batch_size, augment, train_samples)
+    return _loaders(
+        images, listed.labels, None, batch_size, augment, padding, train_samples, epoch_samples, test_share
+    )
 
 
 def cifar100(
@@ -79,7 +88,9 @@ def cifar100(
     seed: int,
     path: str | None = None,
     augment: bool = True,
+    padding: int = 4,
     train_samples: int | None = None,
+    epoch_samples: int | None = None,
 ) -> Loaders:
     """CIFAR-100 by its fine labels; arguments and result as of `cifar10`.
 
@@ -93,7 +104,7 @@ def cifar100(
         raise UsageError(f"{place} is no binary version of CIFAR-100: it has no train.bin; see {SOURCE}")
     images, labels = _read(place, ["train.bin"], 2, 100)
     test = _read(place, ["test.bin"], 2, 100)
-    return _loaders(images, labels, test, batch_size, augment, train_samples)
+    return _loaders(images, labels, test, batch_size, augment, padding, train_samples, epoch_samples)
 
 
 def parse_records(
@@ -169,13 +180,19 @@ def _loaders(
     test: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None,
     batch_size: int,
     augment: bool,
+    padding: int,
     train_samples: int | None,
+    epoch_samples: int | None,
+    test_share: float = 0.05,
 ) -> Loaders:
-    train, validation = held_out(labels, 0.1)
     if test is None:
-        first, second = held_out(labels[validation], 0.5)
-        validation, last = validation[first], validation[second]
+        validation_share = 0.05
+        train, rest = held_out(labels, validation_share + test_share)
+        first, second = held_out(labels[rest], test_share / (validation_share + test_share))
+        validation, last = rest[first], rest[second]
         test = images[last], labels[last]
+    else:
+        train, validation = held_out(labels, 0.1)
     train = first_of_each(labels, train, train_samples)
 
     def part(
@@ -186,7 +203,8 @@ def _loaders(
             torch.from_numpy(np.ascontiguousarray(classes)),
             size,
             shuffle=learn,
-            transform=crop_and_flip if learn and augment else to_float,
+            transform=partial(crop_and_flip, padding=padding) if learn and augment else to_float,
+            draw=epoch_samples if learn else None,
         )
 
     return Loaders(

@@ -100,6 +100,31 @@ def test_cifar10_as_a_zip_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert seen(loaders.validation) == [20 * label + 18 for label in range(10)]
     assert seen(loaders.test) == [20 * label + 19 for label in range(10)]
     assert seen(loaders.train) == [20 * label + k for label in range(10) for k in range(3)]
+    larger = cifar10(30, 0, test_share=0.25)
+    assert seen(larger.test) == [20 * label + k for label in range(10) for k in range(15, 20)]
+    assert seen(larger.validation) == [20 * label + 14 for label in range(10)]
+
+
+def test_an_epoch_may_draw_a_part_of_the_images_anew_each_time(binary: Path) -> None:
+    loaders = cifar10(20, 0, str(binary), augment=False, epoch_samples=60)
+    torch.manual_seed(0)
+    first, second = (torch.cat([images for images, _ in loaders.train]) for _ in range(2))
+    assert len(first) == len(second) == 60
+    assert len(loaders.train) == 3
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.cat([images for images, _ in loaders.train]))
+    with pytest.raises(UsageError, match="cannot draw"):
+        cifar10(20, 0, str(binary), epoch_samples=10_000_000)
+
+
+def test_crops_without_padding_only_mirror() -> None:
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    flipped = crop_and_flip(images, padding=0)
+    same = (flipped == to_float(images)).flatten(1).all(1)
+    mirrored = (flipped == to_float(images).flip(3)).flatten(1).all(1)
+    assert torch.all(same ^ mirrored)
+    assert 0 < int(mirrored.sum()) < 64
 
 
 def test_absent_data_are_told_with_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

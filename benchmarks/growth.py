@@ -30,6 +30,7 @@ import torch
 from growth_methods import CHOOSERS, METHODS, Moment
 from growth_report import write_report
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from growpipe.export import export_growth_form
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
@@ -41,7 +42,6 @@ from growpipe.task import Task, load_task
 from growpipe.training import evaluate, make_optimizer, seed_everything, train
 
 TRAIN_COST = 3  # forward and backward, in forward passes
-ANALYSIS_COST = 30  # the whole analysis per sample, in forward passes (products, gradients, line search)
 LAST = "last stage"
 
 
@@ -218,10 +218,10 @@ class Bench:
                 own = {group.name: group.width for group in groups.groups if group.splittable}
                 target = {name: uniform[number][name] - width for name, width in own.items()}
                 target = {name: added for name, added in target.items() if added > 0}
-            plan = METHODS[method](moment, target)
+            with FlopCounterMode(display=False) as counter:
+                plan = METHODS[method](moment, target)
+            spending.spent += int(counter.get_total_flops()) / 2  # a MAC counts as two
             model = grow(model, plan, optimizer=optimizer)
-            if method in CHOOSERS:
-                spending.spent += ANALYSIS_COST * self.protocol.samples * groups.cost.macs()
         return model, optimizer
 
 
@@ -245,10 +245,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
     parser.add_argument("--only", nargs="+", help="run these entries alone, e.g. found:s3d-m4-c2")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--growths", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--growths", nargs="+", type=int, default=[2, 4, 6])
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--factor", type=float, default=9.0)
-    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shard", default="0/1", help="i/n: run every n-th of what is left")
     parser.add_argument("--out", type=Path, required=True)

@@ -45,7 +45,7 @@ def signed(scheme: str, c: float, **options: Any) -> Maker:
 
     def make(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
         if isinstance(target, int):
-            limits: dict[str, Any] = {"budget": Budget(macs=target), "growth": None, "max_factor": 3.0}
+            limits: dict[str, Any] = {"budget": Budget(macs=target), "growth": None}
         else:
             own = {group.name: group.width for group in moment.groups.groups if group.splittable}
             exact = {name: (width + target.get(name, 0),) * 2 for name, width in own.items()}
@@ -57,6 +57,7 @@ def signed(scheme: str, c: float, **options: Any) -> Maker:
             moment.example_inputs,
             scheme=scheme,
             c=c,
+            line_search_samples=256,
             seed=moment.seed,
             **{**limits, **options},
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -14,29 +13,29 @@ from typing import Any
 import torch
 from torch import nn
 
+from growpipe.analyser.calibration import calibrate
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import MIN_SAMPLES, MicroBatch, check_mean_loss, collect
 from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
-from growpipe.analyser.orientation import STEP, best_signs
 from growpipe.analyser.preparation import device_of, prepare, spare_memory
 from growpipe.analyser.processes import Processes, processes
 from growpipe.analyser.program import Loss
+from growpipe.analyser.proposals import Proposals
 from growpipe.analyser.schemes import scheme_of
 from growpipe.analyser.selection import Budget, Limits, select
 from growpipe.analyser.solvers import SOLVERS
 from growpipe.analyser.spectra import measure_spectra
-from growpipe.analyser.splits import is_asymmetric, split_groups
-from growpipe.export import named_tensors
+from growpipe.analyser.splits import is_asymmetric
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
-from growpipe.graph_ops.plan import SplitPlan, hash_parameters
-from growpipe.mirror import grow, to_numpy
+from growpipe.graph_ops.plan import SplitPlan
 
 __all__ = ["analyse"]
 
 logger = logging.getLogger(__name__)
 
+RANKINGS = ("realised", "predicted")
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -60,6 +59,7 @@ def analyse(
     widths: Mapping[str, tuple[int | None, int | None]] | None = None,
     max_factor: float = 2.0,
     cost_exponent: float = 0.5,
+    ranking: str = "realised",
     solver: str = "auto",
     tolerance: float = 1e-2,
     stability: float = 0.95,
@@ -103,6 +103,8 @@ def analyse(
         widths: by group the least and the greatest width, either None.
         max_factor: no group grows beyond this multiple of its width.
         cost_exponent: candidates compete by gain / MACs (or parameters) to this power.
+        ranking: of the groups: ``"realised"`` by the decrease of loss that each realises by itself, see
+            `calibration`; ``"predicted"`` by the quadratic prediction.
         solver: ``"dense"``, ``"lanczos"``, or ``"auto"``: for every group whichever is less work, as counted.
         tolerance: the error bound of the eigenvalues, as a share of each spectral radius.
         stability: the analysis set stops growing when the ranking of the candidates has this split-half
@@ -136,6 +138,8 @@ def analyse(
         raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
     if storage is not None and storage not in STORAGE:
         raise UsageError(f"unknown storage {storage!r}; choose one of {', '.join(STORAGE)}")
+    if ranking not in RANKINGS:
+        raise UsageError(f"unknown ranking {ranking!r}; choose one of {', '.join(RANKINGS)}")
     if epsilon is not None and not epsilon >= 0:
         raise UsageError(f"epsilon must not be negative, not {epsilon}")
     if not surrogate_beta > 0:
@@ -190,51 +194,41 @@ def analyse(
             seed=seed,
         )
         operator.drop_graphs()
+        proposals = Proposals(
+            model,
+            loss_fn,
+            prepared,
+            spectra,
+            chosen_scheme,
+            metric,
+            [batch for batch in data if batch.start < line_search_samples],
+            peers,
+            target_device,
+        )
+        calibration = calibrate(spectra.candidates, proposals.change_alone) if ranking == "realised" else None
         selection = select(
-            spectra.candidates, groups.cost, limits, sum(group.width for group in program.groups)
+            spectra.candidates if calibration is None else calibration.measured(spectra.candidates),
+            groups.cost,
+            limits,
+            sum(group.width for group in program.groups),
         )
         if not selection.widths:
             raise NothingToSplit(f"nothing is left to split: {selection.notes}")
-        names = list(selection.widths)
-        tensors = named_tensors(model)
-        # Constants that the exporter made, such as zero biases, are the graph's own business.
-        layouts = {name: layout for name, layout in groups.restricted(names).items() if name in tensors}
-
-        trial_data = [batch for batch in data if batch.start < line_search_samples]
-        asymmetric = is_asymmetric(selection.rows)
-        signs = best_signs(
-            program, trial_data if asymmetric else (), loss_fn, selection.rows, spectra.minus, spectra.plus,
-            chosen_scheme.c, peers.total, epsilon or STEP,
-        )  # fmt: skip
+        signs = proposals.signs(selection.rows, epsilon)
+        # A step that was given is everyone's.
+        lengths = calibration.lengths() if calibration is not None and epsilon is None else None
 
         def plan_at(step: float, orientation: float) -> SplitPlan:
-            splits = split_groups(
-                program.groups, selection.rows, spectra.minus, spectra.plus, selection.value,
-                chosen_scheme.c, step, {name: orientation * sign for name, sign in signs.items()},
-            )  # fmt: skip
-            return SplitPlan(
-                groups=splits,
-                layouts=layouts,
-                epsilon=step,
-                graph_hash=groups.graph_hash,
-                parameters_hash=parameters_hash,
-                scheme=scheme,
-                c=chosen_scheme.c,
-                metric=metric,
-                surrogate=program.surrogate.name if program.surrogate_used else None,
-                predicted_change=sum(s.predicted_change or 0.0 for s in splits),
-            )
+            turned = {name: orientation * sign for name, sign in signs.items()}
+            return proposals.plan(selection.rows, step, turned, lengths)
 
-        parameters_hash = hash_parameters(layouts, lambda name: to_numpy(tensors[name]))
-        evaluate = _Evaluator(model, loss_fn, target_device, peers)
-        base = evaluate(None, trial_data)
         # The signs hold as far as the third order goes: at a large step the opposite ones may be better.
-        orientations = (1.0, -1.0) if asymmetric else (1.0,)
+        orientations = (1.0, -1.0) if is_asymmetric(selection.rows) else (1.0,)
         found: LineSearch | None = None
         step, orientation = epsilon, 1.0
         if step is None or (len(orientations) > 1 and step > 0):
             found = line_search(
-                lambda e, o: evaluate(plan_at(e, o), trial_data) - base,
+                lambda e, o: proposals.change(plan_at(e, o)),
                 orientations=orientations,
                 epsilons=EPSILONS if epsilon is None else (epsilon,),
                 refinements=2 if epsilon is None else 0,
@@ -242,7 +236,7 @@ def analyse(
             )
             step, orientation = found.best.epsilon, found.best.orientation
         plan = plan_at(step, orientation)
-        realised = evaluate(plan, data) - evaluate(None, data)
+        realised = proposals.loss(plan, data) - proposals.loss(None, data)
         (samples,) = peers.totals(sum(batch.samples for batch in data), device=target_device)
         peers.agree("the plan", f"{plan.content_hash} {realised}")
     notes = {
@@ -252,8 +246,9 @@ def analyse(
             "displaced": list(displace),
             "damping": damping if metric == "input" else None,
             "selection": selection.notes,
+            "calibration": None if calibration is None else calibration.report(),
             "rigid": prepared.rigid,
-            "base_loss": base,
+            "base_loss": proposals.base,
             "line_search": _line_search_notes(found, epsilon),
             "seed": seed,
         }
@@ -315,28 +310,6 @@ def growing(
         return operator
 
     return grow
-
-
-class _Evaluator:
-    """The mean loss of the module, grown by a plan or as it is."""
-
-    def __init__(self, model: nn.Module, loss_fn: Loss, device: torch.device, peers: Processes) -> None:
-        self._model, self._loss_fn, self._device, self._peers = model, loss_fn, device, peers
-
-    def __call__(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
-        if plan is not None:
-            module = grow(self._model, plan).to(self._device)
-        elif all(p.device == self._device for p in self._model.parameters()):
-            module = self._model
-        else:
-            module = copy.deepcopy(self._model).to(self._device)
-        total, samples = 0.0, 0.0
-        with torch.no_grad():
-            for batch in data:
-                total += float(self._loss_fn(module(*batch.inputs), batch.target)) * batch.samples
-                samples += batch.samples
-        total, samples = self._peers.totals(total, samples, device=self._device)
-        return total / samples
 
 
 def _line_search_notes(found: LineSearch | None, epsilon: float | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ of the neighbouring groups, which grow too, so marginal costs are taken anew as 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -84,11 +85,14 @@ class Candidates:
         group: the group's name.
         values: float [copies − 1, width], the least Σ w δᵀSδ with at most 2, 3, … copies; never above 0.
         rows: int64 of the same shape, the row of the table that reaches it, −1 for none.
+        worth: what doubling the group's width was measured to lower the loss by. Where it is given, groups
+            compete by it and ``values`` only orders the channels within the group.
     """
 
     group: str
     values: npt.NDArray[np.float64]
     rows: npt.NDArray[np.int64]
+    worth: float | None = None
 
     @staticmethod
     def of(group: str, low: npt.NDArray, high: npt.NDArray, scheme: Scheme) -> Candidates:
@@ -183,6 +187,16 @@ class _Queue:
         full = best[room]
         return None if full is None else list(full[1])
 
+    def worth(self, width: int, steps: Sequence[_Step]) -> float:
+        """What the group's next steps are worth at its width so far.
+
+        A measured worth is spread over the doubling as the logarithm of the width, so that the first channels
+        of a narrow group are worth most.
+        """
+        if self.candidates.worth is None:
+            return sum(step.gain for step in steps)
+        return self.candidates.worth * math.log2(1 + sum(step.added for step in steps) / width)
+
     def take(self, steps: Sequence[_Step]) -> None:
         for step in steps:
             self.chosen[step.channel] = step.after
@@ -264,7 +278,7 @@ def select(
                 open_groups.discard(group)
                 continue
             count = sum(s.added for s in steps)
-            score = sum(s.gain for s in steps) / count / prices[group]
+            score = queues[group].worth(widths[group], steps) / count / prices[group]
             if best is None or score > best[0]:
                 best = (score, group, steps)
         if best is None:

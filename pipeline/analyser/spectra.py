@@ -51,6 +51,16 @@ class Spectra:
     candidates: tuple[Candidates, ...]
     facts: Mapping[str, Any]
 
+    def values(self, rows: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, float]:
+        """By group Σ w δᵀSδ over its channels, when they split by ``rows``, −1 for not at all."""
+        totals = {}
+        for offered in self.candidates:
+            chosen = rows[offered.group]
+            added = np.array([ROWS[row].copies - 2 for row in chosen])  # the row of `values`
+            channels = np.flatnonzero(chosen >= 0)
+            totals[offered.group] = float(offered.values[added[channels], channels].sum())
+        return totals
+
     def report(self, rows: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
         """Facts and one entry per group, for the notes of a plan; ``rows`` are the chosen splits."""
         groups = {

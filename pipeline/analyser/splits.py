@@ -29,6 +29,7 @@ def split_groups(
     c: float,
     epsilon: float,
     signs: Mapping[str, npt.NDArray[np.floating]] | None = None,
+    lengths: Mapping[str, float] | None = None,
 ) -> tuple[GroupSplit, ...]:
     """The splits of all groups in which a channel splits.
 
@@ -45,6 +46,7 @@ def split_groups(
         c: the bound on Σ|w_i|.
         epsilon: the step ε.
         signs: by group ±1 [width], the sign of every channel's v+; 1 by default.
+        lengths: by group ‖δ‖, at most 1; 1 where absent.
     """
     splits = []
     for group in groups:
@@ -72,7 +74,8 @@ def split_groups(
                         copy.minus * minus[group.name][channel]
                         + float(sign[channel]) * copy.plus * plus[group.name][channel]
                     )
-        delta = np.stack(directions)
+        length = 1.0 if lengths is None else lengths.get(group.name, 1.0)
+        delta = length * np.stack(directions)
         displacements, start = {}, 0
         for block in group.blocks:
             part = delta[:, start : start + block.dimension]
@@ -89,7 +92,7 @@ def split_groups(
                 source=np.array(source, dtype=np.int64),
                 coefficient=np.array(coefficient, dtype=np.float64),
                 displacements=displacements,
-                predicted_change=0.5 * epsilon**2 * values[group.name],
+                predicted_change=0.5 * (epsilon * length) ** 2 * values[group.name],
             )
         )
     return tuple(splits)

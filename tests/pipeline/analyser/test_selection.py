@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,28 @@ def test_growth_share_and_value():
             if row >= 0
         )
         assert selection.value[one.group] == pytest.approx(total)
+
+
+def test_groups_compete_by_what_they_were_measured_to_be_worth():
+    """The quadratic values say a; the measurement says b, and only orders channels within a group."""
+    a, b = candidates("s2d")
+    a = replace(a, values=100.0 * a.values)
+    free = {"cost_exponent": 0.0, "max_factor": 2.0}
+    assert select([a, b], COST, Limits(growth=0.4, **free)).widths == {"a": 8}
+    measured = [replace(a, worth=0.01), replace(b, worth=1.0)]
+    selection = select(measured, COST, Limits(growth=0.4, **free))
+    assert selection.widths == {"b": 10}
+    best = np.argsort(b.values[0])[:4]
+    assert set(np.flatnonzero(selection.rows["b"] >= 0)) == set(best)
+
+
+def test_the_first_channels_of_a_narrow_group_are_worth_most():
+    """Doubling is worth the same to both: a, 4 wide, gets its first channel before b, 6 wide, and then b."""
+    measured = [replace(one, worth=1.0) for one in candidates("s2d")]
+    orders = [
+        select(measured, COST, Limits(growth=share, cost_exponent=0.0)).widths for share in (0.1, 0.2, 0.4)
+    ]
+    assert orders == [{"a": 5}, {"a": 6}, {"a": 7, "b": 7}]
 
 
 @pytest.mark.parametrize("seed", range(4))

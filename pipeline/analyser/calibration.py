@@ -1,0 +1,76 @@
+"""What each group's splits are worth on real batches, and at which step: the ranking's correction.
+
+The quadratic prediction ``½ ε² Σ w δᵀSδ`` holds within a trust region whose size differs between groups by
+more than the predictions themselves: a small displacement of an early layer passes through every
+nonlinearity behind it. So every group is split by itself, all its channels at once and into two, at a few
+steps, and its predicted gains are scaled by what was realised at its own best step over what was predicted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from growpipe.analyser.selection import Candidates
+
+__all__ = ["STEPS", "Calibration", "calibrate"]
+
+STEPS = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""The steps at which a group is tried, in the metric's unit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Every group split by itself.
+
+    Attributes:
+        step: by group the ε of least loss; 0 where none lowered it.
+        decrease: by group the decrease of loss there, never below 0.
+    """
+
+    step: Mapping[str, float]
+    decrease: Mapping[str, float]
+
+    def lengths(self) -> dict[str, float]:
+        """By group its own best step over the largest: how long its displacements are when all split."""
+        largest = max(self.step.values())
+        return {group: (step or min(STEPS)) / largest for group, step in self.step.items()} if largest else {}
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """By group step and decrease, for the notes of a plan."""
+        return {g: {"step": step, "decrease": self.decrease[g]} for g, step in self.step.items()}
+
+    def measured(self, candidates: Sequence[Candidates]) -> tuple[Candidates, ...]:
+        """The candidates with what was realised as their worth; groups that lowered nothing come last."""
+        last = 1e-6 * max(self.decrease.values(), default=0.0) or 1.0
+        return tuple(replace(c, worth=self.decrease[c.group] or last) for c in candidates)
+
+
+def calibrate(
+    candidates: Sequence[Candidates],
+    change: Callable[[str, npt.NDArray[np.int64], float], float],
+    steps: Sequence[float] = STEPS,
+) -> Calibration:
+    """Try every group by itself, at rising steps until the loss gets worse.
+
+    Args:
+        candidates: of every group.
+        change: ``(group, rows int64 [width], ε) →`` the change of loss when only this group splits so.
+        steps: ascending.
+    """
+    best_step: dict[str, float] = {}
+    decrease: dict[str, float] = {}
+    for offered in candidates:
+        group, best = offered.group, (0.0, 0.0)
+        total = -float(offered.values[0].sum())
+        for step in steps if total > 0 else ():
+            value = change(group, offered.rows[0], step)
+            if not math.isfinite(value) or (best[1] > 0 and value > best[0]):
+                break
+            best = min(best, (value, step))
+        best_step[group], decrease[group] = best[1], -best[0]
+    return Calibration(best_step, decrease)

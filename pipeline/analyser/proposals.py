@@ -1,0 +1,130 @@
+"""From chosen rows to plans, and from plans to the loss of the grown module on real batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from growpipe.analyser.data import MicroBatch
+from growpipe.analyser.orientation import STEP, best_signs
+from growpipe.analyser.preparation import Prepared
+from growpipe.analyser.processes import Processes
+from growpipe.analyser.program import Loss
+from growpipe.analyser.schemes import Scheme
+from growpipe.analyser.spectra import Spectra
+from growpipe.analyser.splits import is_asymmetric, split_groups
+from growpipe.export import named_tensors
+from growpipe.graph_ops.plan import SplitPlan, hash_parameters
+from growpipe.mirror import grow, to_numpy
+
+__all__ = ["Proposals", "Rows", "Signs"]
+
+Rows = Mapping[str, npt.NDArray[np.int64]]
+Signs = Mapping[str, npt.NDArray[np.floating]]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """Plans of one analysis, and what they do to the loss.
+
+    Attributes:
+        model: the module, in eval mode.
+        loss_fn: the mean loss.
+        prepared: the module's program and groups.
+        spectra: eigenpairs of every channel.
+        scheme: which rows there are, and c.
+        metric: in which the displacements have length 1.
+        trial_data: micro-batches of this process on which a trial is evaluated.
+        peers: the processes that share the data.
+        device: where to run.
+    """
+
+    model: nn.Module
+    loss_fn: Loss
+    prepared: Prepared
+    spectra: Spectra
+    scheme: Scheme
+    metric: str
+    trial_data: Sequence[MicroBatch]
+    peers: Processes
+    device: torch.device
+    base: float = field(init=False)
+    """The mean loss of the module as it is, on the trial data."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", self.loss(None, self.trial_data))
+
+    def signs(self, rows: Rows, step: float | None) -> Signs:
+        """The sign of every channel's v+, see `orientation`; ±1, float64 [width] by group."""
+        return best_signs(
+            self.prepared.program, self.trial_data if is_asymmetric(rows) else (), self.loss_fn, rows,
+            self.spectra.minus, self.spectra.plus, self.scheme.c, self.peers.total, step or STEP,
+        )  # fmt: skip
+
+    def plan(
+        self, rows: Rows, step: float, signs: Signs, lengths: Mapping[str, float] | None = None
+    ) -> SplitPlan:
+        """The plan of these rows at ε = ``step``.
+
+        Args:
+            rows: by group int64 [width], the row of the table per channel, −1 for none.
+            step: ε in the metric's unit.
+            signs: of every channel's v+.
+            lengths: by group ‖δ‖, at most 1; 1 where absent.
+        """
+        program, groups = self.prepared.program, self.prepared.groups
+        splits = split_groups(
+            program.groups, rows, self.spectra.minus, self.spectra.plus, self.spectra.values(rows),
+            self.scheme.c, step, signs, lengths,
+        )  # fmt: skip
+        tensors = named_tensors(self.model)
+        # Constants that the exporter made, such as zero biases, are the graph's own business.
+        layouts = {
+            name: layout
+            for name, layout in groups.restricted([split.group for split in splits]).items()
+            if name in tensors
+        }
+        return SplitPlan(
+            groups=splits,
+            layouts=layouts,
+            epsilon=step,
+            graph_hash=groups.graph_hash,
+            parameters_hash=hash_parameters(layouts, lambda name: to_numpy(tensors[name])),
+            scheme=self.scheme.name,
+            c=self.scheme.c,
+            metric=self.metric,
+            surrogate=program.surrogate.name if program.surrogate_used else None,
+            predicted_change=sum(split.predicted_change or 0.0 for split in splits),
+        )
+
+    def change(self, plan: SplitPlan) -> float:
+        """By how much the mean loss on the trial data changes."""
+        return self.loss(plan, self.trial_data) - self.base
+
+    def change_alone(self, group: str, rows: npt.NDArray[np.int64], step: float) -> float:
+        """By how much it changes when only one group splits, by these rows, int64 [width]."""
+        own = {g.name: np.full(g.width, -1) for g in self.prepared.program.groups}
+        own[group] = rows
+        return self.change(self.plan(own, step, self.signs(own, step)))
+
+    def loss(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
+        """The mean loss of the module grown by a plan, or as it is, over the data of all processes."""
+        if plan is not None:
+            module = grow(self.model, plan).to(self.device)
+        elif all(p.device == self.device for p in self.model.parameters()):
+            module = self.model
+        else:
+            module = copy.deepcopy(self.model).to(self.device)
+        total, samples = 0.0, 0.0
+        with torch.no_grad():
+            for batch in data:
+                total += float(self.loss_fn(module(*batch.inputs), batch.target)) * batch.samples
+                samples += batch.samples
+        total, samples = self.peers.totals(total, samples, device=self.device)
+        return total / samples

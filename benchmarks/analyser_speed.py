@@ -168,7 +168,7 @@ def spectra_of(
     ``keep`` says what the operator keeps between products, ``options`` when it stops.
     """
     with processes(bench.device) as peers:
-        data = collect(
+        data, _ = collect(
             [(bench.x[:samples], bench.y[:samples])],
             max_samples=samples, micro_batch=MICRO_BATCH, device=bench.device, dtype=torch.float32,
         )  # fmt: skip

@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--shard", default="0/1", help="i/n: run every n-th of what is left")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", help="add the table to RESULTS.md under this name, e.g. growth-cifar10")
+    parser.add_argument("--findings", type=Path, help="Markdown that goes under the table")
     args = parser.parse_args()
     protocol = Protocol(tuple(args.growths), args.epochs, args.factor, args.samples)
     bench = Bench(args.recipe, protocol, args.device)
@@ -274,7 +275,10 @@ def main() -> None:
             flush=True,
         )
     if args.report is not None:
-        write_report(args.out, args.report, command=f"python benchmarks/growth.py {args.recipe}")
+        findings = "" if args.findings is None else args.findings.read_text(encoding="utf-8").strip()
+        write_report(
+            args.out, args.report, command=f"python benchmarks/growth.py {args.recipe}", findings=findings
+        )
 
 
 if __name__ == "__main__":

@@ -57,9 +57,8 @@ def signed(scheme: str, c: float, **options: Any) -> Maker:
             moment.example_inputs,
             scheme=scheme,
             c=c,
-            line_search_samples=256,
             seed=moment.seed,
-            **{**limits, **options},
+            **{"line_search_samples": 256, **limits, **options},
         )
 
     return make

@@ -108,7 +108,7 @@ class SplitPlan:
         surrogate: the curvature used for activations that have none, e.g. ``"softplus(beta=3)"``;
             None when every second derivative was exact.
         predicted_change: predicted change of loss of the whole plan at its ε; None without a prediction.
-        realised_change: the change of loss measured on the analysis batches at its ε.
+        realised_change: the change of loss measured at its ε, on samples held out from the analysis.
         notes: further facts about how the plan was made; JSON values.
     """
 

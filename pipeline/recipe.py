@@ -68,6 +68,10 @@ class Growth(_Section):
     scheme: Literal["s2d", "m2", "m3", "m4"] = "m4"
     c: float = Field(default=2.0, ge=1.0)
     metric: Literal["euclidean", "input"] = "input"
+    ranking: Literal["realised", "predicted"] = "realised"
+    """Groups compete by what each realises by itself, or by the quadratic prediction."""
+    max_factor: float = Field(default=2.0, gt=1.0)
+    """No group grows beyond this multiple of its width in one round."""
     epsilon: float | None = Field(default=None, ge=0.0)
     samples: int = Field(default=1024, ge=1)
     align: int = Field(default=1, ge=1)

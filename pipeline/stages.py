@@ -304,6 +304,8 @@ def analyse_round(task: Task, number: int) -> StageRecord:
                 epsilon=growth.epsilon,
                 budget=analyser.Budget(parameters=budget.parameters, macs=budget.macs),
                 metric=growth.metric,
+                ranking=growth.ranking,
+                max_factor=growth.max_factor,
                 align=growth.align,
                 freeze=growth.freeze,
                 max_samples=growth.samples,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from growpipe.analyser.calibration import calibrate
+from growpipe.analyser.calibration import Calibration, calibrate
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import MIN_SAMPLES, MicroBatch, check_mean_loss, collect
 from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
@@ -67,6 +67,7 @@ def analyse(
     max_samples: int = 2048,
     micro_batch: int = 128,
     line_search_samples: int = 512,
+    hold_out: bool = True,
     memory_limit: int | None = None,
     storage: str | None = None,
     tf32: bool = False,
@@ -113,7 +114,9 @@ def analyse(
             square over its channels): what is beyond is noise of the data; 0 leaves ``tolerance`` alone.
         max_samples: the largest analysis set.
         micro_batch: how many samples are worked on at once.
-        line_search_samples: how many samples a trial of the line search sees.
+        line_search_samples: how many samples a trial sees, of the line search and of the ranking.
+        hold_out: trials see the last samples of the set, up to a quarter of it, and the spectra the others;
+            False uses all for the spectra, and the first of them for trials, too.
         memory_limit: bytes to keep between products; half of what the device has by default.
         storage: ``"bfloat16"`` keeps what products need in half the memory; the model's own type by default.
         tf32: let a GPU multiply in TF32.
@@ -121,8 +124,9 @@ def analyse(
         device: where to run; the model's own by default.
 
     Returns:
-        The plan; predicted and realised change of loss are those at its ε. ``notes["analysis"]`` says how it
-        came about: samples, products, residuals, eigenvalues with standard errors by group, trials of ε.
+        The plan; predicted and realised change of loss are those at its ε, the latter on the held-out
+        samples. ``notes["analysis"]`` says how it came about: samples, products, residuals, eigenvalues with
+        standard errors by group, trials of ε.
 
     Raises:
         UsageError: a wrong argument, an empty or too small analysis set, a loss that is no mean over samples,
@@ -168,13 +172,16 @@ def analyse(
     with _evaluation_mode(model), _tf32(tf32), processes(target_device) as peers:
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
-        data = collect(
+        # A trial on the samples that the directions were fitted to promises several times too much.
+        trials = epsilon is None or ranking == "realised"
+        data, held_out = collect(
             batches,
             max_samples=max_samples,
             micro_batch=micro_batch,
             device=target_device,
             dtype=prepared.dtype,
             shard=(peers.rank, peers.world),
+            held_out=line_search_samples if hold_out and trials else 0,
         )
         check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
         operator = SplittingOperator(
@@ -201,11 +208,15 @@ def analyse(
             spectra,
             chosen_scheme,
             metric,
-            [batch for batch in data if batch.start < line_search_samples],
+            held_out or [batch for batch in data if batch.start < line_search_samples],
             peers,
             target_device,
         )
-        calibration = calibrate(spectra.candidates, proposals.change_alone) if ranking == "realised" else None
+        calibration: Calibration | None = None
+        if ranking == "realised":
+            trial_rows = {offered.group: offered.rows[0] for offered in spectra.candidates}
+            alone = proposals.change_alone(proposals.signs(trial_rows, epsilon))
+            calibration = calibrate(spectra.candidates, alone)
         selection = select(
             spectra.candidates if calibration is None else calibration.measured(spectra.candidates),
             groups.cost,
@@ -236,13 +247,19 @@ def analyse(
             )
             step, orientation = found.best.epsilon, found.best.orientation
         plan = plan_at(step, orientation)
-        realised = proposals.loss(plan, data) - proposals.loss(None, data)
-        (samples,) = peers.totals(sum(batch.samples for batch in data), device=target_device)
+        judged = held_out or data
+        realised = proposals.loss(plan, judged) - proposals.loss(None, judged)
+        samples, held = peers.totals(
+            sum(batch.samples for batch in data),
+            sum(batch.samples for batch in held_out),
+            device=target_device,
+        )
         peers.agree("the plan", f"{plan.content_hash} {realised}")
     notes = {
         "analysis": {
             **spectra.report(selection.rows),
             "samples": int(samples),
+            "held_out": int(held),
             "displaced": list(displace),
             "damping": damping if metric == "input" else None,
             "selection": selection.notes,

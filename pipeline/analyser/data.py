@@ -69,8 +69,9 @@ def collect(
     device: torch.device,
     dtype: torch.dtype,
     shard: tuple[int, int] = (0, 1),
-) -> list[MicroBatch]:
-    """The first ``max_samples`` samples of ``batches`` in micro-batches.
+    held_out: int = 0,
+) -> tuple[list[MicroBatch], list[MicroBatch]]:
+    """The first ``max_samples`` samples of ``batches`` in micro-batches: to analyse, and held out.
 
     Args:
         batches: gives ``(inputs, target)`` pairs; axis 0 of every tensor is the batch.
@@ -79,6 +80,10 @@ def collect(
         device: where they go.
         dtype: of floating inputs and targets.
         shard: (rank, world size): the process keeps every world-size-th micro-batch.
+        held_out: the most samples to hold out, the last ones: a quarter of the set at most.
+
+    Returns:
+        The micro-batches of this process, numbered separately in the two parts.
 
     Raises:
         UsageError: nothing to iterate over, no pairs, or fewer than `MIN_SAMPLES` samples in all.
@@ -114,21 +119,46 @@ def collect(
             f"give more batches"
         )
     rank, world = shard
+    # The cut is one of samples, so that it is the same for any number of processes.
+    kept, trials = _cut(pieces, taken - min(held_out, taken // 4))
     # Two halves, and something to grow by, in every process.
-    if len(pieces) < max(4, 2 * world):
-        pieces = _finer(pieces, max(4, 2 * world))
-    starts = [0, *itertools.accumulate(samples for *_, samples in pieces)]
-    return [
-        MicroBatch(
-            pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), inputs),
-            pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), target),
-            samples,
-            number,
-            starts[number],
-            len(pieces),
-        )
-        for number, (inputs, target, samples) in list(enumerate(pieces))[rank::world]
-    ]
+    if len(kept) < max(4, 2 * world):
+        kept = _finer(kept, max(4, 2 * world))
+    if trials and len(trials) < world:
+        trials = _finer(trials, world)
+
+    def part(chosen: Sequence[tuple[Any, Any, int]]) -> list[MicroBatch]:
+        starts = [0, *itertools.accumulate(samples for *_, samples in chosen)]
+        return [
+            MicroBatch(
+                pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), inputs),
+                pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), target),
+                samples,
+                number,
+                starts[number],
+                len(chosen),
+            )
+            for number, (inputs, target, samples) in list(enumerate(chosen))[rank::world]
+        ]
+
+    return part(kept), part(trials)
+
+
+def _cut(
+    pieces: Sequence[tuple[Any, Any, int]], samples: int
+) -> tuple[list[tuple[Any, Any, int]], list[tuple[Any, Any, int]]]:
+    """The first ``samples`` samples, and the others."""
+    first: list[tuple[Any, Any, int]] = []
+    rest: list[tuple[Any, Any, int]] = []
+    for inputs, target, count in pieces:
+        here = max(0, min(count, samples))
+        samples -= here
+        for part, start, stop in ((first, 0, here), (rest, here, count)):
+            if stop > start:
+                part.append(
+                    (_slice(inputs, start, stop, count), _slice(target, start, stop, count), stop - start)
+                )
+    return first, rest
 
 
 def _finer(pieces: Sequence[tuple[Any, Any, int]], wanted: int) -> list[tuple[Any, Any, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,11 +107,14 @@ class Proposals:
         """By how much the mean loss on the trial data changes."""
         return self.loss(plan, self.trial_data) - self.base
 
-    def change_alone(self, group: str, rows: npt.NDArray[np.int64], step: float) -> float:
-        """By how much it changes when only one group splits, by these rows, int64 [width]."""
-        own = {g.name: np.full(g.width, -1) for g in self.prepared.program.groups}
-        own[group] = rows
-        return self.change(self.plan(own, step, self.signs(own, step)))
+    def change_alone(self, signs: Signs) -> Callable[[str, npt.NDArray[np.int64], float], float]:
+        """By how much it changes when only one group splits: ``(group, rows int64 [width], ε) →``."""
+        still = {g.name: np.full(g.width, -1) for g in self.prepared.program.groups}
+
+        def change(group: str, rows: npt.NDArray[np.int64], step: float) -> float:
+            return self.change(self.plan({**still, group: rows}, step, signs))
+
+        return change
 
     def loss(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
         """The mean loss of the module grown by a plan, or as it is, over the data of all processes."""

@@ -52,7 +52,7 @@ def test_plan_lowers_the_loss_and_the_model_comes_back_as_it_was(problem):
     model.hidden.eval()
     before = copy.deepcopy(model.state_dict())
     gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    plan = run(problem, growth=0.5)
+    plan = run(problem, growth=0.5, hold_out=False)
     assert model.training
     assert not model.hidden.training
     model.train()
@@ -112,7 +112,9 @@ def test_frozen_groups_limits_and_alignment(problem):
 
 def test_stopping_rules_can_be_turned_off(problem):
     """Without them all samples are used, and every end is within the tolerance."""
-    facts = run(problem, stability=1.0, noise_share=0.0, tolerance=1e-3, solver="lanczos").notes["analysis"]
+    facts = run(
+        problem, stability=1.0, noise_share=0.0, tolerance=1e-3, solver="lanczos", hold_out=False
+    ).notes["analysis"]
     assert facts["stages"][-1]["samples"] == 96
     assert facts["stages"][-1]["error"] <= 1e-3
     assert facts["stopped"] == "the analysis set is used up"

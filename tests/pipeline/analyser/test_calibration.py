@@ -80,7 +80,7 @@ def test_analyse_ranks_by_what_is_realised_and_steps_each_group_by_its_own() -> 
         return (output - wanted).square().sum(1).mean()
 
     arguments = (model, loss, batches, (x[:2],))
-    plan = analyse(*arguments, growth=0.5)
+    plan = analyse(*arguments, growth=0.5, hold_out=False)
     calibration = plan.notes["analysis"]["calibration"]
     assert set(calibration) == {"first.weight", "second.weight"}
     with torch.no_grad():
@@ -95,6 +95,11 @@ def test_analyse_ranks_by_what_is_realised_and_steps_each_group_by_its_own() -> 
             lengths = np.sqrt(np.einsum("ci,ij,cj->c", rows, covariance, rows))
             step = calibration[split.group]["step"] or 0.1
             assert lengths.max() <= step / longest * 1.001
+    held_out = analyse(*arguments, growth=0.5)
+    assert (held_out.notes["analysis"]["samples"], held_out.notes["analysis"]["held_out"]) == (96, 32)
+    with torch.no_grad():
+        unseen = float(loss(grow(model, held_out)(x[96:]), target[96:]) - loss(model(x[96:]), target[96:]))
+    assert held_out.realised_change == pytest.approx(unseen, rel=1e-9)
     predicted = analyse(*arguments, growth=0.5, ranking="predicted")
     assert predicted.notes["analysis"]["calibration"] is None
     with pytest.raises(UsageError, match="ranking"):

@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--growths", nargs="+", type=int, default=[2, 4, 6])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--factor", type=float, default=9.0)
-    parser.add_argument("--samples", type=int, default=1536)
+    parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shard", default="0/1", help="i/n: run every n-th of what is left")
     parser.add_argument("--out", type=Path, required=True)

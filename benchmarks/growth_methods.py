@@ -58,7 +58,7 @@ def signed(scheme: str, c: float, **options: Any) -> Maker:
             scheme=scheme,
             c=c,
             seed=moment.seed,
-            **{"line_search_samples": 256, **limits, **options},
+            **{"line_search_samples": 384, **limits, **options},
         )
 
     return make

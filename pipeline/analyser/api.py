@@ -115,8 +115,8 @@ def analyse(
         max_samples: the largest analysis set.
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial sees, of the line search and of the ranking.
-        hold_out: trials see the last samples of the set, up to a quarter of it, and the spectra the others;
-            False uses all for the spectra, and the first of them for trials, too.
+        hold_out: half of the samples of a trial are the last of the set, up to a quarter of it, which the
+            spectra do not see; False uses all for the spectra, and the first of them for trials.
         memory_limit: bytes to keep between products; half of what the device has by default.
         storage: ``"bfloat16"`` keeps what products need in half the memory; the model's own type by default.
         tf32: let a GPU multiply in TF32.
@@ -172,7 +172,6 @@ def analyse(
     with _evaluation_mode(model), _tf32(tf32), processes(target_device) as peers:
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
-        # A trial on the samples that the directions were fitted to promises several times too much.
         trials = epsilon is None or ranking == "realised"
         data, held_out = collect(
             batches,
@@ -181,7 +180,7 @@ def analyse(
             device=target_device,
             dtype=prepared.dtype,
             shard=(peers.rank, peers.world),
-            held_out=line_search_samples if hold_out and trials else 0,
+            held_out=line_search_samples // 2 if hold_out and trials else 0,
         )
         check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
         operator = SplittingOperator(
@@ -201,6 +200,9 @@ def analyse(
             seed=seed,
         )
         operator.drop_graphs()
+        # Samples that the directions were fitted to promise too much, unseen ones as much too little.
+        (unseen,) = peers.totals(sum(batch.samples for batch in held_out), device=target_device)
+        seen = [batch for batch in data if batch.start < (unseen or line_search_samples)]
         proposals = Proposals(
             model,
             loss_fn,
@@ -208,7 +210,7 @@ def analyse(
             spectra,
             chosen_scheme,
             metric,
-            held_out or [batch for batch in data if batch.start < line_search_samples],
+            [*held_out, *seen],
             peers,
             target_device,
         )
@@ -249,17 +251,13 @@ def analyse(
         plan = plan_at(step, orientation)
         judged = held_out or data
         realised = proposals.loss(plan, judged) - proposals.loss(None, judged)
-        samples, held = peers.totals(
-            sum(batch.samples for batch in data),
-            sum(batch.samples for batch in held_out),
-            device=target_device,
-        )
+        (samples,) = peers.totals(sum(batch.samples for batch in data), device=target_device)
         peers.agree("the plan", f"{plan.content_hash} {realised}")
     notes = {
         "analysis": {
             **spectra.report(selection.rows),
             "samples": int(samples),
-            "held_out": int(held),
+            "held_out": int(unseen),
             "displaced": list(displace),
             "damping": damping if metric == "input" else None,
             "selection": selection.notes,

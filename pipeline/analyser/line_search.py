@@ -10,7 +10,7 @@ from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["EPSILONS", "LineSearch", "Trial", "line_search"]
 
-EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """The steps tried first, in the metric's unit."""
 
 

@@ -1,7 +1,7 @@
 """Which solver finds the extreme eigenpairs of which group, and what the two halves of the data say of them.
 
 ``auto`` chooses group by group by counted work, in multiply-adds, with constants that are estimates from one
-CPU core (next to the break-even point a wrong choice costs little): never by the clock. Two runs, the processes
+CPU core (near the break-even point a wrong choice costs little): never by the clock. Two runs, the processes
 of one run, and a run that was killed and goes on must choose alike, or their plans would differ.
 """
 

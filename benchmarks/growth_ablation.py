@@ -68,6 +68,8 @@ FACTORS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "analysis set": ("default", {f"{n} samples": {"max_samples": n} for n in (128, 512)}),
     "align": ("default", {f"align {n}": {"align": n} for n in (4, 8)}),
     "surrogate β (ReLU)": ("ReLU, β = 3", {f"ReLU, β = {b}": {"surrogate_beta": float(b)} for b in (1, 10)}),
+    "ranking of groups": ("default", {"by prediction": {"ranking": "predicted"}}),
+    "trials": ("default", {"on fitted samples": {"hold_out": False}}),
     "reference": ("default", {"from scratch": {"method": "scratch"}}),
 }
 

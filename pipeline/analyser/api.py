@@ -116,7 +116,8 @@ def analyse(
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial sees, of the line search and of the ranking.
         hold_out: half of the samples of a trial are the last of the set, up to a quarter of it, which the
-            spectra do not see; False uses all for the spectra, and the first of them for trials.
+            spectra do not see (so ``batches`` should be shuffled); False uses all for the spectra, and the
+            first of them for trials.
         memory_limit: bytes to keep between products; half of what the device has by default.
         storage: ``"bfloat16"`` keeps what products need in half the memory; the model's own type by default.
         tf32: let a GPU multiply in TF32.

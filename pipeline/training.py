@@ -147,6 +147,8 @@ def train(
         MissingEnvironment: there is no compiler, or batch norm cannot be synchronised here.
         CheckFailed: the processes do not agree.
     """
+    # Nobody reads the checkpoint before process 0 has ended what it was writing.
+    peers.agree("which stage is trained", stage)
     history = _resume(checkpoint, key, model, optimizer)
     peers.agree(f"how far {stage} is", str(history))
     if settings.channels_last:

@@ -22,6 +22,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from growpipe.export import export_growth_form
+from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.mirror import grow
 from growpipe.recipe import load_recipe
@@ -50,7 +52,7 @@ class Protocol:
     """What every entry has in common.
 
     Attributes:
-        growths: epochs after which the network grows, e.g. (1, 2, 3).
+        growths: epochs after which the network grows, e.g. (2, 4, 6).
         epochs: of training of the uniformly wider network; all others spend as many MACs.
         factor: MACs of the finished network over those of the seed network.
         samples: of the analysis set.
@@ -86,8 +88,18 @@ class Spending:
     spent: float = 0.0
 
     def epochs(self, epoch_macs: float) -> int:
-        """The whole epochs that are left."""
-        return int((self.budget - self.spent) / epoch_macs + 1e-9)
+        """The whole epochs that are left.
+
+        Raises:
+            UsageError: not even one is.
+        """
+        left = int((self.budget - self.spent) / epoch_macs + 1e-9)
+        if left < 1:
+            raise UsageError(
+                f"growth and its analysis have spent {self.spent / self.budget:.0%} of the training MACs and "
+                "leave no epoch for the last stage; give more --epochs, or fewer --samples"
+            )
+        return left
 
 
 class Bench:
@@ -176,7 +188,7 @@ class Bench:
         return Outcome(
             entry,
             seed,
-            {group.name: group.width for group in groups.groups if group.splittable},
+            _widths(groups),
             groups.cost.parameters(),
             groups.cost.macs(),
             held_out.accuracy,
@@ -187,7 +199,7 @@ class Bench:
         )
 
     def widths(self, model: nn.Module, task: Task) -> dict[str, int]:
-        return {g.name: g.width for g in self.views(model, task)[1].groups if g.splittable}
+        return _widths(self.views(model, task)[1])
 
     def grown(
         self, task: Task, model: nn.Module, method: str, spending: Spending, *, free: bool
@@ -202,27 +214,37 @@ class Bench:
             if epoch > done:
                 self.fit(task, model, optimizer, spending, epoch - done, f"stage {number}")
             done = epoch
-            export, groups = self.views(model, task)
-            moment = Moment(
-                model,
-                task.loss_fn,
-                task.analysis_batches(self.protocol.samples),
-                task.example_inputs(),
-                export,
-                groups,
-                1000 * task.run.seed + number,
-            )
+            target: Any = uniform[number]
             if free:
-                target: Any = int(seed_macs * self.protocol.factor ** ((number + 1) / count))
-            else:
-                own = {group.name: group.width for group in groups.groups if group.splittable}
-                target = {name: uniform[number][name] - width for name, width in own.items()}
-                target = {name: added for name, added in target.items() if added > 0}
-            with FlopCounterMode(display=False) as counter:
-                plan = METHODS[method](moment, target)
-            spending.spent += int(counter.get_total_flops()) / 2  # a MAC counts as two
-            model = grow(model, plan, optimizer=optimizer)
+                target = int(seed_macs * self.protocol.factor ** ((number + 1) / count))
+            model, optimizer = self.widened(task, model, optimizer, spending, method, number, target)
         return model, optimizer
+
+    def widened(
+        self,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        spending: Spending,
+        method: str,
+        number: int,
+        target: Mapping[str, int] | int,
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """One growth, the ``number``-th: to these widths by group, or freely to so many MACs."""
+        export, groups = self.views(model, task)
+        batches, seed = task.analysis_batches(self.protocol.samples), 1000 * task.run.seed + number
+        moment = Moment(model, task.loss_fn, batches, task.example_inputs(), export, groups, seed)
+        if not isinstance(target, int):
+            own = _widths(groups)
+            target = {name: width - own[name] for name, width in target.items() if width > own[name]}
+        with FlopCounterMode(display=False) as counter:
+            plan = METHODS[method](moment, target)
+        spending.spent += int(counter.get_total_flops()) / 2  # a MAC counts as two
+        return grow(model, plan, optimizer=optimizer), optimizer
+
+
+def _widths(groups: ChannelGroups) -> dict[str, int]:
+    return {group.name: group.width for group in groups.groups if group.splittable}
 
 
 def entries(methods: list[str]) -> list[str]:
@@ -237,13 +259,12 @@ def entries(methods: list[str]) -> list[str]:
     ]
 
 
-def main() -> None:
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark of growth has."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe")
-    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
-    parser.add_argument("--only", nargs="+", help="run these entries alone, e.g. found:s3d-m4-c2")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--growths", nargs="+", type=int, default=[2, 4, 6])
     parser.add_argument("--epochs", type=int, default=40)
@@ -252,17 +273,26 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shard", default="0/1", help="i/n: run every n-th of what is left")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--report", help="add the table to RESULTS.md under this name, e.g. growth-cifar10")
-    parser.add_argument("--findings", type=Path, help="Markdown that goes under the table")
-    args = parser.parse_args()
+    return parser
+
+
+def run_all(kind: type[Bench], args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Run every entry with every seed whose outcome is not in ``args.out`` yet.
+
+    Raises:
+        UsageError: what is there was made by another recipe or protocol.
+    """
     protocol = Protocol(tuple(args.growths), args.epochs, args.factor, args.samples)
-    bench = Bench(args.recipe, protocol, args.device)
+    bench = kind(args.recipe, protocol, args.device)
+    settings = bench.recipe.model_dump(mode="json")
+    text = json.dumps({"recipe": bench.recipe.name, **asdict(protocol), "settings": settings}) + "\n"
     args.out.mkdir(parents=True, exist_ok=True)
-    write_text(
-        args.out / "protocol.json", json.dumps({"recipe": bench.recipe.name, **asdict(protocol)}) + "\n"
-    )
+    place = args.out / "protocol.json"
+    if place.exists() and place.read_text(encoding="utf-8") != text:
+        raise UsageError(f"{args.out} holds outcomes of another recipe or protocol; give another --out")
+    write_text(place, text)
     shard, _, shards = args.shard.partition("/")
-    todo = [(entry, seed) for seed in args.seeds for entry in (args.only or entries(args.methods))]
+    todo = [(entry, seed) for seed in args.seeds for entry in names]
     for number, (entry, seed) in enumerate(todo):
         path = args.out / f"{entry.replace(':', '_')}-{seed}.json"
         if path.exists() or number % int(shards) != int(shard):
@@ -274,6 +304,16 @@ def main() -> None:
             f"{outcome.training_macs:.2e} training MACs, {outcome.seconds:.0f} s",
             flush=True,
         )
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
+    parser.add_argument("--only", nargs="+", help="run these entries alone, e.g. found:s3d-m4-c2")
+    parser.add_argument("--report", help="add the table to RESULTS.md under this name, e.g. growth-cifar10")
+    parser.add_argument("--findings", type=Path, help="Markdown that goes under the table")
+    args = parser.parse_args()
+    run_all(Bench, args, args.only or entries(args.methods))
     if args.report is not None:
         findings = "" if args.findings is None else args.findings.read_text(encoding="utf-8").strip()
         write_report(

@@ -33,23 +33,17 @@ counted) and a forward pass for every factor that is tried.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from growth import Bench, Protocol
+from growth import Bench, command_line, run_all
 from torch import nn
 
 from growpipe.environment import require
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.models.convnet import ConvNet
-from growpipe.run_store import write_text
 from growpipe.training import make_optimizer
 
 ENTRY = "grow:gromo"
@@ -224,27 +218,20 @@ def _covariances(layer: Any) -> float:
 
 
 class GromoBench(Bench):
-    """`growth.Bench` whose ``grown`` asks gromo."""
+    """`growth.Bench` that grows by gromo."""
 
-    def grown(self, task: Any, model: Any, method: str, spending: Any, *, free: bool) -> Any:
-        """Train and grow, up to and with the last growth."""
+    def widened(
+        self, task: Any, model: Any, optimizer: Any, spending: Any, method: str, number: int, target: Any
+    ) -> tuple[Any, Any]:
         if not isinstance(model, ConvNet):
             raise UsageError(f"gromo is tried on ConvNet alone, not on {type(model).__name__}")
-        uniform = self.stage_widths(self.views(model, task)[1])
-        optimizer = make_optimizer(model, self.recipe.train)
-        done = 0
-        for number, epoch in enumerate(self.protocol.growths):
-            if epoch > done:
-                self.fit(task, model, optimizer, spending, epoch - done, f"stage {number}")
-            done = epoch
-            batches = task.analysis_batches(self.protocol.samples)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # about activations it does not know
-                model, cost = grow_by_gromo(model.cpu(), batches, _in_order(model, uniform[number]))
-            spending.spent += cost
-            model = model.to(self.device)
-            optimizer = make_optimizer(model, self.recipe.train)
-        return model, optimizer
+        batches = task.analysis_batches(self.protocol.samples)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about activations it does not know
+            grown, cost = grow_by_gromo(model.cpu(), batches, _in_order(model, target))
+        spending.spent += cost
+        grown = grown.to(self.device)
+        return grown, make_optimizer(grown, self.recipe.train)
 
 
 def _in_order(model: ConvNet, widths: Mapping[str, int]) -> list[int]:
@@ -257,34 +244,7 @@ def _in_order(model: ConvNet, widths: Mapping[str, int]) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recipe")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--growths", nargs="+", type=int, default=[2, 4, 6])
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--factor", type=float, default=9.0)
-    parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    bench = GromoBench(
-        args.recipe, Protocol(tuple(args.growths), args.epochs, args.factor, args.samples), args.device
-    )
-    args.out.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:
-        path = args.out / f"{ENTRY.replace(':', '_')}-{seed}.json"
-        if path.exists():
-            continue
-        started = time.monotonic()
-        outcome = bench.run(ENTRY, seed)
-        write_text(path, json.dumps(asdict(outcome), indent=1) + "\n")
-        print(
-            f"{ENTRY} seed {seed}: {outcome.accuracy:.2%}, {outcome.macs:,} MACs, "
-            f"{outcome.training_macs:.2e} training MACs, {time.monotonic() - started:.0f} s",
-            flush=True,
-        )
+    run_all(GromoBench, command_line(__doc__).parse_args(), [ENTRY])
 
 
 if __name__ == "__main__":

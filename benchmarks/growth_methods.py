@@ -40,7 +40,7 @@ class Moment:
 Maker = Callable[[Moment, Mapping[str, int] | int], SplitPlan]
 
 
-def signed(scheme: str, c: float, **options: Any) -> Maker:
+def signed(scheme: str, c: float) -> Maker:
     """S3D and S2D by the analyser."""
 
     def make(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
@@ -57,8 +57,9 @@ def signed(scheme: str, c: float, **options: Any) -> Maker:
             moment.example_inputs,
             scheme=scheme,
             c=c,
+            line_search_samples=384,
             seed=moment.seed,
-            **{"line_search_samples": 384, **limits, **options},
+            **limits,
         )
 
     return make
@@ -172,7 +173,6 @@ def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
 METHODS: dict[str, Maker] = {
     "s3d-m2-c3": signed("m2", 3.0),
     "s3d-m4-c2": signed("m4", 2.0),
-    "s3d-m4-c2-bold": signed("m4", 2.0, epsilon=0.5),
     "s2d": signed("s2d", 1.0),
     "random": random,
     "net2net": net2net,
@@ -180,4 +180,4 @@ METHODS: dict[str, Maker] = {
 }
 """Methods that grow; ``free`` growth (widths of their own) is for those that can choose."""
 
-CHOOSERS = ("s3d-m2-c3", "s3d-m4-c2", "s3d-m4-c2-bold", "s2d")
+CHOOSERS = ("s3d-m2-c3", "s3d-m4-c2", "s2d")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["recalibrate"]
@@ -43,7 +44,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Any, Any]], *, samples
         if not norms:
             return 0
         for inputs, _ in batches:
-            arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+            arguments = as_tuple(inputs)
             model(*arguments)
             seen += len(next(value for value in arguments if isinstance(value, torch.Tensor)))
             if seen >= samples:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from growpipe.batches import as_tuple, to_device
 from growpipe.compilation import compiled, compiler_errors
 from growpipe.data import Loaders
 from growpipe.distributed import (
@@ -304,18 +305,6 @@ def _channels_last(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.ndim == 4:
         return value.contiguous(memory_format=torch.channels_last)
     return value
-
-
-def as_tuple(inputs: Any) -> tuple[Any, ...]:
-    """The positional inputs of ``forward``: a tuple or list as it is, anything else alone."""
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-
-
-def to_device(value: Any, device: str) -> Any:
-    """A tensor, or a tuple or list of them, on the device."""
-    if isinstance(value, (tuple, list)):
-        return tuple(to_device(item, device) for item in value)
-    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _plateaued(history: list[Epoch], patience: int) -> bool:

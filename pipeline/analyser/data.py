@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from growpipe.analyser.program import inputs_of
+from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["MIN_SAMPLES", "MicroBatch", "check_mean_loss", "collect"]
@@ -80,7 +80,8 @@ def collect(
         device: where they go.
         dtype: of floating inputs and targets.
         shard: (rank, world size): the process keeps every world-size-th micro-batch.
-        held_out: the most samples to hold out, the last ones: a quarter of the set at most.
+        held_out: the most samples to hold out, the last ones: a quarter of the set at most, and never so many
+            that fewer than `MIN_SAMPLES` are left.
 
     Returns:
         The micro-batches of this process, numbered separately in the two parts.
@@ -96,7 +97,7 @@ def collect(
                 f"batches must give (inputs, target) pairs, not {type(batch).__name__}"
                 + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
             )
-        inputs, target = inputs_of(batch[0]), batch[1]
+        inputs, target = as_tuple(batch[0]), batch[1]
         length = _length(inputs)
         if length == 0:
             raise UsageError(
@@ -120,7 +121,7 @@ def collect(
         )
     rank, world = shard
     # The cut is one of samples, so that it is the same for any number of processes.
-    kept, trials = _cut(pieces, taken - min(held_out, taken // 4))
+    kept, trials = _cut(pieces, taken - min(held_out, taken // 4, taken - MIN_SAMPLES))
     # Two halves, and something to grow by, in every process.
     if len(kept) < max(4, 2 * world):
         kept = _finer(kept, max(4, 2 * world))

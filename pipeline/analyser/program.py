@@ -16,9 +16,10 @@ from torch.fx.node import map_arg
 from growpipe.analyser.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.curvature import Surrogate, is_kinked
 from growpipe.analyser.overrides import OVERRIDES, RESHAPES
+from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
-__all__ = ["Captured", "Loss", "Program", "Recording", "inputs_of"]
+__all__ = ["Captured", "Loss", "Program", "Recording"]
 
 aten = torch.ops.aten
 
@@ -79,11 +80,6 @@ class Captured:
         """The memory of constants and edge gradients."""
         tensors = [*self.constants.values(), *self.gradients.values()]
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
-
-
-def inputs_of(inputs: Any) -> tuple[Any, ...]:
-    """The positional inputs of a batch: a tuple or list as it is, anything else as the only one."""
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
 class Program:
@@ -155,7 +151,7 @@ class Program:
         return result
 
     def _arguments(self, inputs: Any) -> dict[Node, Any]:
-        leaves = pytree.tree_leaves(inputs_of(inputs))
+        leaves = pytree.tree_leaves(as_tuple(inputs))
         if len(leaves) != len(self._inputs):
             raise UsageError(
                 f"a batch has {len(leaves)} inputs, the model takes {len(self._inputs)}; batches must give "

@@ -100,6 +100,8 @@ def test_analyse_ranks_by_what_is_realised_and_steps_each_group_by_its_own() -> 
     with torch.no_grad():
         unseen = float(loss(grow(model, held_out)(x[96:]), target[96:]) - loss(model(x[96:]), target[96:]))
     assert held_out.realised_change == pytest.approx(unseen, rel=1e-9)
+    few = analyse(model, loss, [(x[:20], target[:20])], (x[:2],), growth=0.5)
+    assert (few.notes["analysis"]["samples"], few.notes["analysis"]["held_out"]) == (16, 4)
     predicted = analyse(*arguments, growth=0.5, ranking="predicted")
     assert predicted.notes["analysis"]["calibration"] is None
     with pytest.raises(UsageError, match="ranking"):

@@ -12,11 +12,12 @@ A neuron θ is replaced by m copies, ``σ(θ, x) → Σ_i w_i σ(θ + ε δ_i, x
 | positive triplet | p/2, p/2, −n | +v−, −v−, 0 | p λ− |
 | negative triplet | −n/2, −n/2, p | +v+, −v+, 0 | −n λ+ |
 | mixed triplet | p/2, p/2, −n | (n/p) v+ ± √(1−n²/p²) v−, v+ | −(n/p) λ+ + (c/p) λ− |
-| quadruplet | p/2, p/2, −n/2, −n/2 | ±v−, ±v+ | p min(λ−, 0) − n max(λ+, 0) |
+| quadruplet | p/2, p/2, −n/2, −n/2 | ±v−, ±v+ | p λ− − n λ+ |
 
 The optimum over m copies is the least value of the rows with at most m copies, and 0, which is not to split.
-The quadruplet counts only where λ− < 0 < λ+: otherwise its useless pair collapses into one copy, and it is a
-triplet. The rows hold in any metric in which (λ, v) are the generalised eigenpairs and ‖δ‖ is measured.
+The quadruplet is the best only where λ− < 0 < λ+: otherwise one of its pairs is useless, and a triplet, in
+which that pair has collapsed into one copy, does no worse. The rows hold in any metric in which (λ, v) are
+the generalised eigenpairs and ‖δ‖ is measured.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import numpy.typing as npt
 
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["ROWS", "SCHEMES", "Copy", "Row", "Scheme", "best_rows", "scheme_of"]
+__all__ = ["ROWS", "SCHEMES", "Copy", "Row", "Scheme", "best_rows", "exact_rows", "scheme_of"]
 
 Array = npt.NDArray[np.float64]
 
@@ -146,10 +147,7 @@ ROWS: tuple[Row, ...] = (
         "quadruplet",
         4,
         True,
-        lambda low, high, c: _signed(
-            np.where((low < 0) & (high > 0), _p(c) * low - _n(c) * high, np.inf),
-            c,
-        ),
+        lambda low, high, c: _signed(_p(c) * low - _n(c) * high, c),
         _quadruplet,
     ),
 )
@@ -211,3 +209,22 @@ def best_rows(low: Array, high: Array, c: float, copies: int) -> tuple[Array, np
     best = values.min(axis=0)
     split = best < 0.0
     return np.where(split, best, 0.0), np.where(split, choice, -1).astype(np.int64)
+
+
+def exact_rows(low: Array, high: Array, c: float, copies: int) -> tuple[Array, npt.NDArray[np.int64]]:
+    """The best of the rows with exactly ``copies`` copies, even where it raises the loss.
+
+    Args:
+        low: λ−, float [channels].
+        high: λ+, float [channels].
+        c: the bound on Σ|w_i|.
+        copies: the number m of copies.
+
+    Returns:
+        The least value Σ w δᵀSδ, float [channels], of any sign, and the index in `ROWS` that reaches it,
+        int64 [channels]; inf and −1 where there is no such row, which is with c = 1 and more than two copies.
+    """
+    indices = np.array([index for index, row in enumerate(ROWS) if row.copies == copies], dtype=np.int64)
+    values = np.stack([ROWS[index].value(low, high, c) for index in indices])
+    best = values.min(axis=0)
+    return best, np.where(np.isfinite(best), indices[values.argmin(axis=0)], -1)

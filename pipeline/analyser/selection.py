@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from growpipe.analyser.schemes import ROWS, Scheme, best_rows
+from growpipe.analyser.schemes import Scheme, exact_rows
 from growpipe.graph_ops.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
 
@@ -48,7 +48,8 @@ class Limits:
         budget: what the grown network may cost.
         align: every group that grows ends at a multiple of this width.
         max_factor: no group grows beyond this multiple of its width in one round.
-        widths: by group name the least and the greatest width, either None.
+        widths: by group name the least and the greatest width, either None. A least width is reached even
+            where splits promise nothing.
         cost_exponent: candidates compete by gain / costᵉ. 1 spends a budget best as far as the quadratic
             prediction goes; ½ found the better widths in practice, as predictions of cheap layers are
             optimistic.
@@ -83,26 +84,39 @@ class Candidates:
 
     Attributes:
         group: the group's name.
-        values: float [copies − 1, width], the least Σ w δᵀSδ with at most 2, 3, … copies; never above 0.
-        rows: int64 of the same shape, the row of the table that reaches it, −1 for none.
+        exact_values: float [copies − 1, width], the least Σ w δᵀSδ with exactly 2, 3, … copies, of any sign;
+            inf where the scheme has no such split.
+        exact_rows: int64 of the same shape, the row of the table that reaches it, −1 for none.
         worth: what doubling the group's width was measured to lower the loss by. Where it is given, groups
             compete by it and ``values`` only orders the channels within the group.
     """
 
     group: str
-    values: npt.NDArray[np.float64]
-    rows: npt.NDArray[np.int64]
+    exact_values: npt.NDArray[np.float64]
+    exact_rows: npt.NDArray[np.int64]
     worth: float | None = None
 
     @staticmethod
     def of(group: str, low: npt.NDArray, high: npt.NDArray, scheme: Scheme) -> Candidates:
         """From the extreme eigenvalues λ−, λ+ of the group's channels, float [width] each."""
-        best = [best_rows(low, high, scheme.c, m) for m in range(2, scheme.max_copies + 1)]
+        best = [exact_rows(low, high, scheme.c, m) for m in range(2, scheme.max_copies + 1)]
         return Candidates(group, np.stack([b[0] for b in best]), np.stack([b[1] for b in best]))
 
     @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """float [copies − 1, width], the least Σ w δᵀSδ with at most 2, 3, … copies; never above 0."""
+        return np.minimum(np.minimum.accumulate(self.exact_values), 0.0)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """int64 of the same shape, the row of the table that reaches it, −1 where not to split is best."""
+        fewer = range(1, len(self.exact_values) + 1)
+        choice = np.stack([self.exact_values[:count].argmin(axis=0) for count in fewer])
+        return np.where(self.values < 0, np.take_along_axis(self.exact_rows, choice, axis=0), -1)
+
+    @property
     def width(self) -> int:
-        return self.values.shape[1]
+        return self.exact_values.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,13 +125,11 @@ class Selection:
 
     Attributes:
         rows: by group int64 [width], the row in `ROWS`, −1 where the channel stays.
-        value: by group Σ over the channels of Σ w δᵀSδ.
         widths: by group the grown width; groups that do not grow are absent.
-        notes: why the selection ended.
+        notes: why the selection ended, and which least widths took splits that promise nothing.
     """
 
     rows: Mapping[str, npt.NDArray[np.int64]]
-    value: Mapping[str, float]
     widths: Mapping[str, int]
     notes: str
 
@@ -144,40 +156,49 @@ class _Queue:
     """The steps of one group, best gain per added channel first.
 
     Of a channel's options only those on the concave hull of gain over added channels are steps, so that a
-    channel's own steps come in order.
+    channel's own steps come in order. A gain counts from ``floor`` on; what a least width may be filled with
+    is one more copy of a channel, whatever its gain.
     """
 
     def __init__(self, candidates: Candidates, floor: float) -> None:
-        self.candidates = candidates
+        self.candidates, self.floor = candidates, floor
         self.chosen = np.zeros(candidates.width, dtype=np.int64)
-        self.options: list[dict[int, float]] = []
-        steps: list[_Step] = []
-        for channel in range(candidates.width):
-            # An option counts its own copies: a row with fewer copies than allowed adds fewer channels.
-            options: dict[int, float] = {0: 0.0}
-            for value, row in zip(candidates.values[:, channel], candidates.rows[:, channel], strict=True):
-                if row >= 0 and -value > floor:
-                    added = ROWS[row].copies - 1
-                    options[added] = max(options.get(added, 0.0), -float(value))
-            steps.extend(_hull_steps(channel, options))
-            self.options.append(options)
-        self.steps = sorted(steps, key=lambda s: (-s.rate, s.channel, s.before))
+        self.options: list[dict[int, float]] = [
+            {0: 0.0, **{added: -float(value) for added, value in enumerate(values, 1) if np.isfinite(value)}}
+            for values in candidates.exact_values.T
+        ]
+        self.steps: list[_Step] = []
+        self.fill: list[_Step] = []
+        self._extend(range(candidates.width))
 
-    def peek(self, room: int) -> list[_Step] | None:
-        """The best single step with room 0; else the best steps adding exactly ``room`` channels, or None."""
+    def _extend(self, channels: Iterable[int]) -> None:
+        """The steps that these channels may take from where they are."""
+        for channel in channels:
+            options, here = self.options[channel], int(self.chosen[channel])
+            self.steps.extend(_hull_steps(channel, options, here, self.floor))
+            self.fill.extend(self._moves(channel, forced=True)[:1])
+        self.steps.sort(key=lambda s: (-s.rate, s.channel, s.before))
+        self.fill.sort(key=lambda s: (-s.gain, s.channel))
+
+    def _moves(self, channel: int, forced: bool) -> list[_Step]:
+        """All ways to give the channel more copies, fewest first; those that gain, unless ``forced``."""
+        options, here = self.options[channel], int(self.chosen[channel])
+        moves = [_Step(channel, here, k, gain - options[here]) for k, gain in options.items() if k > here]
+        return [move for move in moves if forced or move.gain > self.floor]
+
+    def peek(self, room: int, forced: bool = False) -> list[_Step] | None:
+        """The best single step with room 0; else the best steps adding exactly ``room`` channels, or None.
+
+        Steps that gain nothing are taken into account only when ``forced``.
+        """
+        steps = self.fill if forced else self.steps
         if room == 0:
-            return self.steps[:1] or None
+            return steps[:1] or None
         # A knapsack over the channels whose next steps are best; others could not displace them all.
-        channels = list(dict.fromkeys(step.channel for step in self.steps))[: 4 * room]
+        channels = list(dict.fromkeys(step.channel for step in steps))[: 4 * room]
         best: list[tuple[float, tuple[_Step, ...]] | None] = [(0.0, ()), *[None] * room]
         for channel in channels:
-            here = int(self.chosen[channel])
-            gained = self.options[channel][here]
-            moves = [
-                _Step(channel, here, added, gain - gained)
-                for added, gain in self.options[channel].items()
-                if added > here and gain > gained
-            ]
+            moves = self._moves(channel, forced)
             for filled in range(room, 0, -1):
                 for move in moves:
                     before = best[filled - move.added] if move.added <= filled else None
@@ -201,28 +222,21 @@ class _Queue:
         for step in steps:
             self.chosen[step.channel] = step.after
         changed = {step.channel for step in steps}
-        # What is left of a channel's hull: a step that was jumped into goes on from where it is now.
-        rest = [step for step in self.steps if step.channel not in changed]
-        for channel in sorted(changed):
-            rest.extend(_hull_steps(channel, self.options[channel], int(self.chosen[channel])))
-        self.steps = sorted(rest, key=lambda s: (-s.rate, s.channel, s.before))
+        self.steps = [step for step in self.steps if step.channel not in changed]
+        self.fill = [step for step in self.fill if step.channel not in changed]
+        self._extend(sorted(changed))
 
-    def rows(self) -> tuple[npt.NDArray[np.int64], float]:
-        """The chosen row of every channel, and the value of all."""
-        rows = np.full(self.candidates.width, -1, dtype=np.int64)
-        total = 0.0
-        for channel, added in enumerate(self.chosen):
-            if added:
-                rows[channel] = self.candidates.rows[added - 1, channel]
-                total += float(self.candidates.values[added - 1, channel])
-        return rows, total
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The chosen row of every channel, int64 [width], −1 for none."""
+        last = np.maximum(self.chosen - 1, 0)
+        return np.where(self.chosen > 0, self.candidates.exact_rows[last, np.arange(len(last))], -1)
 
 
-def _hull_steps(channel: int, options: Mapping[int, float], start: int = 0) -> list[_Step]:
+def _hull_steps(channel: int, options: Mapping[int, float], start: int, floor: float) -> list[_Step]:
     hull = [(start, options[start])]
     while True:
         here, gained = hull[-1]
-        further = [(added, gain) for added, gain in options.items() if added > here and gain > gained]
+        further = [(k, gain) for k, gain in options.items() if k > here and gain > gained + floor]
         if not further:
             break
         hull.append(max(further, key=lambda o: ((o[1] - gained) / (o[0] - here), o[0])))
@@ -242,6 +256,15 @@ def select(
     exponent. The step of the highest rate is taken until a limit is reached. Prices are taken anew as widths
     change, since a wider group makes its consumers dearer.
 
+    A group with a measured ``worth`` competes by that instead, so that all such groups speak of one loss: a
+    step from width W to W + k has the gain ``worth · log2(1 + k / W)``, which adds up to ``worth`` when the
+    group has doubled. Which of its channels split is still decided by ``Σ w δᵀSδ``.
+
+    Groups below their least width go first. One that has no split left that lowers the loss goes on with
+    those that raise it least, to second order: along v− where λ− ≥ 0 is least, and so on through the rows of
+    the scheme. Copies that are not displaced would raise it by nothing, but copies that are equal get equal
+    gradients and stay one neuron.
+
     Args:
         candidates: of every group that may split.
         cost: of the whole network.
@@ -250,7 +273,8 @@ def select(
 
     Raises:
         NothingToSplit: the network is over the budget already.
-        UsageError: a limit names no group, or a least width cannot be reached.
+        UsageError: a limit names no group, or a least width cannot be reached with the copies of the scheme
+            or within the budget.
     """
     widths = {c.group: c.width for c in candidates}
     start = dict(widths)
@@ -262,7 +286,9 @@ def select(
     if not _affordable(cost, {}, limits.budget):
         raise NothingToSplit("the budget is spent: the network costs more already; give a larger budget")
     largest = max((float(-c.values.min(initial=0.0)) for c in candidates), default=0.0)
-    queues = {c.group: _Queue(c, 1e-9 * largest) for c in candidates}
+    floor = 1e-9 * largest
+    queues = {c.group: _Queue(c, floor) for c in candidates}
+    unpromising = dict.fromkeys(queues, 0)
     open_groups = set(queues)
     prices: dict[str, float] = {}
     added = priced_at = 0
@@ -296,6 +322,7 @@ def select(
             open_groups.discard(group)
             continue
         queues[group].take(steps)
+        unpromising[group] += sum(step.added for step in steps if step.gain <= floor)
         widths = wider
         added += count
         if room is not None and added >= room and not below:
@@ -306,30 +333,34 @@ def select(
             raise UsageError(
                 f"group {group!r} cannot reach its least width {least}: {widths[group]} is the most"
             )
-    rows, value = {}, {}
-    for group, queue in queues.items():
-        rows[group], value[group] = queue.rows()
-    return Selection(rows, value, {g: w for g, w in widths.items() if w != start[g]}, reason)
+    notes = [reason]
+    notes += [
+        f"{count} channels of {group!r} promise nothing: its least width asked for them"
+        for group, count in unpromising.items()
+        if count
+    ]
+    rows = {group: queue.rows() for group, queue in queues.items()}
+    return Selection(rows, {g: w for g, w in widths.items() if w != start[g]}, "; ".join(notes))
 
 
 def _move(queue: _Queue, width: int, start: int, limits: Limits, group: str) -> list[_Step] | None:
     """The group's next steps, to the next aligned width and within its limits; None when there are none."""
     target = 0 if limits.align == 1 else limits.align - width % limits.align
-    steps = queue.peek(target)
-    if steps is None:
-        return None
-    most = limits.widths.get(group, (None, None))[1]
+    least, most = limits.widths.get(group, (None, None))
     ceiling = max(start + 1, int(limits.max_factor * start))
     if limits.align > 1:
         ceiling = max(ceiling, -(-(start + 1) // limits.align) * limits.align)
-    least = limits.widths.get(group, (None, None))[0] or 0
-    ceiling = max(ceiling, least)
+    ceiling = max(ceiling, least or 0)
     if most is not None:
         ceiling = min(ceiling, most)
-    if width + sum(s.added for s in steps) <= ceiling:
-        return steps
-    # The best step may be too large for what is left, a smaller one not.
-    return queue.peek(ceiling - width) if limits.align == 1 and ceiling > width else None
+    for forced in (False, True) if width < (least or 0) else (False,):
+        steps = queue.peek(target, forced)
+        if steps is not None and width + sum(s.added for s in steps) > ceiling:
+            # The best step may be too large for what is left, a smaller one not.
+            steps = queue.peek(ceiling - width, forced) if limits.align == 1 and ceiling > width else None
+        if steps is not None:
+            return steps
+    return None
 
 
 def _affordable(cost: CostModel, grown: Mapping[str, int], budget: Budget | None) -> bool:

@@ -56,9 +56,9 @@ class Spectra:
         totals = {}
         for offered in self.candidates:
             chosen = rows[offered.group]
-            added = np.array([ROWS[row].copies - 2 for row in chosen])  # the row of `values`
+            added = np.array([ROWS[row].copies - 2 for row in chosen])  # the row of `exact_values`
             channels = np.flatnonzero(chosen >= 0)
-            totals[offered.group] = float(offered.values[added[channels], channels].sum())
+            totals[offered.group] = float(offered.exact_values[added[channels], channels].sum())
         return totals
 
     def report(self, rows: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:

@@ -83,6 +83,52 @@ def test_same_seed_same_plan_and_plans_survive_the_disk(problem, tmp_path):
     assert SplitPlan.load(tmp_path / "plan").content_hash == plan.content_hash
 
 
+class Convex(nn.Module):
+    """Softplus neurons that all raise the loss: every splitting matrix is positive; and a linear layer, 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bent = nn.Linear(5, 3)
+        self.straight = nn.Linear(3, 2)
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.head(self.straight(nn.functional.softplus(self.bent(x))))
+
+
+@pytest.mark.parametrize(("scheme", "metric"), [("s2d", "input"), ("s2d", "euclidean"), ("m2", "input")])
+def test_a_least_width_is_reached_where_nothing_is_gained(scheme, metric):
+    torch.manual_seed(1)
+    model = Convex().double()
+    with torch.no_grad():
+        for layer in (model.straight, model.head):
+            layer.weight.abs_()
+    x = torch.randn(64, 5, dtype=torch.float64)
+
+    def loss(output, _):
+        return output.mean()
+
+    arguments = (model, loss, [(x, x)], (x[:2],))
+    options = {"scheme": scheme, "metric": metric, "hold_out": False, "ranking": "predicted"}
+    if scheme == "s2d":
+        with pytest.raises(NothingToSplit, match="no candidate lowers the loss"):
+            analyse(*arguments, growth=1.0, **options)
+    widths = {"bent.weight": (5, 5), "straight.weight": (4, 4)}
+    plan = analyse(*arguments, growth=1.0, widths=widths, epsilon=1e-3, **options)
+    assert plan.widths == {"bent.weight": 5, "straight.weight": 4}
+    notes = plan.notes["analysis"]["selection"]
+    assert "2 channels of 'straight.weight' promise nothing" in notes
+    assert ("2 channels of 'bent.weight' promise nothing" in notes) == (scheme == "s2d")
+    # What is filled is still predicted: a rise where only positive pairs are allowed, and the least of all.
+    assert (plan.predicted_change > 0) == (scheme == "s2d")
+    with torch.no_grad():
+        change = float(loss(grow(model, plan)(x), x) - loss(model(x), x))
+    assert change / plan.predicted_change == pytest.approx(1.0, abs=1e-3 if scheme == "s2d" else 2e-2)
+    for split in plan.groups:
+        for displacement in split.displacements.values():
+            assert (abs(displacement.values).reshape(len(displacement.channels), -1).sum(1) > 0).all()
+
+
 @pytest.mark.parametrize("scheme", ["s2d", "m3"])
 def test_copies_stay_within_the_scheme(problem, scheme):
     plan = run(problem, scheme=scheme, c=2.0, growth=1.0, epsilon=0.05)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from growpipe.analyser.schemes import ROWS, scheme_of
+from growpipe.analyser.schemes import ROWS, best_rows, scheme_of
 from growpipe.analyser.selection import Budget, Candidates, Limits, select
 from growpipe.graph_ops.cost import CostModel, CostTerm
 from growpipe.graph_ops.dims import Atom
@@ -38,27 +38,41 @@ def candidates(scheme: str = "m4", c: float = 3.0, seed: int = 0) -> list[Candid
     ]
 
 
+def value(selection, offered: list[Candidates]) -> float:
+    """Σ w δᵀSδ over all channels."""
+    return sum(
+        one.exact_values[ROWS[row].copies - 2, channel]
+        for one in offered
+        for channel, row in enumerate(selection.rows[one.group])
+        if row >= 0
+    )
+
+
 def added(selection) -> int:
     return sum(ROWS[row].copies - 1 for rows in selection.rows.values() for row in rows if row >= 0)
 
 
-def test_growth_share_and_value():
+def test_growth_share():
     selection = select(candidates(), COST, Limits(growth=0.5))
     widths = {"a": 4, "b": 6, **selection.widths}
     assert added(selection) == sum(widths.values()) - 10 <= 5
-    for one in candidates():
-        total = sum(
-            one.values[ROWS[row].copies - 2, channel]
-            for channel, row in enumerate(selection.rows[one.group])
-            if row >= 0
-        )
-        assert selection.value[one.group] == pytest.approx(total)
+
+
+@pytest.mark.parametrize(("scheme", "c"), [("s2d", 1.0), ("m2", 3.0), ("m4", 3.0), ("m4", 1.0)])
+def test_candidates_with_at_most_so_many_copies_are_the_table(scheme, c):
+    rng = np.random.default_rng(0)
+    low, high = np.sort(rng.normal(size=(2, 50)), axis=0)
+    one = Candidates.of("a", low, high, scheme_of(scheme, c))
+    for copies, values, rows in zip(itertools.count(2), one.values, one.rows, strict=False):
+        best, best_row = best_rows(low, high, c, copies)
+        np.testing.assert_array_equal(values, best)
+        np.testing.assert_array_equal(rows, best_row)
 
 
 def test_groups_compete_by_what_they_were_measured_to_be_worth():
     """The quadratic values say a; the measurement says b, and only orders channels within a group."""
     a, b = candidates("s2d")
-    a = replace(a, values=100.0 * a.values)
+    a = replace(a, exact_values=100.0 * a.exact_values)
     free = {"cost_exponent": 0.0, "max_factor": 2.0}
     assert select([a, b], COST, Limits(growth=0.4, **free)).widths == {"a": 8}
     measured = [replace(a, worth=0.01), replace(b, worth=1.0)]
@@ -83,7 +97,7 @@ def test_pairs_are_the_best_by_gain_per_cost(seed):
     offered = candidates("s2d", seed=seed)
     selection = select(offered, COST, Limits(growth=0.3, cost_exponent=0.0))
     gains = np.sort(np.concatenate([-c.values[0] for c in offered]))[::-1]
-    assert -sum(selection.value.values()) == pytest.approx(gains[:3].sum())
+    assert -value(selection, offered) == pytest.approx(gains[:3].sum())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +112,7 @@ def test_budgets_hold_and_are_used(budget):
     assert selection.notes == "the budget is spent"
     larger = Budget(*(None if x is None else 2 * x for x in (budget.parameters, budget.macs)))
     more = select(candidates(), COST, Limits(growth=None, budget=larger))
-    assert sum(more.value.values()) < sum(selection.value.values())
+    assert value(more, candidates()) < value(selection, candidates())
 
 
 def test_costs_are_coupled():
@@ -130,7 +144,50 @@ def test_aligned_fill_is_the_best_fill():
         if sum(copies) == 2
         and all(k == 0 or ROWS[one.rows[k - 1, c]].copies == k + 1 for c, k in enumerate(copies))
     ]
-    assert -selection.value["a"] == pytest.approx(max(options))
+    assert -value(selection, [one]) == pytest.approx(max(options))
+
+
+def stable(low: list[float], scheme: str = "s2d", c: float = 1.0) -> Candidates:
+    """Channels of which no positive split lowers the loss; λ+ = λ− + 1."""
+    return Candidates.of("a", np.array(low), np.array(low) + 1.0, scheme_of(scheme, c))
+
+
+def test_a_least_width_is_filled_with_what_raises_the_loss_least():
+    mixed = stable([0.3, -0.5, 0.1, 0.2])
+    free = select([mixed], COST, Limits(growth=1.0))
+    assert (free.widths, free.notes) == ({"a": 5}, "no candidate lowers the loss any further")
+    filled = select([mixed], COST, Limits(growth=1.0, widths={"a": (7, None)}))
+    assert filled.widths == {"a": 7}
+    assert [ROWS[row].name if row >= 0 else None for row in filled.rows["a"]] == [
+        None, "positive pair", "positive pair", "positive pair",
+    ]  # fmt: skip
+    assert value(filled, [mixed]) == pytest.approx(-0.5 + 0.1 + 0.2)
+    assert filled.notes.endswith("2 channels of 'a' promise nothing: its least width asked for them")
+
+
+@pytest.mark.parametrize("align", [1, 2, 14])
+def test_filling_with_further_copies_is_the_best_filling(align):
+    """Triplets gain and quadruplets do not; two of the four must be: against all ways to do it."""
+    one = stable([0.3, 0.5, 0.1, 0.2], "m4", 3.0)
+    selection = select([one], COST, Limits(growth=1.0, align=align, widths={"a": (14, 14)}))
+    assert selection.widths == {"a": 14}
+    options = [
+        sum(one.exact_values[k - 1, channel] for channel, k in enumerate(copies) if k)
+        for copies in itertools.product(range(4), repeat=4)
+        if sum(copies) == 10
+    ]
+    assert value(selection, [one]) == pytest.approx(min(options))
+    assert "2 channels of 'a' promise nothing" in selection.notes or align == 14
+
+
+def test_filling_ends_where_copies_and_budget_end():
+    one = stable([0.3, 0.5, 0.1, 0.2])
+    with pytest.raises(UsageError, match="cannot reach its least width 9: 8 is the most"):
+        select([one], COST, Limits(widths={"a": (9, None)}))
+    with pytest.raises(UsageError, match="cannot reach its least width 8: 5 is the most"):
+        select([one], COST, Limits(growth=None, budget=Budget(macs=5 * (150 + 6) + 12), widths={"a": (8, 8)}))
+    several = stable([0.3, 0.5, 0.1, 0.2], "m4", 3.0)
+    assert select([several], COST, Limits(widths={"a": (16, None)})).widths == {"a": 16}
 
 
 def test_factor_and_refusals():

@@ -36,6 +36,19 @@ def stack(layer: Callable[[int, int, str], nn.Module], widths: Sequence[int], ph
     return nn.Sequential(*(layer(a, b, phi) for a, b in itertools.pairwise(widths)))
 
 
+class Coordinates(nn.Linear):
+    """Features to a matrix for each cloud, row by row: the three coordinates to as many as there are columns.
+
+    At first, whatever the features, column j is the coordinate j mod 3: the identity for three columns.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        columns = torch.arange(self.out_features // 3) % 3
+        with torch.no_grad():
+            self.bias.copy_(torch.eye(3)[:, columns].reshape(-1))
+
+
 class TransformNet(nn.Module):
     """PointNet's T-net: clouds [N, 3, points] to a matrix for each, [N, 3, 3], at first the identity.
 
@@ -51,10 +64,7 @@ class TransformNet(nn.Module):
         super().__init__()
         self.shared = stack(Shared, (3, *widths), phi)
         self.hidden = stack(Dense, (widths[-1], *hidden), phi)
-        self.matrix = nn.Linear(hidden[-1], 9)
-        nn.init.zeros_(self.matrix.weight)
-        with torch.no_grad():
-            self.matrix.bias.copy_(torch.eye(3).reshape(9))
+        self.matrix = Coordinates(hidden[-1], 9)
 
     def forward(self, cloud: torch.Tensor) -> torch.Tensor:
         matrix = self.matrix(self.hidden(self.shared(cloud).amax(2)))

@@ -19,6 +19,7 @@ from growpipe.graph_ops.random_plan import random_plan
 from growpipe.graph_ops.rewrite import grow_graph
 from growpipe.mirror import grow
 from growpipe.models import mobilenet, pointcloud, rbf
+from growpipe.rewidth import with_widths
 
 V1 = (3, 2, 4, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 4)
 CLOUDS = (2, 12, 3)
@@ -72,6 +73,18 @@ def test_growing_keeps_the_function(name: str, tmp_path: Path) -> None:
         tmp_path / "grown.onnx", {str(graph.graph.inputs[0].name): example.numpy()}
     ).values()
     assert np.abs(output - before.numpy()).max() <= 1e-5 * np.abs(before.numpy()).max()
+
+
+def test_a_t_net_begins_by_repeating_the_coordinates_at_any_width() -> None:
+    model = pointcloud.build_pointnet((3, 4, 5), (4,), 10, transform=True).eval()
+    export = export_growth_form(model, (torch.rand(CLOUDS),))
+    wider = with_widths(
+        model, export, find_channel_groups(export.graph), {"transform.matrix.weight#2": 7}
+    ).eval()
+    cloud = torch.rand(CLOUDS)
+    for network, columns in ((model, [0, 1, 2]), (wider, [0, 1, 2, 0, 1, 2, 0])):
+        matrix = network.transform(cloud.transpose(1, 2))
+        assert torch.equal(cloud @ matrix, cloud[:, :, columns])
 
 
 def test_neighbours_among_features_are_barriers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from growpipe import analyse
 from growpipe.analyser import Budget
 from growpipe.export import GrowthExport, named_tensors
+from growpipe.graph_ops.dims import axis_map, channel_rows
 from growpipe.graph_ops.groups import ChannelGroups
 from growpipe.graph_ops.plan import GroupSplit, SplitPlan
 from growpipe.graph_ops.random_plan import net2net_plan, random_plan
@@ -75,7 +77,8 @@ def random(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     tensors = named_tensors(moment.model)
 
     def scaled(split: GroupSplit, name: str, displacement: Displacement) -> Displacement:
-        weight = np.moveaxis(to_numpy(tensors[name]), displacement.axis, 0)
+        rows = channel_rows(plan.layouts[name].axes[displacement.axis].dim, split.group)
+        weight = np.moveaxis(to_numpy(tensors[name]), displacement.axis, 0)[rows]
         norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
         factor = norms[split.source[displacement.channels]]
         values = displacement.values * factor.reshape(-1, *[1] * (displacement.values.ndim - 1))
@@ -95,13 +98,55 @@ def net2net(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     return plan_for_module(plan, moment.model)
 
 
+@dataclass(frozen=True)
+class Incoming:
+    """Weights that make the neurons of a group, along axis 0 of one tensor.
+
+    Attributes:
+        group: the group's name.
+        tensor: the tensor's name.
+        rows: int64 [neurons, rows per neuron], of the neurons that are there.
+        fresh: int64 [new neurons, rows per neuron], of the new ones in the grown tensor.
+        inputs: by other axis the source and the coefficient of every grown entry.
+    """
+
+    group: str
+    tensor: str
+    rows: torch.Tensor
+    fresh: torch.Tensor
+    inputs: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+    @staticmethod
+    def of(plan: SplitPlan, split: GroupSplit, tensor: str) -> Incoming:
+        first, *others = plan.layouts[tensor].axes
+        channel = axis_map(first.dim, plan.offspring).channel[split.group]
+        order = np.argsort(channel, kind="stable")
+        fresh = order[channel[order] >= split.width].reshape(split.grown_width - split.width, -1)
+        inputs = []
+        for axis in others:
+            grown = axis_map(axis.dim, plan.offspring)
+            scale = grown.coefficient if axis.role == "mixed" else np.ones_like(grown.coefficient)
+            inputs.append((torch.from_numpy(grown.source), torch.from_numpy(scale).float()))
+        rows = torch.from_numpy(channel_rows(first.dim, split.group))
+        return Incoming(split.group, tensor, rows, torch.from_numpy(fresh), tuple(inputs))
+
+    def into(self, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """The grown ``weight`` with the new neurons' ``values``, [new, rows per neuron, *original inputs]."""
+        grown = values.flatten(0, 1)
+        for axis, (source, scale) in enumerate(self.inputs, start=1):
+            shape = (-1, *[1] * (grown.ndim - axis - 1))
+            grown = grown.index_select(axis, source) * scale.reshape(shape)
+        return weight.index_copy(0, self.fresh.flatten(), grown)
+
+
 def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     """New neurons with zero outgoing weights, whose gradient will be the largest (GradMax, arXiv 2201.05125).
 
     As a plan, a new neuron is a copy with coefficient 0, displaced to where it should be. The incoming
-    weights maximise the norm of the gradient of the outgoing ones under the norm of the filters that are
+    weights maximise the norm of the gradient of the outgoing ones under the norm of the neurons that are
     there, by projected ascent on it: the paper's singular vectors are the optimum for one linear layer, the
-    ascent is its form for convolutions behind batch norm and activations.
+    ascent is its form for convolutions behind batch norm and activations. They are in the coordinates of the
+    original inputs: what is new among the inputs gives nothing yet.
     """
     assert isinstance(target, Mapping)
     base = net2net(moment, target)
@@ -110,8 +155,13 @@ def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
         coefficient = np.concatenate([np.ones(split.width), np.zeros(split.grown_width - split.width)])
         groups.append(replace(split, coefficient=coefficient))
     base = replace(base, groups=tuple(groups), scheme="gradmax")
+    tensors = named_tensors(moment.model)
     made = {
-        split.group: next(m for m in moment.groups[split.group].members if m.role == "made" and m.axis == 0)
+        split.group: [
+            Incoming.of(base, split, member.tensor)
+            for member in moment.groups[split.group].members
+            if member.role == "made" and member.axis == 0
+        ]
         for split in base.groups
     }
     grown = grow(moment.model, base).eval()
@@ -121,30 +171,27 @@ def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     fresh: dict[str, torch.Tensor] = {}
     norms: dict[str, torch.Tensor] = {}
     for split in base.groups:
-        weight = parameters[made[split.group].tensor]
-        norms[split.group] = weight[: split.width].flatten(1).norm(dim=1).mean()
-        shape = weight[split.width :].shape
+        there = torch.cat([tensors[i.tensor].detach()[i.rows].flatten(1) for i in made[split.group]], dim=1)
+        norms[split.group] = there.norm(dim=1).mean()
+        shape = (split.grown_width - split.width, there.shape[1])
         fresh[split.group] = torch.randn(shape, generator=generator).requires_grad_()
-    consumers = {
-        split.group: {m.tensor for m in moment.groups[split.group].members if m.role == "mixed"}
-        for split in base.groups
-    }
+    consumers = {m.tensor for s in base.groups for m in moment.groups[s.group].members if m.role == "mixed"}
     inputs, targets = moment.batches[0]
 
-    def on_sphere(group: str) -> torch.Tensor:
-        rows = fresh[group].flatten(1)
-        return (rows / rows.norm(dim=1, keepdim=True) * norms[group]).view_as(fresh[group])
+    def on_sphere(group: str) -> list[tuple[Incoming, torch.Tensor]]:
+        """By tensor the weights of the new neurons, [new, rows per neuron, *original inputs]."""
+        neurons = fresh[group] / fresh[group].norm(dim=1, keepdim=True) * norms[group]
+        shapes = [(i.fresh.shape[1], *tensors[i.tensor].shape[1:]) for i in made[group]]
+        parts = neurons.split([math.prod(shape) for shape in shapes], dim=1)
+        return [(i, p.unflatten(1, shape)) for i, p, shape in zip(made[group], parts, shapes, strict=True)]
 
     optimizer = torch.optim.Adam(fresh.values(), lr=0.1)
     for _ in range(GRADMAX_STEPS):
         current = dict(parameters)
-        for split in base.groups:
-            name = made[split.group].tensor
-            # The input axis of the new filters may have grown too, by neurons that give nothing yet.
-            current[name] = torch.cat([current[name][: split.width], on_sphere(split.group)])
-        outgoing = {
-            name: current[name].detach().requires_grad_() for names in consumers.values() for name in names
-        }
+        for group in made:
+            for incoming, values in on_sphere(group):
+                current[incoming.tensor] = incoming.into(current[incoming.tensor], values)
+        outgoing = {name: current[name].detach().requires_grad_() for name in sorted(consumers)}
         differentiable = {
             name: value + (current[name] - current[name].detach()) for name, value in outgoing.items()
         }
@@ -158,15 +205,13 @@ def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
         optimizer.step()
     splits = []
     for split in base.groups:
-        member = made[split.group]
-        layout = base.layouts[member.tensor]
-        source = split.source[split.width :]
-        weight = named_tensors(moment.model)[member.tensor]
-        # Displacements are in the coordinates of the original tensor: the inputs that were there before.
-        wanted = on_sphere(split.group).detach()[(slice(None), *(slice(0, n) for n in layout.shape[1:]))]
-        values = to_numpy(wanted - weight[torch.from_numpy(source)])[:, None]
-        displacement = Displacement(0, np.arange(split.width, split.grown_width), values)
-        splits.append(replace(split, displacements={member.tensor: displacement}))
+        source = torch.from_numpy(split.source[split.width :])
+        channels = np.arange(split.width, split.grown_width)
+        displacements = {}
+        for incoming, wanted in on_sphere(split.group):
+            copied = tensors[incoming.tensor].detach()[incoming.rows[source]]
+            displacements[incoming.tensor] = Displacement(0, channels, to_numpy(wanted.detach() - copied))
+        splits.append(replace(split, displacements=displacements))
     return replace(base, groups=tuple(splits), epsilon=1.0)
 
 

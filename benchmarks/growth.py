@@ -171,7 +171,9 @@ class Bench:
             model, optimizer = self.grown(task, model, method, spending, free=kind == "free")
         else:
             widths = uniform if method == "uniform" else {}
-            if kind == "found":
+            if kind == "widths":
+                widths = dict(zip(uniform, map(int, method.split("-")), strict=True))
+            elif kind == "found":
                 widths = self.widths(self.grown(task, model, method, spending, free=True)[0], task)
             seed_everything(seed, "seed network")
             fresh = task.build_seed()
@@ -309,7 +311,11 @@ def run_all(kind: type[Bench], args: argparse.Namespace, names: Sequence[str]) -
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
-    parser.add_argument("--only", nargs="+", help="run these entries alone, e.g. found:s3d-m4-c2")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        help="run these entries alone, e.g. found:s3d-m4-c2, or widths:9-31-68-108 (from scratch)",
+    )
     parser.add_argument("--report", help="add the table to RESULTS.md under this name, e.g. growth-cifar10")
     parser.add_argument("--findings", type=Path, help="Markdown that goes under the table")
     args = parser.parse_args()

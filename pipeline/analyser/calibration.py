@@ -2,7 +2,7 @@
 
 The quadratic prediction ``½ ε² Σ w δᵀSδ`` holds within a trust region whose size differs between groups by
 more than the predictions themselves: a small displacement of an early layer passes through every
-nonlinearity behind it. So every group is split by itself, all its channels at once and into two, at rising
+nonlinearity behind it. So every group is split by itself, all its channels at once and into two, at several
 steps, and groups compete by the decrease of loss at their own best step.
 
 Directions are fitted to few samples, the more so the more inputs a filter has: on those samples the decrease
@@ -23,6 +23,8 @@ import numpy.typing as npt
 from growpipe.analyser.selection import Candidates
 
 __all__ = ["STEPS", "Calibration", "calibrate"]
+
+Rows = npt.NDArray[np.int64]
 
 STEPS = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """The steps at which a group is tried, in the metric's unit."""
@@ -60,22 +62,41 @@ def calibrate(
     change: Callable[[str, npt.NDArray[np.int64], float], float],
     steps: Sequence[float] = STEPS,
 ) -> Calibration:
-    """Try every group by itself, at rising steps until the loss gets worse.
+    """Try every group by itself, climbing from the middle step to the best one.
 
     Args:
         candidates: of every group.
-        change: ``(group, rows int64 [width], ε) →`` the change of loss when only this group splits so.
+        change: ``(group, rows int64 [width], ε) →`` the change of loss when only this group splits so; not
+            finite counts as infinitely bad.
         steps: ascending.
     """
     best_step: dict[str, float] = {}
     decrease: dict[str, float] = {}
     for offered in candidates:
-        group, best = offered.group, (0.0, 0.0)
-        total = -float(offered.values[0].sum())
-        for step in steps if total > 0 else ():
-            value = change(group, offered.rows[0], step)
-            if not math.isfinite(value) or (best[1] > 0 and value > best[0]):
-                break
-            best = min(best, (value, step))
-        best_step[group], decrease[group] = best[1], -best[0]
+        best_step[offered.group], decrease[offered.group] = 0.0, 0.0
+        if not offered.values[0].min(initial=0.0) < 0:
+            continue
+
+        def at(position: int, group: str = offered.group, rows: Rows = offered.rows[0]) -> float:
+            value = change(group, rows, steps[position])
+            return value if math.isfinite(value) else math.inf
+
+        position, least = _descend(at, len(steps))
+        if least < 0:
+            best_step[offered.group], decrease[offered.group] = steps[position], -least
     return Calibration(best_step, decrease)
+
+
+def _descend(value: Callable[[int], float], count: int) -> tuple[int, float]:
+    """The position of least value and that value, going from the middle to whichever side is lower."""
+    best, least = count // 2, value(count // 2)
+    for direction in (1, -1) if math.isfinite(least) else (-1,):
+        start = best
+        while 0 <= best + direction < count:
+            further = value(best + direction)
+            if math.isfinite(least) and not further < least:
+                break
+            best, least = best + direction, further
+        if best != start:
+            break
+    return best, least

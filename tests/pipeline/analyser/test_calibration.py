@@ -33,7 +33,9 @@ def test_every_group_is_measured_at_its_own_best_step() -> None:
     candidates = [offered("robust", [-0.75, -0.25]), offered("fragile", [-6.0, -2.0])]
     calibration = calibrate(candidates, change, steps=(0.1, 0.2, 0.4, 0.8, 1.6))
     assert calibration.step == {"robust": 1.6, "fragile": 0.1}
-    assert ("fragile", 0.4) not in tried  # nothing is learnt beyond the first step that is worse
+    # From the middle to the lower side: no step beyond the first that is worse.
+    assert [step for group, step in tried if group == "fragile"] == [0.4, 0.8, 0.2, 0.1]
+    assert [step for group, step in tried if group == "robust"] == [0.4, 0.8, 1.6]
     robust, fragile = calibration.measured(candidates)
     assert robust.worth == pytest.approx(0.5 * 1.6**2 - 0.1 * 1.6**4)
     assert fragile.worth == pytest.approx(0.5 * 8.0 * 0.1**2 - 100.0 * 0.1**4)
@@ -50,6 +52,8 @@ def test_a_group_that_lowers_nothing_comes_last_and_explosions_count_as_worse() 
     assert worth["good"] == pytest.approx(0.1)
     # Still on offer, for a budget that nothing else can use.
     assert 0.0 < worth["harmful"] == worth["exploding"] < 1e-5
+    fragile = calibrate(candidates[:1], lambda group, rows, step: -step if step < 0.5 else math.inf)
+    assert fragile.step == {"good": 0.4}
     nothing = calibrate(candidates, lambda group, rows, step: 1.0, steps=(0.5,))
     assert nothing.lengths() == {}
     assert {c.worth for c in nothing.measured(candidates)} == {1.0}

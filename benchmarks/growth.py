@@ -210,7 +210,6 @@ class Bench:
         optimizer = make_optimizer(model, self.recipe.train)
         seed_groups = self.views(model, task)[1]
         uniform = self.stage_widths(seed_groups)
-        seed_macs, count = seed_groups.cost.macs(), len(self.protocol.growths)
         done = 0
         for number, epoch in enumerate(self.protocol.growths):
             if epoch > done:
@@ -218,7 +217,7 @@ class Bench:
             done = epoch
             target: Any = uniform[number]
             if free:
-                target = int(seed_macs * self.protocol.factor ** ((number + 1) / count))
+                target = seed_groups.cost.macs(target)
             model, optimizer = self.widened(task, model, optimizer, spending, method, number, target)
         return model, optimizer
 

@@ -16,7 +16,7 @@ from torch import nn
 from growpipe.analyser.calibration import Calibration, calibrate
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import MIN_SAMPLES, MicroBatch, check_mean_loss, collect
-from growpipe.analyser.line_search import EPSILONS, LineSearch, line_search
+from growpipe.analyser.line_search import EPSILONS, START, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.preparation import device_of, prepare, spare_memory
@@ -245,6 +245,7 @@ def analyse(
                 lambda e, o: proposals.change(plan_at(e, o)),
                 orientations=orientations,
                 epsilons=EPSILONS if epsilon is None else (epsilon,),
+                start=START if calibration is None else calibration.largest or START,
                 refinements=2 if epsilon is None else 0,
                 smallest=1e-4 if epsilon is None else epsilon,
             )

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.analyser.line_search import descend
 from growpipe.analyser.selection import Candidates
 
 __all__ = ["STEPS", "Calibration", "calibrate"]
@@ -42,10 +43,16 @@ class Calibration:
     step: Mapping[str, float]
     decrease: Mapping[str, float]
 
+    @property
+    def largest(self) -> float:
+        """The largest of the steps; 0 where no group lowered the loss."""
+        return max(self.step.values(), default=0.0)
+
     def lengths(self) -> dict[str, float]:
         """By group its own best step over the largest: how long its displacements are when all split."""
-        largest = max(self.step.values())
-        return {group: (step or min(STEPS)) / largest for group, step in self.step.items()} if largest else {}
+        if not self.largest:
+            return {}
+        return {group: (step or min(STEPS)) / self.largest for group, step in self.step.items()}
 
     def report(self) -> dict[str, dict[str, float]]:
         """By group step and decrease, for the notes of a plan."""
@@ -81,22 +88,7 @@ def calibrate(
             value = change(group, rows, steps[position])
             return value if math.isfinite(value) else math.inf
 
-        position, least = _descend(at, len(steps))
+        position, least = descend(at, len(steps), len(steps) // 2)
         if least < 0:
             best_step[offered.group], decrease[offered.group] = steps[position], -least
     return Calibration(best_step, decrease)
-
-
-def _descend(value: Callable[[int], float], count: int) -> tuple[int, float]:
-    """The position of least value and that value, going from the middle to whichever side is lower."""
-    best, least = count // 2, value(count // 2)
-    for direction in (1, -1) if math.isfinite(least) else (-1,):
-        start = best
-        while 0 <= best + direction < count:
-            further = value(best + direction)
-            if math.isfinite(least) and not further < least:
-                break
-            best, least = best + direction, further
-        if best != start:
-            break
-    return best, least

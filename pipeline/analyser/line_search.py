@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["EPSILONS", "LineSearch", "Trial", "line_search"]
+__all__ = ["EPSILONS", "LineSearch", "Trial", "descend", "line_search"]
 
 EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-"""The steps tried first, in the metric's unit."""
+"""The grid of steps, in the metric's unit."""
+
+START = 0.4
+"""Where the search begins, unless a better place is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +41,47 @@ class LineSearch:
     lowered: bool
 
 
+def descend(value: Callable[[int], float], count: int, start: int) -> tuple[int, float]:
+    """The position of a least value and that value, going from ``start`` to whichever side is lower.
+
+    Args:
+        value: of a position, 0 to count − 1; infinite where there is none.
+        count: of positions.
+        start: the position looked at first.
+    """
+    best, least = start, value(start)
+    # Where the loss has exploded only smaller steps can help.
+    for direction in (1, -1) if math.isfinite(least) else (-1,):
+        before = best
+        while 0 <= best + direction < count:
+            further = value(best + direction)
+            if math.isfinite(least) and not further < least:
+                break
+            best, least = best + direction, further
+        if best != before:
+            break
+    return best, least
+
+
 def line_search(
     change: Callable[[float, float], float],
     *,
     orientations: Sequence[float] = (1.0,),
     epsilons: Sequence[float] = EPSILONS,
+    start: float = START,
     refinements: int = 2,
     smallest: float = 1e-4,
 ) -> LineSearch:
     """The ε (and the orientation of v+) of least realised loss.
 
-    Tries a geometric grid, goes on below it while the smallest step is the best or none lowers the loss, and
-    then between the best step and its neighbours.
+    Descends on a geometric grid, goes on below it while the smallest step is the best or none lowers the
+    loss, and then between the best step and its neighbours.
 
     Args:
         change: ``(ε, orientation) →`` the change of loss; not finite counts as infinitely bad.
         orientations: the factors of every v+ to try: 1 and −1, where a split is not symmetric.
         epsilons: the grid.
+        start: the search begins at the step of the grid that is nearest to this one.
         refinements: how often the interval around the best step is halved (geometrically).
         smallest: no step below this is tried.
 
@@ -63,6 +90,7 @@ def line_search(
     """
     if not epsilons or min(epsilons) <= 0:
         raise UsageError(f"the steps of a line search must be positive, not {list(epsilons)}")
+    grid = sorted(epsilons)
     trials: dict[tuple[float, float], Trial] = {}
 
     def attempt(epsilon: float, orientation: float) -> Trial:
@@ -75,13 +103,14 @@ def line_search(
     def best() -> Trial:
         return min(trials.values(), key=lambda t: (t.change, t.epsilon, -t.orientation))
 
+    nearest = min(range(len(grid)), key=lambda position: abs(math.log(grid[position] / start)))
     for orientation in orientations:
-        for epsilon in sorted(epsilons):
-            attempt(epsilon, orientation)
-            # Far beyond the best step the loss only explodes.
-            if trials[epsilon, orientation].change > 10 * abs(best().change) + 1.0:
-                break
-    low = min(epsilons)
+
+        def at(position: int, orientation: float = orientation) -> float:
+            return attempt(grid[position], orientation).change
+
+        descend(at, len(grid), nearest)
+    low = grid[0]
     while (best().epsilon == low or best().change >= 0) and low / 3 >= smallest:
         low = low / 3
         for orientation in orientations:

@@ -150,12 +150,13 @@ def test_metric_arguments():
         make_metric("input", operator, damping=0.0)
 
 
-@pytest.mark.parametrize("best", [0.003, 0.07, 0.5])
-def test_line_search_finds_the_step_and_the_sign(best):
+@pytest.mark.parametrize("best", [0.003, 0.07, 0.5, 1.5])
+@pytest.mark.parametrize("start", [0.02, 0.4, 6.4])
+def test_line_search_finds_the_step_and_the_sign(best, start):
     def change(epsilon, orientation):
         return -(epsilon**2) + (epsilon**4) / (2 * best**2) + 0.2 * orientation * epsilon**3
 
-    found = line_search(change, orientations=(1.0, -1.0))
+    found = line_search(change, orientations=(1.0, -1.0), start=start)
     assert found.lowered
     assert found.best.orientation == -1.0
     assert found.best.epsilon == pytest.approx(best, rel=0.35)
@@ -166,3 +167,15 @@ def test_line_search_without_a_way_down():
     found = line_search(lambda e, o: e if e < 0.3 else float("nan"))
     assert not found.lowered
     assert found.best.epsilon == min(trial.epsilon for trial in found.trials)
+
+
+def test_line_search_looks_around_its_start_only():
+    found = line_search(lambda e, o: (e - 0.9) ** 2 - 1.0, start=1.6, refinements=0)
+    assert [trial.epsilon for trial in found.trials] == [1.6, 3.2, 0.8, 0.4]
+    assert found.best.epsilon == 0.8
+
+
+def test_line_search_comes_down_from_an_explosion():
+    found = line_search(lambda e, o: -e if e < 0.15 else float("inf"), start=3.2, refinements=0)
+    assert found.best.epsilon == 0.1
+    assert max(trial.epsilon for trial in found.trials) == 3.2

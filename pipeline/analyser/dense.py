@@ -38,6 +38,10 @@ class Columns:
         """Take S times ``current``."""
         self._columns.append(product)
 
+    def project(self, covectors: Tensor) -> Tensor:
+        """They were applied to the unit vectors."""
+        return covectors[:, : len(self._columns) + 1]
+
     def preview(self) -> None:
         """Nothing is known before the last column."""
 
@@ -52,7 +56,7 @@ class Columns:
         values, vectors = torch.linalg.eigh(self.matrices)
         low, high = (values[:, k].cpu() for k in (0, -1))
         minus, plus = (vectors[:, :, k].to(self._like.dtype) for k in (0, -1))
-        return Ends(low, high, minus, plus, torch.zeros_like(low), minus, plus)
+        return Ends(low, high, torch.zeros_like(low), minus, plus, minus, plus)
 
 
 def dense_extremes(apply: Apply, like: Sequence[Tensor]) -> Extremes:
@@ -62,4 +66,4 @@ def dense_extremes(apply: Apply, like: Sequence[Tensor]) -> Extremes:
         apply: the operator, of the groups it is given [width, d] to [width, d].
         like: for every group a tensor [width, d] of the type and device wanted.
     """
-    return run_all(apply, [Columns(v) for v in like])
+    return run_all(apply, {i: Columns(v) for i, v in enumerate(like)})

@@ -16,18 +16,16 @@ from torch import Tensor
 
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["Apply", "Ends", "Extremes", "Recurrence", "Run", "lanczos", "random_start", "run_all"]
+__all__ = ["Apply", "Ends", "Estimate", "Extremes", "Recurrence", "Run", "lanczos", "random_start", "run_all"]
 
 
 @dataclass(frozen=True, eq=False)
-class Ends:
-    """The extreme eigenpairs of every channel of one group.
+class Estimate:
+    """What is known of the extreme eigenpairs of every channel of one group after k products.
 
     Attributes:
         low: λ−, float64 [width].
         high: λ+, float64 [width].
-        minus: v−, [width, d], unit rows.
-        plus: v+, [width, d], unit rows.
         error: a bound on the error of λ at the worse end, float64 [width].
         minus_in: v− in the basis of the vectors the operator was applied to, [width, k].
         plus_in: v+, likewise.
@@ -35,8 +33,6 @@ class Ends:
 
     low: Tensor
     high: Tensor
-    minus: Tensor
-    plus: Tensor
     error: Tensor
     minus_in: Tensor
     plus_in: Tensor
@@ -46,6 +42,19 @@ class Ends:
         radius = torch.maximum(self.low.abs(), self.high.abs())
         live = radius > 0
         return self.error[live] / radius[live]
+
+
+@dataclass(frozen=True, eq=False)
+class Ends(Estimate):
+    """The extreme eigenpairs themselves.
+
+    Attributes:
+        minus: v−, [width, d], unit rows.
+        plus: v+, [width, d], unit rows.
+    """
+
+    minus: Tensor
+    plus: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +127,18 @@ class Run(Protocol):
     def advance(self, product: Tensor) -> None:
         """Take S times ``current``, [width, d]."""
 
-    def preview(self) -> Ends | None:
+    def project(self, covectors: Tensor) -> Tensor:
+        """Inner products of [width, d] with the vectors S was applied to and ``current``, [width, k + 1]."""
+
+    def preview(self) -> Estimate | None:
         """What is known so far, with error bounds; None where that is nothing yet."""
 
     def ends(self) -> Ends:
         """The result."""
+
+
+_ROOM = 8
+"""By how many vectors the room for a Krylov basis grows: most groups need no more."""
 
 
 class Recurrence:
@@ -142,13 +158,14 @@ class Recurrence:
         q, norm = _normalised(start)
         if not bool((norm > 0).all()):
             raise CheckFailed("a Lanczos start vector is zero or not finite")
-        self.basis = start.new_empty(self.limit, width, d)
+        self.basis = start.new_empty(min(_ROOM, self.limit), width, d)
         self.basis[0] = q
         self.alpha = torch.zeros(width, self.limit, dtype=torch.float64)
         self.beta = torch.zeros(width, self.limit, dtype=torch.float64)
         self.k = 0
         self.alive = torch.ones(width, dtype=torch.bool)
         self.scale = torch.zeros(width, dtype=torch.float64)
+        self._estimate: Estimate | None = None
 
     @property
     def current(self) -> Tensor:
@@ -176,7 +193,11 @@ class Recurrence:
         self.alive = self.alive & (beta > tiny * self.scale)
         self.beta[:, k] = torch.where(self.alive, beta, torch.zeros_like(beta))
         self.k += 1
+        self._estimate = None
         if not self.done:
+            if self.k == len(self.basis):
+                room = min(_ROOM, self.limit - self.k)
+                self.basis = torch.cat([self.basis, self.basis.new_empty(room, *self.basis.shape[1:])])
             mask = self.alive.to(unit.device)[:, None]
             self.basis[self.k] = torch.where(mask, unit, torch.zeros_like(unit))
 
@@ -198,20 +219,34 @@ class Recurrence:
         ends = residual[:, [0, -1]]
         return values, coordinates, torch.where(gap > ends, ends * ends / gap, ends)
 
-    def preview(self) -> Ends:
-        return self.ends()
+    def project(self, covectors: Tensor) -> Tensor:
+        return torch.einsum("kcd,cd->ck", self.basis[: self.k + 1], covectors)
+
+    def preview(self) -> Estimate:
+        """Ritz values and coordinates of both ends, and their error bounds."""
+        if self._estimate is None:
+            values, coordinates, bound = self.ritz()
+            self._estimate = Estimate(
+                values[:, 0],
+                values[:, -1],
+                bound.amax(dim=1),
+                # Copies, which do not hold on to all the others.
+                coordinates[:, :, 0].clone(),
+                coordinates[:, :, -1].clone(),
+            )
+        return self._estimate
 
     def ends(self) -> Ends:
-        """Ritz values and vectors of both ends, and their error bounds."""
-        values, coordinates, bound = self.ritz()
+        """`preview`, and the Ritz vectors of both ends."""
+        known = self.preview()
         return Ends(
-            values[:, 0],
-            values[:, -1],
-            self.vectors(coordinates[:, :, 0]),
-            self.vectors(coordinates[:, :, -1]),
-            bound.amax(dim=1),
-            coordinates[:, :, 0],
-            coordinates[:, :, -1],
+            known.low,
+            known.high,
+            known.error,
+            known.minus_in,
+            known.plus_in,
+            self.vectors(known.minus_in),
+            self.vectors(known.plus_in),
         )
 
     def vectors(self, coordinates: Tensor) -> Tensor:
@@ -231,7 +266,7 @@ def lanczos(
     tolerance: float = 1e-2,
     max_steps: int = 40,
     min_steps: int = 4,
-    noise: Callable[[int, Ends], float] | None = None,
+    noise: Callable[[int, Estimate], float] | None = None,
     noise_share: float = 0.5,
 ) -> Extremes:
     """λ−, v−, λ+, v+ of every channel.
@@ -248,7 +283,7 @@ def lanczos(
         tolerance: the bound on the error, as a share of the spectral radius.
         max_steps: the largest number of products.
         min_steps: the least number of products before the bound is trusted.
-        noise: by position of a group and its ends the standard errors of the eigenvalues as shares of the
+        noise: by position of a group and its estimate the standard errors of the eigenvalues as shares of the
             spectral radii, in root mean square. A group is also done when its error bounds are
             ``noise_share`` times that, likewise.
         noise_share: see ``noise``; 0 leaves ``tolerance`` alone.
@@ -256,41 +291,43 @@ def lanczos(
     Raises:
         CheckFailed: a start vector is zero, or a product is not finite.
     """
-    runs = [Recurrence(v, max_steps) for v in start]
+    runs: dict[int, Run] = {i: Recurrence(v, max_steps) for i, v in enumerate(start)}
     return run_all(apply, runs, tolerance, min_steps, noise, noise_share)
 
 
 def run_all(
     apply: Apply,
-    runs: Sequence[Run],
+    runs: dict[int, Run],
     tolerance: float = 0.0,
     min_steps: int = 4,
-    noise: Callable[[int, Ends], float] | None = None,
+    noise: Callable[[int, Estimate], float] | None = None,
     noise_share: float = 0.0,
 ) -> Extremes:
-    """All groups to their end, each with its own solver; the arguments are those of `lanczos`.
+    """All groups to their end, each with its own solver; the other arguments are those of `lanczos`.
+
+    Args:
+        runs: by position of the group. A group that is done is taken out, so that its memory is free.
 
     Raises:
         CheckFailed: a product is not finite.
     """
     found: dict[int, Ends] = {}
     steps = group_products = 0
-    while active := [i for i, run in enumerate(runs) if i not in found and not run.done]:
-        products = apply({i: runs[i].current for i in active})
+    while runs:
+        products = apply({i: run.current for i, run in runs.items()})
         steps += 1
-        group_products += len(active)
-        for i in active:
-            run = runs[i]
+        group_products += len(runs)
+        for i, run in list(runs.items()):
             if not torch.isfinite(products[i].sum()):
                 raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
             run.advance(products[i])
-            if steps < min_steps or run.done or (ends := run.preview()) is None:
-                continue
-            if (shares := ends.shares()).numel() == 0 or bool((shares <= tolerance).all()):
-                found[i] = ends
-            elif noise is not None and noise_share > 0:
-                rough = float(shares.square().mean().sqrt())
-                if rough <= noise_share * noise(i, ends):
-                    found[i] = ends
-    groups = tuple(found[i] if i in found else run.ends() for i, run in enumerate(runs))
-    return Extremes(groups, steps, group_products)
+            enough = run.done
+            if not enough and steps >= min_steps and (known := run.preview()) is not None:
+                shares = known.shares()
+                enough = shares.numel() == 0 or bool((shares <= tolerance).all())
+                if not enough and noise is not None and noise_share > 0:
+                    enough = float(shares.square().mean().sqrt()) <= noise_share * noise(i, known)
+            if enough:
+                found[i] = run.ends()
+                del runs[i]
+    return Extremes(tuple(found[i] for i in sorted(found)), steps, group_products)

@@ -1,8 +1,8 @@
 """Which solver finds the extreme eigenpairs of which group, and what the two halves of the data say of them.
 
-``auto`` chooses group by group by counted work, in multiply-adds, with constants that are estimates from one
-CPU core (near the break-even point a wrong choice costs little): never by the clock. Two runs, the processes
-of one run, and a run that was killed and goes on must choose alike, or their plans would differ.
+``auto`` chooses group by group by counted work, in multiply-adds, with constants that were measured on one
+CPU core (``benchmarks/analyser_speed.py`` compares counted with measured): never by the clock. Two runs, the
+processes of one run, and a run that was killed and goes on must choose alike, or their plans would differ.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.dense import Columns
-from growpipe.analyser.lanczos import Ends, Extremes, Recurrence, Run, run_all
+from growpipe.analyser.lanczos import Estimate, Extremes, Recurrence, Run, run_all
 from growpipe.analyser.metric import Metric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["SOLVERS", "Contrasts", "FloatArray", "cheaper_solver", "solve"]
+__all__ = ["SOLVERS", "Contrasts", "FloatArray", "cheaper_solver", "counted_work", "solve"]
 
 SOLVERS = ("auto", "dense", "lanczos")
 
@@ -31,15 +31,15 @@ PRODUCTS_TO_NOISE, PRODUCTS_TO_TOLERANCE = 8, 14
 """About how many products Lanczos needs from a random start until its bounds are half the standard errors,
 and until they are 1 % of the spectral radii."""
 
-EIGH = (2000.0, 4.0)
+EIGH = (350.0, 0.5)
 """eigh of one d by d matrix in float64 costs ``EIGH[0] d² + EIGH[1] d³`` of a product's multiply-adds."""
 
-REORTHOGONALISATION = 20.0
+REORTHOGONALISATION = 10.0
 """A multiply-add of the reorthogonalisation, which waits for memory, in those of a product."""
 
 
-def cheaper_solver(dimension: int, work: float, products: int = PRODUCTS_TO_NOISE) -> str:
-    """``"dense"`` or ``"lanczos"``, whichever is less work for one group.
+def counted_work(dimension: int, work: float, products: int) -> dict[str, float]:
+    """About how many multiply-adds of a product each solver takes per channel of one group.
 
     Dense takes d products and one eigh; Lanczos with k = min(d, ``products``) takes k products, the
     reorthogonalisation of k vectors, and from the fourth on an eigh of its tridiagonal matrix at each.
@@ -54,10 +54,15 @@ def cheaper_solver(dimension: int, work: float, products: int = PRODUCTS_TO_NOIS
         return EIGH[0] * d**2 + EIGH[1] * d**3
 
     k = min(dimension, products)
-    dense = dimension * work + eigh(dimension)
     lanczos = k * work + 2 * k * k * dimension * REORTHOGONALISATION
     lanczos += sum(eigh(j) for j in range(min(4, k), k + 1))
-    return "dense" if dense <= lanczos else "lanczos"
+    return {"dense": dimension * work + eigh(dimension), "lanczos": lanczos}
+
+
+def cheaper_solver(dimension: int, work: float, products: int = PRODUCTS_TO_NOISE) -> str:
+    """``"dense"`` or ``"lanczos"``, whichever is less work for one group; see `counted_work`."""
+    counted = counted_work(dimension, work, products)
+    return "dense" if counted["dense"] <= counted["lanczos"] else "lanczos"
 
 
 def solve(
@@ -100,16 +105,18 @@ def solve(
     """
     if solver not in SOLVERS:
         raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    # By group the columns of S₁ − S₂ in the basis of the vectors that S was applied to.
     differences: list[list[Tensor]] = [[] for _ in start]
 
     def apply(vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
         whole, difference = operator.apply_halves({i: metric.raw(i, v) for i, v in vectors.items()})
-        for i, v in difference.items():
-            differences[i].append(metric.white(i, v))
-        return {i: metric.white(i, v) for i, v in whole.items()}
+        for i in vectors:
+            column = runs[i].project(metric.white(i, difference.pop(i)))
+            differences[i].append(column.double().cpu())
+        return {i: metric.white(i, whole.pop(i)) for i in vectors}
 
-    def noise(position: int, ends: Ends) -> float:
-        return _relative_noise(ends, *_contrasts(differences[position], ends))
+    def noise(position: int, known: Estimate) -> float:
+        return _relative_noise(known, *_contrasts(differences[position], known))
 
     chosen = [solver] * len(start)
     if solver == "auto":
@@ -119,18 +126,18 @@ def solve(
             cheaper_solver(v.shape[1], work, count)
             for v, work, count in zip(start, operator.work(), expected, strict=True)
         ]
-    runs: list[Run] = [
-        Columns(v) if name == "dense" else Recurrence(v, max_steps)
-        for v, name in zip(start, chosen, strict=True)
-    ]
+    runs: dict[int, Run] = {
+        i: Columns(v) if name == "dense" else Recurrence(v, max_steps)
+        for i, (v, name) in enumerate(zip(start, chosen, strict=True))
+    }
     extremes = run_all(apply, runs, tolerance, min_steps, noise, noise_share)
     pairs = [_contrasts(d, ends) for d, ends in zip(differences, extremes.groups, strict=True)]
     return extremes, ([low for low, _ in pairs], [high for _, high in pairs]), chosen
 
 
-def _relative_noise(ends: Ends, low_contrast: FloatArray, high_contrast: FloatArray) -> float:
+def _relative_noise(known: Estimate, low_contrast: FloatArray, high_contrast: FloatArray) -> float:
     """The root mean square of the standard errors of one group's ends, as shares of the spectral radii."""
-    radius = np.maximum(np.abs(ends.low.numpy()), np.abs(ends.high.numpy()))
+    radius = np.maximum(np.abs(known.low.numpy()), np.abs(known.high.numpy()))
     live = radius > 0
     if not live.any():
         return 0.0
@@ -138,12 +145,20 @@ def _relative_noise(ends: Ends, low_contrast: FloatArray, high_contrast: FloatAr
     return float(np.sqrt(np.mean(squares)))
 
 
-def _contrasts(differences: Sequence[Tensor], ends: Ends) -> tuple[FloatArray, FloatArray]:
-    """vᵀ D v of both ends of every channel: D applied to the vectors in whose basis v is known."""
+def _contrasts(columns: Sequence[Tensor], known: Estimate) -> tuple[FloatArray, FloatArray]:
+    """vᵀ D v of both ends of every channel.
+
+    Args:
+        columns: of the symmetric D in the basis in which v is known, the k-th as far as the diagonal; float64
+            [width, k + 1].
+        known: the ends.
+    """
     results = []
-    for v, weights in ((ends.minus, ends.minus_in), (ends.plus, ends.plus_in)):
-        product = torch.zeros_like(v, dtype=torch.float64)
-        for k in range(weights.shape[1]):
-            product.addcmul_(weights[:, k, None].to(product), differences[k].double())
-        results.append((v.double() * product).sum(1).cpu().numpy())
+    for weights in (known.minus_in, known.plus_in):
+        w = weights.double().cpu()
+        total = torch.zeros(len(w), dtype=torch.float64)
+        for k in range(w.shape[1]):
+            above = (columns[k][:, :k] * w[:, :k]).sum(1)
+            total += w[:, k] * (2 * above + columns[k][:, k] * w[:, k])
+        results.append(total.numpy())
     return results[0], results[1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Convolution", "blank", "convolution"]
+__all__ = ["Convolution", "blank", "convolution", "frozen_convolution"]
 
 aten = torch.ops.aten
 
@@ -143,3 +143,42 @@ def convolution(
     # The form's own shape of g is not needed: g itself is there whenever it is not the result.
     y: Tensor = _Gradient.apply(x, w, _OUTPUT, (torch.Size(), x.shape, w.shape), conv)
     return y if bias is None else y + bias.reshape(-1, *[1] * (w.ndim - 2))
+
+
+class _Frozen(Function):
+    """x * w with constant filters. torch's own holds x for a gradient by w that nobody asks for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, conv: Convolution) -> Tensor:
+        ctx.conv, ctx.shape = conv, x.shape
+        ctx.save_for_backward(w)
+        y: Tensor = aten.convolution.default(
+            x, w, bias, conv.stride, conv.padding, conv.dilation, conv.transposed, conv.output_padding,
+            conv.groups,
+        )  # fmt: skip
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        (w,) = ctx.saved_tensors
+        return ctx.conv.backward(g, blank(g, ctx.shape), w, 0), None, None, None
+
+
+def frozen_convolution(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution that is differentiated by its input only, and holds nothing but its filters.
+
+    The arguments are those of `convolution`.
+    """
+    if x.ndim != w.ndim:  # an unbatched input
+        return frozen_convolution(x.unsqueeze(0), w, bias, stride, padding, dilation, groups).squeeze(0)
+    y: Tensor = _Frozen.apply(x, w, bias, Convolution.of(w, stride, padding, dilation, groups))
+    return y

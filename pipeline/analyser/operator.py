@@ -9,7 +9,8 @@ For a chain without sharing it is ``S = E_x[Φ'(σ(θ,x)) ∇²_θθ σ(θ,x)]``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from growpipe.analyser.binding import BoundGroup
 from growpipe.analyser.closed_form import ClosedForm, find_chain
-from growpipe.analyser.program import Captured, Loss, Program
+from growpipe.analyser.program import Captured, Loss, Program, Recording
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
 
@@ -59,31 +60,6 @@ class _Linearised:
         return {name: r for name, r in zip(self.names, results, strict=True) if r is not None}
 
 
-@dataclass
-class _Batch:
-    """One micro-batch: how to capture it, and what is kept of it between products.
-
-    Attributes:
-        samples: the number of samples.
-        loss: the mean loss over them.
-        half: to which half of the data it belongs, 0 or 1.
-        positions: by group how many positions a channel has per sample.
-        capture: all that products need, from one forward and one backward pass.
-        kept: what `capture` returned, where there is memory for it.
-        keeps_graphs: whether there is memory for linearised paths, too.
-        graphs: those, by position of the group.
-    """
-
-    samples: int
-    loss: float
-    half: int
-    positions: Sequence[int]
-    capture: Callable[[], _Constants]
-    kept: _Constants | None
-    keeps_graphs: bool
-    graphs: dict[int, _Linearised] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, eq=False)
 class _Constants:
     """What is held constant while θ moves: of paths as it was captured, of chains what products need."""
@@ -97,14 +73,44 @@ class _Constants:
 
 
 @dataclass
+class _Batch:
+    """One micro-batch, and what is kept of it between products.
+
+    Attributes:
+        inputs: its inputs.
+        target: its target.
+        loss_fn: the mean loss.
+        samples: the number of samples.
+        half: to which half of the data it belongs, 0 or 1.
+        kept: what products need of it, where there is memory for it.
+        keeps_graphs: whether there is memory for linearised paths, too.
+        graphs: those, by position of the group.
+    """
+
+    inputs: Any
+    target: Any
+    loss_fn: Loss
+    samples: int
+    half: int
+    kept: _Constants | None = None
+    keeps_graphs: bool = False
+    graphs: dict[int, _Linearised] = field(default_factory=dict)
+
+
+_Sums = dict[int, dict[str, Tensor]]
+_Take = Callable[[int, ClosedForm, Captured], None]
+
+
+@dataclass
 class SplittingOperator:
     """S of every channel of every group over a growing set of micro-batches.
 
     Attributes:
         program: the bound program.
         memory_limit: bytes to keep between products, None for no limit. Batches that fit keep the closed
-            forms of their chains and the linearised paths of other groups, further ones all but those paths;
-            what is left is captured anew at every product.
+            forms of their chains and the linearised paths of other groups, further ones all but those paths.
+            What is left is captured anew at every product, chain by chain: its products are taken in the
+            course of the backward pass, and hold no more than that does.
         storage: the floating type of what is kept between products, e.g. bfloat16; that of the model by
             default. All arithmetic is in the type of the model.
         closed_forms: use the closed form for chains, rather than a Hessian-vector product.
@@ -120,18 +126,27 @@ class SplittingOperator:
     products: int = field(default=0, init=False)
     _batches: list[_Batch] = field(default_factory=list, init=False, repr=False)
     _used: int = field(default=0, init=False, repr=False)
+    _bytes_per_sample: float = field(default=0.0, init=False, repr=False)
+    _positions: list[int] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         found = [find_chain(group) if self.closed_forms else None for group in self.groups]
         self._chains = {i: chain for i, chain in enumerate(found) if chain is not None}
-        self._last_use = {a: i for i, chain in self._chains.items() for a, _ in chain.bends()}
-        bends = [pair for chain in self._chains.values() for pair in chain.bends()]
-        self._recording = self.program.recording(
-            [group for i, group in enumerate(self.groups) if i not in self._chains],
-            slopes=[activation for activation, _ in bends],
-            inner=[source for _, source in bends],
-            constants=set().union(*(chain.constants for chain in self._chains.values())),
-        )
+        self._recordings: dict[frozenset[int], Recording] = {}
+
+    def _recording(self, positions: Iterable[int]) -> Recording:
+        """What products of these groups need of a batch."""
+        wanted = frozenset(positions)
+        if wanted not in self._recordings:
+            chains = [chain for i, chain in self._chains.items() if i in wanted]
+            bends = [pair for chain in chains for pair in chain.bends()]
+            self._recordings[wanted] = self.program.recording(
+                [group for i, group in enumerate(self.groups) if i in wanted and i not in self._chains],
+                slopes=[activation for activation, _ in bends],
+                inner=[source for _, source in bends],
+                constants=set().union(*(chain.constants for chain in chains)),
+            )
+        return self._recordings[wanted]
 
     def add(self, inputs: Any, target: Any, loss_fn: Loss, half: int | None = None) -> None:
         """Take one more micro-batch into the analysis set.
@@ -143,56 +158,93 @@ class SplittingOperator:
             half: to which half of the data it belongs, 0 or 1; in turn by default.
 
         Raises:
-            CheckFailed: its loss or a gradient is not finite.
+            CheckFailed: its loss or a gradient is not finite. What is not kept is checked when it is used.
         """
-
-        def capture() -> _Constants:
-            return self._constants(self.program.capture(inputs, target, loss_fn, self._recording))
-
-        constants = capture()
+        half = len(self._batches) % 2 if half is None else half
+        batch = _Batch(inputs, target, loss_fn, self.program.samples(inputs), half)
+        self._batches.append(batch)
         left = math.inf if self.memory_limit is None else self.memory_limit - self._used
+        if left <= 0 or self._bytes_per_sample * batch.samples > left:
+            return
+        closed: dict[int, ClosedForm] = {}
+
+        def take(position: int, form: ClosedForm, captured: Captured) -> None:
+            closed[position] = form if self.storage is None else form.cast(self.storage)
+
+        captured = self._visit(batch, range(len(self.groups)), take, keep=True)
+        self._count_positions(captured)
+        constants = _Constants(captured if self.storage is None else captured.cast(self.storage), closed)
         # A linearised path holds about as much again for the forward and for the backward run.
         paths = 0 if len(self._chains) == len(self.groups) else 2 * constants.captured.nbytes
-        keep, keep_graphs = constants.nbytes <= left, constants.nbytes + paths <= left
-        if self.storage is not None:
-            keep_graphs = False  # autograd would keep its own copies in the model's type
-        self._used += constants.nbytes * keep + paths * keep_graphs
-        self._batches.append(
-            _Batch(
-                constants.captured.samples,
-                constants.captured.loss,
-                len(self._batches) % 2 if half is None else half,
-                [self._positions(i, constants) for i in range(len(self.groups))],
-                capture,
-                constants if keep else None,
-                keep_graphs,
-            )
-        )
+        self._bytes_per_sample = max(self._bytes_per_sample, constants.nbytes / batch.samples)
+        if constants.nbytes > left:
+            return
+        batch.kept = constants
+        # With another type to store in autograd would still keep its own copies in the model's.
+        batch.keeps_graphs = constants.nbytes + paths <= left and self.storage is None
+        self._used += constants.nbytes + paths * batch.keeps_graphs
 
-    def _constants(self, captured: Captured) -> _Constants:
-        closed = {}
-        for position, chain in self._chains.items():
-            form = ClosedForm.of(chain, self.program, captured)
-            closed[position] = form if self.storage is None else form.cast(self.storage)
-            # Two groups share an activation where a depthwise convolution makes channels of its own.
-            for activation, source in chain.bends():
-                if self._last_use[activation] == position:
-                    del captured.slopes[activation], captured.inner[source]
-        return _Constants(captured if self.storage is None else captured.cast(self.storage), closed)
+    def _visit(self, batch: _Batch, positions: Iterable[int], take: _Take, keep: bool) -> Captured:
+        """One forward and one backward pass over a batch.
 
-    def _positions(self, position: int, constants: _Constants) -> int:
-        """How many positions a channel has per sample: pixels, tokens, points."""
-        group = self.groups[position]
-        if position in constants.closed:
-            entries = constants.closed[position].entries
-        else:
-            entries = max(constants.captured.gradients[edge].numel() for edge in group.edges)
-        return max(1, entries // (group.width * constants.captured.samples))
+        Args:
+            batch: the batch.
+            positions: of the groups that it is for.
+            take: called for every chain among them, with its position, its closed form and what was captured,
+                as soon as the backward pass has reached its first activation.
+            keep: whether constants that only chains read are to stay.
+
+        Returns:
+            The constants, and the gradients of groups that are no chains.
+        """
+        recording = self._recording(positions)
+        chains = {i: self._chains[i] for i in positions if i in self._chains}
+        missing = {i: {activation for activation, _ in chain.bends()} for i, chain in chains.items()}
+        paths = self._recording(i for i in positions if i not in chains)
+        # Two groups share an activation where a depthwise convolution makes channels of its own.
+        readers = Counter(pair for chain in chains.values() for pair in chain.bends())
+        constants = Counter(node for chain in chains.values() for node in chain.constants)
+        constants.update(paths.constants)
+
+        def arrived(captured: Captured, place: Any) -> None:
+            for position in [i for i, activations in missing.items() if place in activations]:
+                missing[position].discard(place)
+                if missing[position]:
+                    continue
+                chain = chains[position]
+                take(position, ClosedForm.of(chain, self.program, captured), captured)
+                for pair in chain.bends():
+                    readers[pair] -= 1
+                    if readers[pair] == 0:
+                        activation, source = pair
+                        del captured.slopes[activation], captured.inner[source]
+                constants.subtract(chain.constants)
+                for node in () if keep else chain.constants:
+                    if constants[node] == 0:
+                        captured.constants.pop(node, None)
+
+        return self.program.capture(batch.inputs, batch.target, batch.loss_fn, recording, arrived)
 
     def captured(self, index: int) -> Captured:
-        """What a micro-batch leaves constant, kept or captured anew."""
+        """What a micro-batch leaves constant: kept, or without gradients from a forward pass."""
         batch = self._batches[index]
-        return (batch.kept or batch.capture()).captured.cast(self._dtype)
+        if batch.kept is not None:
+            return batch.kept.captured.cast(self._dtype)
+        recording = self._recording(range(len(self.groups)))
+        captured = self.program.observe(batch.inputs, batch.target, batch.loss_fn, recording)
+        self._count_positions(captured)
+        return captured
+
+    def _count_positions(self, captured: Captured) -> None:
+        """By group how many positions a channel has per sample: pixels, tokens, points."""
+        if not self._positions:
+            for position, group in enumerate(self.groups):
+                chain = self._chains.get(position)
+                nodes = (
+                    [source for _, source in group.edges] if chain is None else [a for a, _ in chain.bends()]
+                )
+                entries = max(captured.sizes[node] for node in nodes)
+                self._positions.append(max(1, entries // (group.width * captured.samples)))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -219,11 +271,6 @@ class SplittingOperator:
     def samples(self) -> int:
         return sum(batch.samples for batch in self._batches)
 
-    @property
-    def loss(self) -> float:
-        """The mean loss over all samples of this process."""
-        return sum(batch.loss * batch.samples for batch in self._batches) / self.samples
-
     def total(self, number: int) -> int:
         """The sum of a number over all processes."""
         if self.reduce is None:
@@ -235,9 +282,11 @@ class SplittingOperator:
 
         The same in every process: a forward and a weight gradient at the producer, d each for every position.
         """
+        if not self._positions and self._batches:
+            self.captured(0)
         return [
-            2.0 * self.total(sum(batch.positions[i] * batch.samples for batch in self._batches)) * g.dimension
-            for i, g in enumerate(self.groups)
+            2.0 * self.total(self._positions[i] * self.samples if self._batches else 0) * group.dimension
+            for i, group in enumerate(self.groups)
         ]
 
     def zeros(self, dtype: torch.dtype | None = None) -> Vectors:
@@ -266,25 +315,25 @@ class SplittingOperator:
         device = next(iter(vectors.values())).device
         weights = torch.zeros(2, dtype=torch.float64, device=device)
         directions = {position: self._direction(position, v) for position, v in vectors.items()}
-        sums = [
+        halves: tuple[_Sums, _Sums] = tuple(  # type: ignore[assignment]
             {position: {n: torch.zeros_like(t) for n, t in d.items()} for position, d in directions.items()}
             for _ in range(2)
-        ]
+        )
         for batch in self._batches:
             weights[batch.half] += batch.samples
-            self._accumulate(sums[batch.half], directions, batch)
-        halves = [
-            {position: self._gathered(position, tensors) for position, tensors in half.items()}
-            for half in sums
-        ]
+            self._accumulate(halves[batch.half], directions, batch)
         if self.reduce is not None:
             weights = self.reduce(weights)
-            halves = [{position: self.reduce(v) for position, v in half.items()} for half in halves]
         first, second = (float(w) for w in weights)
-        whole = {position: (v + halves[1][position]) / (first + second) for position, v in halves[0].items()}
-        if first == 0 or second == 0:
-            return whole, {position: torch.zeros_like(v) for position, v in whole.items()}
-        difference = {position: v / first - halves[1][position] / second for position, v in halves[0].items()}
+        whole: dict[int, Tensor] = {}
+        difference: dict[int, Tensor] = {}
+        for position in vectors:
+            one, other = (self._gathered(position, half.pop(position)) for half in halves)
+            if self.reduce is not None:
+                one, other = self.reduce(one), self.reduce(other)
+            whole[position] = (one + other) / (first + second)
+            empty = first == 0 or second == 0
+            difference[position] = torch.zeros_like(one) if empty else one / first - other / second
         return whole, difference
 
     def _direction(self, position: int, vectors: Tensor) -> dict[str, Tensor]:
@@ -307,24 +356,34 @@ class SplittingOperator:
         batch: _Batch,
     ) -> None:
         """Add the products of one micro-batch, times its number of samples."""
-        constants = batch.kept or batch.capture()
-        restored: Captured | None = None
-        # One group after the other: what a product takes on the way is there for one group only.
-        for position, direction in directions.items():
-            if position in self._chains:
-                inputs = self.program.value(self._chains[position].inputs, constants.captured)
-                ((name, v),) = direction.items()
-                results = {name: constants.closed[position].product(v, inputs)}
-            else:
-                graph = batch.graphs.get(position)
-                if graph is None:
-                    restored = restored or constants.captured.cast(self._dtype)
-                    graph = self._linearise(restored, self.groups[position])
-                    if batch.keeps_graphs:
-                        batch.graphs[position] = graph
-                results = graph.product(direction, keep=batch.keeps_graphs)
+
+        def add(position: int, results: Mapping[str, Tensor]) -> None:
             for name, result in results.items():
                 totals[position][name].add_(result, alpha=float(batch.samples))
+
+        def take(position: int, form: ClosedForm, captured: Captured) -> None:
+            inputs = self.program.value(self._chains[position].inputs, captured)
+            ((name, v),) = directions[position].items()
+            add(position, {name: form.product(v, inputs)})
+
+        # One group after the other: what a product takes on the way is there for one group only.
+        if batch.kept is None:
+            captured = self._visit(batch, directions, take, keep=False)
+        else:
+            captured = batch.kept.captured
+            for position in directions:
+                if position in self._chains:
+                    take(position, batch.kept.closed[position], captured)
+        paths = [position for position in directions if position not in self._chains]
+        if any(position not in batch.graphs for position in paths):
+            captured = captured.cast(self._dtype)
+        for position in paths:
+            graph = batch.graphs.get(position)
+            if graph is None:
+                graph = self._linearise(captured, self.groups[position])
+                if batch.keeps_graphs:
+                    batch.graphs[position] = graph
+            add(position, graph.product(directions[position], keep=batch.keeps_graphs))
 
     def _linearise(self, batch: Captured, group: BoundGroup) -> _Linearised:
         names = list(dict.fromkeys(block.tensor for block in group.blocks))

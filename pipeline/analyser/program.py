@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.binding import BoundGroup, Edge, placeholders
+from growpipe.analyser.convolution import frozen_convolution
 from growpipe.analyser.curvature import Surrogate, is_kinked
 from growpipe.analyser.overrides import OVERRIDES, RESHAPES
 from growpipe.batches import as_tuple
@@ -54,14 +56,16 @@ class Captured:
         gradients: g_e = ∂L/∂(the consumer's input, along that edge only), by edge.
         slopes: ∂L/∂(the node's output), by node.
         inner: values on the paths, by node.
+        sizes: the number of entries of what has a slope and of what runs along the edges, by node.
     """
 
     samples: int
     loss: float
-    constants: Mapping[Node, Any]
-    gradients: Mapping[Edge, Tensor]
+    constants: dict[Node, Any]
+    gradients: dict[Edge, Tensor]
     slopes: dict[Node, Tensor]
     inner: dict[Node, Tensor]
+    sizes: Mapping[Node, int]
 
     def cast(self, dtype: torch.dtype) -> Captured:
         """The same with floating constants and edge gradients in the given type."""
@@ -182,47 +186,65 @@ class Program:
                     values.pop(dead, None)
             return float(_scalar(loss_fn(self._output(values), target)))
 
+    def footprint(self, inputs: Any) -> int:
+        """The bytes of all that a forward pass makes: about what a training step on the batch holds."""
+        total = 0
+        with torch.no_grad():
+            values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
+            last_use = self._last_uses()
+            for node in self._nodes:
+                values[node] = self._call(node, values.__getitem__)
+                sources = {_storage(leaf) for s in node.all_input_nodes for leaf in _tensors(values[s])}
+                # What shares its memory with an argument is a view.
+                made = {_storage(leaf): leaf.untyped_storage().nbytes() for leaf in _tensors(values[node])}
+                total += sum(size for place, size in made.items() if place not in sources)
+                for dead in last_use.get(node, ()):
+                    values.pop(dead, None)
+        return total
+
     def _output(self, values: Mapping[Node, Any]) -> Any:
         return pytree.tree_unflatten([values[node] for node in self._outputs], self._out_spec)
 
-    def capture(self, inputs: Any, target: Any, loss_fn: Loss, recording: Recording) -> Captured:
+    def observe(self, inputs: Any, target: Any, loss_fn: Loss, recording: Recording) -> Captured:
+        """One forward pass: what is constant, without gradients and inner values.
+
+        Raises:
+            CheckFailed: the loss is not finite.
+            UsageError: the loss is no scalar.
+        """
+        with torch.no_grad():
+            return self._run(inputs, target, loss_fn, replace(recording, inner=frozenset()), {})[0]
+
+    def capture(
+        self,
+        inputs: Any,
+        target: Any,
+        loss_fn: Loss,
+        recording: Recording,
+        arrived: Callable[[Captured, Edge | Node], None] | None = None,
+    ) -> Captured:
         """One forward and one backward pass: the gradients of the recording, and all that is constant.
+
+        Args:
+            inputs: those of the batch.
+            target: its target.
+            loss_fn: the mean loss.
+            recording: what to take down.
+            arrived: called for every edge and every slope as soon as the backward pass has its gradient,
+                without autograd, so that what is no longer needed can be taken out before the pass goes on.
+                It must not write into a gradient.
 
         Raises:
             CheckFailed: the loss or a gradient is not finite.
             UsageError: the loss is no scalar, or cannot be differentiated.
         """
-        values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
-        consumed: dict[Node, list[Node]] = {}
-        for consumer, source in recording.edges:
-            consumed.setdefault(consumer, []).append(source)
-        last_use = self._last_uses(recording.constants | recording.inner)
         along: dict[Edge | Node, Tensor] = {}
         with torch.enable_grad():
-            for node in self._nodes:
-                aliases: dict[Node, Tensor] = {}
-                for source in consumed.get(node, ()):
-                    # A leaf of its own per edge, so that the gradient is the one along that edge only.
-                    aliases[source] = along[node, source] = _leaf(values[source])
-                values[node] = self._call(node, lambda s, a=aliases: a[s] if s in a else values[s])  # type: ignore[misc]
-                if node in recording.slopes:
-                    values[node] = along[node] = _leaf(values[node])
-                for dead in last_use.get(node, ()):
-                    values.pop(dead, None)
-            loss = _scalar(loss_fn(self._output(values), target))
-            if not torch.isfinite(loss):
-                raise CheckFailed(
-                    f"the loss of an analysis batch is {float(loss)}; analyse a finite, trained model"
-                )
-            try:
-                gradients = torch.autograd.grad(loss.reshape(()), list(along.values()), allow_unused=True)
-            except RuntimeError as error:
-                raise UsageError(f"the loss cannot be differentiated: {error}") from None
-        found = {
-            place: torch.zeros_like(along[place]) if gradient is None else gradient
-            for place, gradient in zip(along, gradients, strict=True)
-        }
-        for place, gradient in found.items():
+            captured, loss = self._run(inputs, target, loss_fn, recording, along)
+        waiting = {place: (t.shape, t.dtype, t.device) for place, t in along.items()}
+
+        def arrive(place: Edge | Node, gradient: Tensor) -> None:
+            del waiting[place]
             if not torch.isfinite(gradient.sum()) and not torch.isfinite(gradient).all():
                 where = (
                     f"output of {place.name!r}" if isinstance(place, Node) else f"input of {place[0].name!r}"
@@ -230,18 +252,140 @@ class Program:
                 raise CheckFailed(
                     f"the gradient of the loss at the {where} is not finite; check the data and the loss"
                 )
+            if isinstance(place, Node):
+                captured.slopes[place] = gradient
+            else:
+                captured.gradients[place] = gradient
+            if arrived is not None:
+                arrived(captured, place)
+
+        def hook(place: Edge | Node) -> Callable[[Tensor], None]:
+            def run(gradient: Tensor) -> None:
+                with torch.no_grad():
+                    arrive(place, gradient.detach())
+
+            return run
+
+        for place, tensor in along.items():
+            tensor.register_hook(hook(place))
+        # Every way back ends in a leaf. What only the pass itself needs is to go as it goes on.
+        leaves = [tensor for tensor in along.values() if tensor.is_leaf]
+        along.clear()
+        del tensor
+        try:
+            torch.autograd.grad(loss.reshape(()), leaves, allow_unused=True)
+        except RuntimeError as error:
+            raise UsageError(f"the loss cannot be differentiated: {error}") from None
+        for place, (shape, dtype, device) in list(waiting.items()):
+            arrive(place, torch.zeros(shape, dtype=dtype, device=device))
+        return captured
+
+    def _run(
+        self,
+        inputs: Any,
+        target: Any,
+        loss_fn: Loss,
+        recording: Recording,
+        along: dict[Edge | Node, Tensor],
+    ) -> tuple[Captured, Tensor]:
+        """The forward pass of a recording; ``along`` gets what gradients are to be taken by."""
+        arguments = self._arguments(inputs)
+        values: dict[Node, Any] = {**self._state, **arguments}
+        consumed: dict[Node, list[Node]] = {}
+        for consumer, source in recording.edges:
+            consumed.setdefault(consumer, []).append(source)
+        last_use = self._last_uses(recording.constants | recording.inner)
+        sizes: dict[Node, int] = {}
+        folded = self._folded(recording)
+        for node in self._nodes:
+            aliases: dict[Node, Tensor] = {}
+            for source in consumed.get(node, ()):
+                sizes[source] = values[source].numel()
+                if torch.is_grad_enabled():
+                    # A leaf of its own per edge, so that the gradient is the one along that edge only.
+                    aliases[source] = along[node, source] = _leaf(values[source])
+
+            def read(source: Node, node: Node = node, aliases: Mapping[Node, Tensor] = aliases) -> Any:
+                if source in aliases:
+                    return aliases[source]
+                return values[source]
+
+            if node in folded:
+                values[node] = self._fold(node, folded[node], read)
+            elif node in folded.values():
+                values[node] = (values[node.args[0]],)
+            elif node.target in _FROZEN and self._fixed(node.args[1:]):
+                values[node] = _FROZEN[node.target](*map_arg(node.args, read), **map_arg(node.kwargs, read))
+            else:
+                values[node] = self._call(node, read)
+            if node in recording.slopes:
+                sizes[node] = values[node].numel()
+                if torch.is_grad_enabled():
+                    values[node] = along[node] = _leaf(values[node])
+            for dead in last_use.get(node, ()):
+                values.pop(dead, None)
+        loss = _scalar(loss_fn(self._output(values), target))
+        if not torch.isfinite(loss):
+            raise CheckFailed(
+                f"the loss of an analysis batch is {float(loss)}; analyse a finite, trained model"
+            )
 
         def recorded(nodes: Iterable[Node]) -> dict[Node, Any]:
             return {n: v.detach() if isinstance(v := values[n], Tensor) else v for n in nodes}
 
-        return Captured(
-            _samples(self._arguments(inputs).values()),
+        captured = Captured(
+            _samples(arguments.values()),
             float(loss.detach()),
             recorded(recording.constants),
-            {place: g for place, g in found.items() if isinstance(place, tuple)},
-            {place: g for place, g in found.items() if isinstance(place, Node)},
+            {},
+            {},
             recorded(recording.inner),
+            sizes,
         )
+        return captured, loss
+
+    def _folded(self, recording: Recording) -> dict[Node, Node]:
+        """By producer the normalisation behind it, where nothing reads what lies between them.
+
+        In evaluation mode the two are one affine map, which takes one pass over memory instead of two and
+        leaves autograd one activation less to hold.
+        """
+        recorded = recording.constants | recording.inner | recording.slopes
+        found = {}
+        for norm in self._nodes:
+            if norm.target is not aten._native_batch_norm_legit_no_training.default or norm.kwargs:
+                continue
+            made, *parameters = norm.args[:5]
+            if (
+                isinstance(made, Node)
+                and made.target in _AFFINE
+                and not made.kwargs
+                and len(made.users) == 1
+                and made not in recorded
+                and self._fixed(made.args[1:])
+                and all(node in self._state for node in parameters)
+                and all(user.target is operator.getitem and user.args[1] == 0 for user in norm.users)
+            ):
+                found[made] = norm
+        return found
+
+    def _fixed(self, arguments: Iterable[Any]) -> bool:
+        """Whether all nodes among the arguments are parameters, buffers or constants of the program."""
+        return all(a in self._state for a in arguments if isinstance(a, Node))
+
+    def _fold(self, made: Node, norm: Node, read: Callable[[Node], Any]) -> Any:
+        """The output of a normalisation straight from the producer before it."""
+        scale, shift, mean, var = (self._state[node] for node in norm.args[1:5])  # type: ignore[index]
+        factor = scale * torch.rsqrt(var + norm.args[6])
+        arguments: Any = map_arg((*made.args, None)[: max(3, len(made.args))], read)
+        x, weight, bias, *rest = arguments
+        offset = shift - mean * factor if bias is None else shift + (bias - mean) * factor
+        target: Callable[..., Any] = _FROZEN.get(made.target, made.target)  # type: ignore[arg-type]
+        return target(x, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), offset, *rest)
+
+    def samples(self, inputs: Any) -> int:
+        """The number of samples of a batch."""
+        return _samples(self._arguments(inputs).values())
 
     def value(self, node: Node, captured: Captured) -> Any:
         """The value of a node that no path varies."""
@@ -327,6 +471,16 @@ class Program:
         return any(is_kinked(node.target) for group in self.groups for node in group.path)
 
 
+# θ itself does not move in a capture: nobody differentiates by the filters.
+_FROZEN: dict[Any, Callable[..., Tensor]] = {
+    aten.conv1d.default: frozen_convolution,
+    aten.conv2d.default: frozen_convolution,
+    aten.conv3d.default: frozen_convolution,
+}
+# Producers whose output channels are axis 0 of their weight, the second argument; a bias is the third.
+_AFFINE = {*_FROZEN, aten.linear.default}
+
+
 class _OnDemand(dict[Node, Any]):
     """The values along one group's path; a missing one is computed from those before it."""
 
@@ -348,6 +502,14 @@ def _scalar(loss: Any) -> Tensor:
             f"loss_fn must return a tensor with one number, the mean loss over a batch, not {found}"
         )
     return loss
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _leaf(value: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from growpipe.analyser.data import MIN_SAMPLES, MicroBatch, check_mean_loss, col
 from growpipe.analyser.line_search import EPSILONS, START, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
-from growpipe.analyser.preparation import device_of, prepare, spare_memory
+from growpipe.analyser.preparation import default_memory, device_of, prepare
 from growpipe.analyser.processes import Processes, processes
 from growpipe.analyser.program import Loss
 from growpipe.analyser.proposals import Proposals
@@ -118,7 +118,11 @@ def analyse(
         hold_out: half of the samples of a trial are the last of the set, up to a quarter of it, which the
             spectra do not see (so ``batches`` should be shuffled); False uses all for the spectra, and the
             first of them for trials.
-        memory_limit: bytes to keep between products; half of what the device has by default.
+        memory_limit: bytes to keep between products, of all micro-batches together. What does not fit is
+            computed anew at every product. By default half of what a forward pass of one micro-batch makes,
+            or 16 MiB where that is more (and at most half of what is free): the analysis then peaks below two
+            training steps of that batch size. Where memory is plenty a larger limit makes the spectra up to
+            twice as fast.
         storage: ``"bfloat16"`` keeps what products need in half the memory; the model's own type by default.
         tf32: let a GPU multiply in TF32.
         seed: of the Lanczos start vectors.
@@ -186,7 +190,7 @@ def analyse(
         check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
         operator = SplittingOperator(
             program,
-            spare_memory(target_device) if memory_limit is None else memory_limit,
+            default_memory(program, data[0].inputs, target_device) if memory_limit is None else memory_limit,
             storage=None if storage is None else STORAGE[storage],
             reduce=None if peers.world == 1 else peers.total,
         )

@@ -20,7 +20,7 @@ from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageE
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.rigid import rigid_groups
 
-__all__ = ["Prepared", "device_of", "prepare", "spare_memory"]
+__all__ = ["Prepared", "default_memory", "device_of", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,26 @@ def device_of(model: nn.Module, device: str | torch.device | None) -> torch.devi
                 f"device {str(device)!r} was asked for and {count} CUDA devices are there; use device='cpu'"
             )
     return wanted
+
+
+KEPT = 0.5
+"""How much an analysis keeps between products by default, in forward passes of one micro-batch.
+
+With what a product takes on the way it then peaks below two training steps of that size."""
+
+ALWAYS_KEPT = 2**24
+"""Bytes that are kept by default however small the network is: little is not worth computing anew."""
+
+
+def default_memory(program: Program, inputs: Any, device: torch.device) -> int:
+    """The bytes to keep between products by default; never more than half of what is free.
+
+    Args:
+        program: the bound program.
+        inputs: those of a micro-batch of the usual size.
+        device: where it runs.
+    """
+    return min(max(int(KEPT * program.footprint(inputs)), ALWAYS_KEPT), spare_memory(device))
 
 
 def spare_memory(device: torch.device) -> int:

@@ -12,7 +12,8 @@
 3. The block of a single neuron with curvlinops' Hessian operator and SciPy's eigsh, if it is installed.
 4. Peak memory of capture and products against a training step, each in a process of its own, and of a whole
    analysis by what it keeps between products.
-5. What stopping early costs: the decrease of the plan it chooses by the exact spectrum.
+5. What `auto` counts for dense and Lanczos against the time they take, group by group.
+6. What stopping early costs: the decrease of the plan it chooses by the exact spectrum.
 
 On a CPU times are those of the process (``time.process_time``) with one thread, so that other work on the
 machine disturbs little; on CUDA they are event times. Results go to results/analyser_speed.json, RESULTS.md.
@@ -39,13 +40,15 @@ from growpipe.analyser.api import analyse, growing
 from growpipe.analyser.closed_form import find_chain
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import collect
-from growpipe.analyser.lanczos import Apply, lanczos, random_start
+from growpipe.analyser.dense import Columns
+from growpipe.analyser.lanczos import Apply, Recurrence, Run, lanczos, random_start, run_all
 from growpipe.analyser.metric import GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
-from growpipe.analyser.preparation import prepare
+from growpipe.analyser.preparation import default_memory, prepare
 from growpipe.analyser.processes import processes
 from growpipe.analyser.schemes import ROWS, scheme_of
 from growpipe.analyser.selection import Candidates, Limits, select
+from growpipe.analyser.solvers import PRODUCTS_TO_NOISE, counted_work
 from growpipe.analyser.spectra import Spectra, measure_spectra
 
 EPOCH = 50_000
@@ -165,15 +168,19 @@ def spectra_of(
 ) -> Spectra:
     """What `analyse` measures: captures, metric and spectra of growing analysis sets.
 
-    ``keep`` says what the operator keeps between products, ``options`` when it stops.
+    ``keep`` says what the operator keeps between products (as `analyse` does by default), ``options`` when
+    it stops.
     """
+    if keep is None:
+        usual = (bench.x[:MICRO_BATCH],)
+        keep = {"memory_limit": default_memory(bench.prepared.program, usual, bench.device)}
     with processes(bench.device) as peers:
         data, _ = collect(
             [(bench.x[:samples], bench.y[:samples])],
             max_samples=samples, micro_batch=MICRO_BATCH, device=bench.device, dtype=torch.float32,
         )  # fmt: skip
         return measure_spectra(
-            growing(bench.operator(0, **(keep or {})), data, cross_entropy, peers, bench.device),
+            growing(bench.operator(0, **keep), data, cross_entropy, peers, bench.device),
             metric,
             scheme_of("m4", 3.0),
             **options,
@@ -189,8 +196,12 @@ def measure_analysis(
     def work() -> None:
         found.append(spectra_of(bench, samples, GrowingMetric("input"), stability=stability))
 
+    def generous() -> None:
+        spectra_of(bench, samples, GrowingMetric("input"), KEEPS["everything"], stability=stability)
+
     prepared = clock(bench.device, bench.prepare)
-    runs = sorted(clock(bench.device, work) for _ in range(3))
+    pairs = [(clock(bench.device, work), clock(bench.device, generous)) for _ in range(3)]
+    runs = sorted(default for default, _ in pairs)
     epoch = step_seconds * EPOCH / bench.batch
     return {
         "samples": samples,
@@ -199,6 +210,7 @@ def measure_analysis(
         "seconds_of_all": runs,
         "export_seconds": prepared,
         "share_of_an_epoch": runs[1] / epoch,
+        "share_keeping_everything": sorted(everything for _, everything in pairs)[1] / epoch,
         "stages": found[0].facts["stages"],
     }
 
@@ -227,6 +239,45 @@ STOPS: dict[str, dict[str, float]] = {
     "all samples, and products until every end is within 1 %": {"stability": 1.0, "noise_share": 0.0},
     "until the ranking is stable, every end within 1 %": {"noise_share": 0.0},
 }
+
+
+def measure_solvers(bench: Bench, largest: int = 64, repeats: int = 5) -> list[dict[str, Any]]:
+    """Dense against Lanczos, group by group on one batch: what ``auto`` counts, and the time they take."""
+    operator = bench.operator()
+    metric = GrowingMetric("input")(operator)
+    start = random_start(operator.zeros(), 0)
+    rows = []
+    for position, (group, work) in enumerate(zip(operator.groups, operator.work(), strict=True)):
+        if group.dimension > largest:
+            continue
+
+        def apply(vectors: dict[int, Tensor], position: int = position) -> dict[int, Tensor]:
+            whole, _ = operator.apply_halves({position: metric.raw(position, vectors[0])})
+            return {0: metric.white(position, whole[position])}
+
+        v = start[position]
+        runs: dict[str, Callable[[], Run]] = {
+            "dense": lambda v=v: Columns(v),
+            "lanczos": lambda v=v: Recurrence(v, PRODUCTS_TO_NOISE),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(repeats):
+            for name, run in runs.items():
+                # As from a random start on real data: a preview at every product from the fourth on.
+                one = {0: run()}
+                seconds[name].append(clock(bench.device, lambda one=one: run_all(apply, one)))
+        counted = counted_work(group.dimension, work, PRODUCTS_TO_NOISE)
+        pairs = zip(seconds["dense"], seconds["lanczos"], strict=True)
+        rows.append(
+            {
+                "group": group.name,
+                "width": group.width,
+                "dimension": group.dimension,
+                "counted": counted["dense"] / counted["lanczos"],
+                "measured": statistics.median(dense / lanczos for dense, lanczos in pairs),
+            }
+        )
+    return rows
 
 
 def measure_choice(bench: Bench, samples: int) -> dict[str, Any]:
@@ -484,9 +535,10 @@ def child(what: str, batch: int, activation: str) -> None:
     print(json.dumps({"mebibytes": _resident("VmHWM") - before, "seconds": seconds}))
 
 
-KEEPS: dict[str, dict[str, Any]] = {
-    "everything": {},
-    "everything in bfloat16": {"storage": torch.bfloat16},
+KEEPS: dict[str, dict[str, Any] | None] = {
+    "what it does by default": None,
+    "everything": {"memory_limit": None},
+    "everything in bfloat16": {"memory_limit": None, "storage": torch.bfloat16},
     "nothing": {"memory_limit": 0},
 }
 """What a whole analysis of 2,048 samples keeps between products."""
@@ -534,9 +586,11 @@ def summary(results: dict[str, Any]) -> str:
         f"| one S·v over all groups / one training step | {product['ratio']:.2f} | at most 0.6 |",
         f"| signed analysis until the ranking is stable ({analysis['stages'][-1]['samples']} of at most "
         f"{analysis['samples']} samples) / epoch of 50,000 | "
-        f"{analysis['share_of_an_epoch']:.3f} | at most 0.1 |",
+        f"{analysis['share_of_an_epoch']:.3f} (keeping everything: "
+        f"{analysis['share_keeping_everything']:.3f}) | at most 0.1 |",
         f"| the same on all {analysis['samples']} samples, stable or not | "
-        f"{results['analysis_of_all']['share_of_an_epoch']:.3f} | |",
+        f"{results['analysis_of_all']['share_of_an_epoch']:.3f} (keeping everything: "
+        f"{results['analysis_of_all']['share_keeping_everything']:.3f}) | |",
         f"| analyse as a whole, with export, line search and the plan / epoch of 50,000 | "
         f"{results['whole']['predicted']:.3f} ranked by prediction, "
         f"{results['whole']['realised']:.3f} by trials of every group | |",
@@ -552,7 +606,8 @@ def summary(results: dict[str, Any]) -> str:
         )
         lines += [
             f"| peak memory of an analysis of 2,048 samples that keeps {keep} / of a training step "
-            f"(its time) | {row['steps']:.1f} ({row['times']:.2f} times that of keeping everything) | |"
+            f"(its time) | {row['steps']:.1f} ({row['times']:.2f} times that of keeping everything) | "
+            f"{'at most 2' if KEEPS[keep] is None else ''} |"
             for keep, row in results["memory"]["whole"].items()
         ]
     library = results["curvlinops"]
@@ -565,6 +620,16 @@ def summary(results: dict[str, Any]) -> str:
             f"{1000 * library['our_seconds_per_channel']:.2f} ms) | |"
         )
     lines += [
+        "",
+        "Dense against Lanczos by group, on one batch: the time of dense over that of Lanczos, and what "
+        "`auto` counts for it (it takes dense below 1).",
+        "",
+        "| d | " + " | ".join(str(row["dimension"]) for row in results["solvers"]["groups"]) + " |",
+        "|---|" + "---|" * len(results["solvers"]["groups"]),
+        *(
+            f"| {what} | " + " | ".join(f"{row[what]:.2f}" for row in results["solvers"]["groups"]) + " |"
+            for what in ("measured", "counted")
+        ),
         "",
         "What stopping early costs the plan (30 % more channels, m4): its decrease of the loss by the exact "
         f"spectrum on all {analysis['samples']} samples, against that of the best plan.",
@@ -618,6 +683,7 @@ def main() -> None:
     if device.type == "cpu":
         take("memory", lambda: measure_memory(arguments.batch, arguments.activation))
     take("whole", lambda: measure_whole(bench, arguments.samples, step))
+    take("solvers", lambda: {"groups": measure_solvers(bench)})
     take("choice", lambda: measure_choice(bench, arguments.samples))
     take("curvlinops", lambda: measure_curvlinops(bench, 8))
     take("ends", lambda: measure_ends(bench, arguments.published_steps))

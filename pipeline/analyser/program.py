@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -325,17 +326,16 @@ class Program:
             for dead in last_use.get(node, ()):
                 values.pop(dead, None)
         loss = _scalar(loss_fn(self._output(values), target))
-        if not torch.isfinite(loss):
-            raise CheckFailed(
-                f"the loss of an analysis batch is {float(loss)}; analyse a finite, trained model"
-            )
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise CheckFailed(f"the loss of an analysis batch is {value}; analyse a finite, trained model")
 
         def recorded(nodes: Iterable[Node]) -> dict[Node, Any]:
             return {n: v.detach() if isinstance(v := values[n], Tensor) else v for n in nodes}
 
         captured = Captured(
             _samples(arguments.values()),
-            float(loss.detach()),
+            value,
             recorded(recording.constants),
             {},
             {},

@@ -363,6 +363,8 @@ class Program:
                 and len(made.users) == 1
                 and made not in recorded
                 and self._fixed(made.args[1:])
+                # Channels are axis 1: not so behind a linear map of sequences, or without a batch.
+                and made.meta["val"].ndim == self._state[made.args[1]].ndim  # type: ignore[index]
                 and all(node in self._state for node in parameters)
                 and all(user.target is operator.getitem and user.args[1] == 0 for user in norm.users)
             ):

@@ -145,3 +145,33 @@ def test_the_memory_limit_does_not_change_the_plan():
         for limit in (None, 0, 2**30)
     ]  # fmt: skip
     assert len({plan.content_hash for plan in plans}) == 1
+
+
+@pytest.mark.parametrize("limit", [0, None])
+def test_a_normalisation_over_positions_stays_what_it_is(limit):
+    """As many positions as channels: only the axis tells a normalisation of one from that of the other."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.second = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+            self.flat, self.last = nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.tanh(self.norm(self.first(x))).mean(1)
+            return self.last(torch.tanh(self.flat(self.second(y))))
+
+    torch.manual_seed(0)
+    model = Positions().double().eval()
+    for norm in (model.norm, model.flat):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    x, y = torch.randn(6, 4, 3, dtype=torch.float64), torch.randint(0, 2, (6,))
+    operator = SplittingOperator(prepare(model, (x[:2],), (), ("weights",), Surrogate(), CPU).program, limit)
+    operator.add((x,), y, cross_entropy)
+    with torch.no_grad():
+        assert operator.captured(0).loss == pytest.approx(float(cross_entropy(model(x), y)), rel=1e-12)
+    general = SplittingOperator(operator.program, closed_forms=False)
+    general.add((x,), y, cross_entropy)
+    vectors = random_start(operator.zeros(), 0)
+    torch.testing.assert_close(operator.apply(vectors), general.apply(vectors), rtol=1e-10, atol=1e-14)

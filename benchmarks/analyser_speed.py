@@ -622,8 +622,8 @@ def summary(results: dict[str, Any]) -> str:
     lines += [
         "",
         "By default an analysis keeps half of what a forward pass of one micro-batch makes, or 16 MiB where "
-        "that is more: here less than a micro-batch needs, so that everything is computed anew at each product. "
-        "Its memory then does not grow with the samples. The price is the difference of times in the rows of "
+        "that is more: here less than a micro-batch needs, so that all is computed anew at each product. Its "
+        "memory then does not grow with the samples. The price is the difference of times in the rows of "
         "the analysis; `memory_limit` buys it back where memory is plenty.",
         "",
         "Dense against Lanczos by group, on one batch: the time of dense over that of Lanczos, and what "

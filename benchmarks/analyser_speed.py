@@ -607,7 +607,7 @@ def summary(results: dict[str, Any]) -> str:
         lines += [
             f"| peak memory of an analysis of 2,048 samples that keeps {keep} / of a training step "
             f"(its time) | {row['steps']:.1f} ({row['times']:.2f} times that of keeping everything) | "
-            f"{'at most 2' if KEEPS[keep] is None else ''} |"
+            f"{'at most 2 ' if KEEPS[keep] is None else ''}|"
             for keep, row in results["memory"]["whole"].items()
         ]
     library = results["curvlinops"]

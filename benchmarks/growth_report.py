@@ -138,7 +138,7 @@ def _draw(table: list[dict[str, Any]], recipe: str, path: Path) -> None:
         error = row["standard_error"] or 0.0
         axes.errorbar(row["accuracy"], position, xerr=error, fmt="o", color=_COLOURS[kind], label=label)
     axes.set_yticks(range(len(table)), [row["entry"] for row in reversed(table)])
-    axes.set(xlabel="accuracy on held-out images, %", title=f"{recipe}: mean and standard error")
+    axes.set(xlabel="accuracy on held-out samples, %", title=f"{recipe}: mean and standard error")
     axes.grid(axis="x", lw=0.3)
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -95,7 +95,7 @@ def train_round(task: Task, number: int) -> StageRecord:
     epochs = settings.final_epochs if last else settings.epochs
     name = round_stage(number, "train")
     retrain = last and number > 0 and run.recipe.growth.finish == "retrain"
-    config = {**task.config, "train": settings.model_dump(mode="json"), "last": last, "retrain": retrain}
+    config = {**_training_config(task, epochs), "last": last, "retrain": retrain}
 
     def produce(folder: Path) -> dict[str, Any]:
         model = task.build_seed()
@@ -119,6 +119,12 @@ def train_round(task: Task, number: int) -> StageRecord:
     return record
 
 
+def _training_config(task: Task, epochs: int) -> dict[str, Any]:
+    """What a stage of so many epochs depends on: not on how long the others are."""
+    settings = task.run.recipe.train.model_dump(mode="json", exclude={"epochs", "final_epochs"})
+    return {**task.config, "train": settings, "epochs": epochs}
+
+
 def _progress_folder(run: Run, name: str) -> Path:
     """Where a stage that trains keeps its checkpoint until it is published."""
     return run.path / Path(name).parent / f".progress-{Path(name).name}"
@@ -140,7 +146,7 @@ def _require_growth(groups: ChannelGroups) -> None:
 def train_control(task: Task, epochs: int) -> StageRecord:
     """The honest control: the seed network, never grown, for as many epochs as the grown one had in all."""
     settings = task.run.recipe.train
-    config = {**task.config, "train": settings.model_dump(mode="json"), "epochs": epochs}
+    config = _training_config(task, epochs)
 
     def produce(folder: Path) -> dict[str, Any]:
         model = task.build_seed().to(task.run.device)

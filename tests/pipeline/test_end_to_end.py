@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -136,6 +137,18 @@ def test_a_second_call_skips_every_stage(
     assert len(lines) == 5 + 5 + 3 + 2
     assert all("skipped" in line for line in lines)
     assert (undisturbed[0] / "final" / "manifest.json").read_bytes() == before
+
+
+def test_a_longer_last_stage_trains_nothing_else_again(
+    undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(undisturbed[0], tmp_path / "run")
+    longer = tmp_path / "longer.toml"
+    longer.write_text(RECIPE.replace("final_epochs = 6", "final_epochs = 7"))
+    assert finished(growpipe("run", str(longer), "--out", str(folder), errors=tmp_path / "err")) == 0
+    lines = (tmp_path / "err").read_text().splitlines()
+    again = [line.partition(":")[0] for line in lines if "skipped" not in line]
+    assert again == ["round-02/train", "round-02/export", "round-02/check", "control/train", "final"]
 
 
 def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(

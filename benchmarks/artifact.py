@@ -1,0 +1,55 @@
+"""The accuracy of a grown network that ships, in onnxruntime, on images that it was not trained on.
+
+    GROWPIPE_DATA=FOLDER python benchmarks/artifact.py cifar10-convnet
+
+With ``cifar-10-binary.tar.gz`` in the folder the test set is the published one of 10,000 images; with
+``cifar10-train.zip`` it is the last twentieth of the training images, which the recipe keeps out of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import record
+
+from growpipe.checks.accuracy import accuracy
+from growpipe.graph_ops.groups import find_channel_groups
+from growpipe.graph_ops.loading import load_model
+from growpipe.recipe import load_recipe
+from growpipe.run_store import Run
+from growpipe.task import load_task
+
+ARTIFACTS = Path(__file__).parents[1] / "models" / "artifacts"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", help="the shipped recipe that made it, e.g. cifar10-convnet")
+    args = parser.parse_args()
+    path = ARTIFACTS / f"{args.recipe}.onnx"
+    model = load_model(path)
+    names = [str(value.name) for value in model.graph.inputs]
+    recipe, folder = load_recipe(args.recipe)
+    task = load_task(Run(Path(), recipe, folder, seed=0, device="cpu"))
+    measured = accuracy(path, *task.gathered(task.loaders.test, names))
+    cost = find_channel_groups(model).cost
+    outcome = {
+        "artifact": path.name,
+        "parameters": cost.parameters(),
+        "macs": cost.macs(),
+        "bytes": path.stat().st_size,
+        "test": asdict(measured),
+    }
+    record.append("artifact", {"command": f"python benchmarks/artifact.py {args.recipe}", **outcome})
+    print(
+        f"{path.name}: {measured.value:.2%} of {measured.samples:,} test images "
+        f"({measured.low:.2%} to {measured.high:.2%}), {cost.parameters():,} parameters, {cost.macs():,} MACs"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -125,7 +125,7 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     try:
         return ir.to_proto(model)
     finally:
-        del graph.inputs[count:]
+        graph.inputs[count:] = []  # del would leave them marked as inputs
         graph.initializers.clear()
         for value in everything:  # in their old order
             graph.initializers.add(value)

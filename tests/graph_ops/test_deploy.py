@@ -7,6 +7,7 @@ from text_models import ort_run, text_model
 
 from growpipe.graph_ops.deploy import deploy_form
 from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.shapes import infer_shapes
 
 RNG = np.random.default_rng(0)
 
@@ -56,6 +57,11 @@ CASES = {
         f"c = Gemm(x, w, b) y = {BN}(c, scale, bias, mean, var)",
         VECTOR,
         {"w": weight(4, 7), "b": weight(1, 7)} | norm(7),
+    ),
+    "weight above the size that shape inference is given": (
+        f"c = Conv(x, w, b) y = {BN}(c, scale, bias, mean, var)",
+        IMAGE,
+        {"w": weight(1200, 4, 3, 3), "b": weight(1200)} | norm(1200),
     ),
     "shared weight": (
         f"c = Conv(x, w) n = {BN}(c, scale, bias, mean, var) d = Conv(x, w) y = Add(n, d)",
@@ -113,6 +119,17 @@ def test_a_weight_that_can_be_fed_is_not_fused():
     model = text_model(f"c = Conv(x, w) y = {BN}(c, scale, bias, mean, var)", IMAGE, **CASES["conv"][2])
     model.graph.inputs.append(model.graph.initializers["w"])
     assert BN in [node.op_type for node in deploy_form(model).graph]
+
+
+def test_shape_inference_leaves_no_tensor_marked_as_an_input():
+    case = CASES["weight above the size that shape inference is given"]
+    model = text_model(case[0], case[1], **case[2])
+    inferred = infer_shapes(model)
+    for view in (model, inferred):
+        assert [value.name for value in view.graph.inputs] == ["x"]
+        assert set(view.graph.initializers) == set(case[2])
+        assert not any(value.is_graph_input() for value in view.graph.initializers.values())
+        assert all(value.is_initializer() for value in view.graph.initializers.values())
 
 
 def test_constants_are_folded():

@@ -321,8 +321,15 @@ def main() -> None:
     run_all(Bench, args, args.only or entries(args.methods))
     if args.report is not None:
         findings = "" if args.findings is None else args.findings.read_text(encoding="utf-8").strip()
+        protocol = (
+            f"--growths {' '.join(map(str, args.growths))} --epochs {args.epochs} --factor {args.factor:g} "
+            f"--samples {args.samples}"
+        )
         write_report(
-            args.out, args.report, command=f"python benchmarks/growth.py {args.recipe}", findings=findings
+            args.out,
+            args.report,
+            command=f"python benchmarks/growth.py {args.recipe} {protocol}",
+            findings=findings,
         )
 
 

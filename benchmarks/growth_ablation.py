@@ -63,7 +63,7 @@ DEFAULT: dict[str, Any] = {
 # Factor: the variants that leave the default in it, and the name of the default.
 FACTORS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "copies m": ("default", {"m = 2": {"scheme": "m2"}, "m = 3": {"scheme": "m3"}}),
-    "bound c": ("default", {f"c = {c}": {"c": float(c)} for c in (1, 1.5, 3, 5)}),
+    "bound c": ("default", {f"c = {c}": {"c": float(c)} for c in (1, 3, 5)}),
     "step ε": ("default", {f"ε = {e} fixed": {"epsilon": e} for e in (0.1, 0.25, 0.5, 1.0)}),
     "metric": ("default", {"euclidean": {"metric": "euclidean"}}),
     "analysis set": ("default", {f"{n} samples": {"max_samples": n} for n in (128, 512)}),

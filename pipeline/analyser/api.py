@@ -121,8 +121,8 @@ def analyse(
         memory_limit: bytes to keep between products, of all micro-batches together. What does not fit is
             computed anew at every product. By default half of what a forward pass of one micro-batch makes,
             or 16 MiB where that is more (and at most half of what is free): the analysis then peaks at about
-            two training steps of that batch size. Where memory is plenty a larger limit makes the spectra up to
-            twice as fast.
+            two training steps of that batch size. Where memory is plenty a larger limit makes the spectra up
+            to twice as fast.
         storage: ``"bfloat16"`` keeps what products need in half the memory; the model's own type by default.
         tf32: let a GPU multiply in TF32.
         seed: of the Lanczos start vectors.

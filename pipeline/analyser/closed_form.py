@@ -26,9 +26,10 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.binding import BoundGroup
+from growpipe.analyser.captured import Captured
 from growpipe.analyser.convolution import Convolution, blank
 from growpipe.analyser.curvature import ACTIVATIONS
-from growpipe.analyser.program import Captured, Program
+from growpipe.analyser.program import Program
 
 __all__ = ["Chain", "ClosedForm", "find_chain"]
 

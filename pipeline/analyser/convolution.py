@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Convolution", "blank", "convolution", "frozen_convolution"]
+__all__ = ["Convolution", "blank", "conv_nd", "convolution"]
 
 aten = torch.ops.aten
 
@@ -165,7 +165,7 @@ class _Frozen(Function):
         return ctx.conv.backward(g, blank(g, ctx.shape), w, 0), None, None, None
 
 
-def frozen_convolution(
+def conv_nd(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None = None,
@@ -173,12 +173,17 @@ def frozen_convolution(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    *,
+    frozen: bool = False,
 ) -> Tensor:
-    """A convolution that is differentiated by its input only, and holds nothing but its filters.
+    """`convolution` with the arguments of ``aten.conv1d``, ``conv2d`` and ``conv3d``, a batch or one sample.
 
-    The arguments are those of `convolution`.
+    Where it is ``frozen`` it is differentiated by its input only, and holds nothing but its filters.
     """
     if x.ndim != w.ndim:  # an unbatched input
-        return frozen_convolution(x.unsqueeze(0), w, bias, stride, padding, dilation, groups).squeeze(0)
-    y: Tensor = _Frozen.apply(x, w, bias, Convolution.of(w, stride, padding, dilation, groups))
-    return y
+        sample = conv_nd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups, frozen=frozen)
+        return sample.squeeze(0)
+    if frozen:
+        y: Tensor = _Frozen.apply(x, w, bias, Convolution.of(w, stride, padding, dilation, groups))
+        return y
+    return convolution(x, w, bias, stride, padding, dilation, False, 0, groups)

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from growpipe.analyser.binding import Block, BoundGroup
+from growpipe.analyser.captured import Captured
 from growpipe.analyser.operator import SplittingOperator, join, split
-from growpipe.analyser.program import Captured, Program
+from growpipe.analyser.program import Program
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["METRICS", "Euclidean", "GrowingMetric", "InputMetric", "Metric", "make_metric"]

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.binding import BoundGroup
+from growpipe.analyser.captured import Captured, Recording
 from growpipe.analyser.closed_form import ClosedForm, find_chain
-from growpipe.analyser.program import Captured, Loss, Program, Recording
+from growpipe.analyser.program import Loss, Program
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
 

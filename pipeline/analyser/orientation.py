@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.binding import BoundGroup
+from growpipe.analyser.captured import Captured
 from growpipe.analyser.data import MicroBatch
 from growpipe.analyser.operator import join, split
-from growpipe.analyser.program import Captured, Loss, Program
+from growpipe.analyser.program import Loss, Program
 from growpipe.analyser.schemes import ROWS
 
 __all__ = ["STEP", "best_signs"]

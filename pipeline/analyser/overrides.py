@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growpipe.analyser.convolution import convolution
+from growpipe.analyser.convolution import conv_nd, convolution
 from growpipe.analyser.curvature import ACTIVATIONS, Activation, activation, parametric_relu
 
 __all__ = ["OVERRIDES", "RESHAPES"]
@@ -20,20 +20,6 @@ RESHAPES: dict[Any, Callable[..., Tensor]] = {
     aten.view.default: torch.reshape,
     aten._unsafe_view.default: torch.reshape,
 }
-
-
-def _conv_nd(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    if x.ndim != w.ndim:  # an unbatched input
-        return _conv_nd(x.unsqueeze(0), w, bias, stride, padding, dilation, groups).squeeze(0)
-    return convolution(x, w, bias, stride, padding, dilation, False, 0, groups)
 
 
 def _batch_norm(
@@ -100,9 +86,9 @@ def _plain_batch_norm(
 OVERRIDES: dict[Any, Callable[..., Any]] = {
     **{operator: _elementwise(make) for operator, make in ACTIVATIONS.items()},
     aten.prelu.default: parametric_relu,
-    aten.conv1d.default: _unsurrogated(_conv_nd),
-    aten.conv2d.default: _unsurrogated(_conv_nd),
-    aten.conv3d.default: _unsurrogated(_conv_nd),
+    aten.conv1d.default: _unsurrogated(conv_nd),
+    aten.conv2d.default: _unsurrogated(conv_nd),
+    aten.conv3d.default: _unsurrogated(conv_nd),
     aten.convolution.default: _unsurrogated(convolution),
     aten._native_batch_norm_legit_no_training.default: _unsurrogated(_legit_batch_norm),
     aten.batch_norm.default: _unsurrogated(_plain_batch_norm),

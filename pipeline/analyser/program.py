@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,75 +15,18 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.binding import BoundGroup, Edge, placeholders
-from growpipe.analyser.convolution import frozen_convolution
+from growpipe.analyser.captured import Captured, Recording
 from growpipe.analyser.curvature import Surrogate, is_kinked
+from growpipe.analyser.frozen import FROZEN, foldable_norms, folded_norm, is_fixed
 from growpipe.analyser.overrides import OVERRIDES, RESHAPES
 from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
-__all__ = ["Captured", "Loss", "Program", "Recording"]
+__all__ = ["Loss", "Program"]
 
 aten = torch.ops.aten
 
 Loss = Callable[[Any, Any], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """What `Program.capture` takes down of a batch.
-
-    Attributes:
-        edges: the consumer edges whose gradients g_e are taken; in order, so that every run sums alike.
-        slopes: the nodes at whose outputs the gradient of the loss is taken.
-        inner: further nodes whose values are taken down.
-        constants: the nodes whose values the groups' paths read as constants.
-    """
-
-    edges: tuple[Edge, ...]
-    slopes: frozenset[Node]
-    inner: frozenset[Node]
-    constants: frozenset[Node]
-
-
-@dataclass(frozen=True, eq=False)
-class Captured:
-    """What one batch leaves behind: everything that is held constant while θ moves.
-
-    Attributes:
-        samples: the number of samples.
-        loss: the mean loss over them.
-        constants: the values that the groups' paths read from outside.
-        gradients: g_e = ∂L/∂(the consumer's input, along that edge only), by edge.
-        slopes: ∂L/∂(the node's output), by node.
-        inner: values on the paths, by node.
-        sizes: the number of entries of what has a slope and of what runs along the edges, by node.
-    """
-
-    samples: int
-    loss: float
-    constants: dict[Node, Any]
-    gradients: dict[Edge, Tensor]
-    slopes: dict[Node, Tensor]
-    inner: dict[Node, Tensor]
-    sizes: Mapping[Node, int]
-
-    def cast(self, dtype: torch.dtype) -> Captured:
-        """The same with floating constants and edge gradients in the given type."""
-
-        def converted(value: Any) -> Any:
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        return replace(
-            self,
-            constants={node: converted(value) for node, value in self.constants.items()},
-            gradients={edge: converted(value) for edge, value in self.gradients.items()},
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """The memory of constants and edge gradients."""
-        tensors = [*self.constants.values(), *self.gradients.values()]
-        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
 
 class Program:
@@ -172,6 +114,18 @@ class Program:
         target: Callable[..., Any] = RESHAPES.get(node.target, node.target)  # type: ignore[arg-type]
         return target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
 
+    def _forward(self, values: dict[Node, Any]) -> Iterator[Node]:
+        """Compute node after node into ``values``, which begin with state and inputs.
+
+        What a node is the last to read goes after the node was handed out.
+        """
+        last_use = self._last_uses()
+        for node in self._nodes:
+            values[node] = self._call(node, values.__getitem__)
+            yield node
+            for dead in last_use.get(node, ()):
+                values.pop(dead, None)
+
     def loss(self, inputs: Any, target: Any, loss_fn: Loss) -> float:
         """The mean loss of one batch.
 
@@ -180,11 +134,8 @@ class Program:
         """
         with torch.no_grad():
             values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
-            last_use = self._last_uses()
-            for node in self._nodes:
-                values[node] = self._call(node, values.__getitem__)
-                for dead in last_use.get(node, ()):
-                    values.pop(dead, None)
+            for _ in self._forward(values):
+                pass
             return float(_scalar(loss_fn(self._output(values), target)))
 
     def footprint(self, inputs: Any) -> int:
@@ -192,15 +143,11 @@ class Program:
         total = 0
         with torch.no_grad():
             values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
-            last_use = self._last_uses()
-            for node in self._nodes:
-                values[node] = self._call(node, values.__getitem__)
+            for node in self._forward(values):
                 sources = {_storage(leaf) for s in node.all_input_nodes for leaf in _tensors(values[s])}
                 # What shares its memory with an argument is a view.
                 made = {_storage(leaf): leaf.untyped_storage().nbytes() for leaf in _tensors(values[node])}
                 total += sum(size for place, size in made.items() if place not in sources)
-                for dead in last_use.get(node, ()):
-                    values.pop(dead, None)
         return total
 
     def _output(self, values: Mapping[Node, Any]) -> Any:
@@ -297,7 +244,9 @@ class Program:
             consumed.setdefault(consumer, []).append(source)
         last_use = self._last_uses(recording.constants | recording.inner)
         sizes: dict[Node, int] = {}
-        folded = self._folded(recording)
+        folded = foldable_norms(
+            self._nodes, self._state, recording.constants | recording.inner | recording.slopes
+        )
         for node in self._nodes:
             aliases: dict[Node, Tensor] = {}
             for source in consumed.get(node, ()):
@@ -312,11 +261,11 @@ class Program:
                 return values[source]
 
             if node in folded:
-                values[node] = self._fold(node, folded[node], read)
+                values[node] = folded_norm(node, folded[node], self._state, read)
             elif node in folded.values():
                 values[node] = (values[node.args[0]],)
-            elif node.target in _FROZEN and self._fixed(node.args[1:]):
-                values[node] = _FROZEN[node.target](*map_arg(node.args, read), **map_arg(node.kwargs, read))
+            elif node.target in FROZEN and is_fixed(node.args[1:], self._state):
+                values[node] = FROZEN[node.target](*map_arg(node.args, read), **map_arg(node.kwargs, read))
             else:
                 values[node] = self._call(node, read)
             if node in recording.slopes:
@@ -343,47 +292,6 @@ class Program:
             sizes,
         )
         return captured, loss
-
-    def _folded(self, recording: Recording) -> dict[Node, Node]:
-        """By producer the normalisation behind it, where nothing reads what lies between them.
-
-        In evaluation mode the two are one affine map, which takes one pass over memory instead of two and
-        leaves autograd one activation less to hold.
-        """
-        recorded = recording.constants | recording.inner | recording.slopes
-        found = {}
-        for norm in self._nodes:
-            if norm.target is not aten._native_batch_norm_legit_no_training.default or norm.kwargs:
-                continue
-            made, *parameters = norm.args[:5]
-            if (
-                isinstance(made, Node)
-                and made.target in _AFFINE
-                and not made.kwargs
-                and len(made.users) == 1
-                and made not in recorded
-                and self._fixed(made.args[1:])
-                # Channels are axis 1: not so behind a linear map of sequences, or without a batch.
-                and made.meta["val"].ndim == self._state[made.args[1]].ndim  # type: ignore[index]
-                and all(node in self._state for node in parameters)
-                and all(user.target is operator.getitem and user.args[1] == 0 for user in norm.users)
-            ):
-                found[made] = norm
-        return found
-
-    def _fixed(self, arguments: Iterable[Any]) -> bool:
-        """Whether all nodes among the arguments are parameters, buffers or constants of the program."""
-        return all(a in self._state for a in arguments if isinstance(a, Node))
-
-    def _fold(self, made: Node, norm: Node, read: Callable[[Node], Any]) -> Any:
-        """The output of a normalisation straight from the producer before it."""
-        scale, shift, mean, var = (self._state[node] for node in norm.args[1:5])  # type: ignore[index]
-        factor = scale * torch.rsqrt(var + norm.args[6])
-        arguments: Any = map_arg((*made.args, None)[: max(3, len(made.args))], read)
-        x, weight, bias, *rest = arguments
-        offset = shift - mean * factor if bias is None else shift + (bias - mean) * factor
-        target: Callable[..., Any] = _FROZEN.get(made.target, made.target)  # type: ignore[arg-type]
-        return target(x, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), offset, *rest)
 
     def samples(self, inputs: Any) -> int:
         """The number of samples of a batch."""
@@ -471,16 +379,6 @@ class Program:
     def surrogate_used(self) -> bool:
         """Whether a kinked activation lies on the path of a group."""
         return any(is_kinked(node.target) for group in self.groups for node in group.path)
-
-
-# θ itself does not move in a capture: nobody differentiates by the filters.
-_FROZEN: dict[Any, Callable[..., Tensor]] = {
-    aten.conv1d.default: frozen_convolution,
-    aten.conv2d.default: frozen_convolution,
-    aten.conv3d.default: frozen_convolution,
-}
-# Producers whose output channels are axis 0 of their weight, the second argument; a bias is the third.
-_AFFINE = {*_FROZEN, aten.linear.default}
 
 
 class _OnDemand(dict[Node, Any]):

@@ -1,0 +1,78 @@
+"""What a pass over the whole program may do faster because no parameter moves in it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from growpipe.analyser.convolution import conv_nd
+
+__all__ = ["FROZEN", "foldable_norms", "folded_norm", "is_fixed"]
+
+aten = torch.ops.aten
+
+FROZEN: dict[Any, Callable[..., Tensor]] = dict.fromkeys(
+    (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), partial(conv_nd, frozen=True)
+)
+"""What stands in for an operator whose parameters nobody differentiates by."""
+
+# Producers whose output channels are axis 0 of their weight, the second argument; a bias is the third.
+_AFFINE = {*FROZEN, aten.linear.default}
+
+
+def is_fixed(arguments: Iterable[Any], state: Mapping[Node, Any]) -> bool:
+    """Whether all nodes among the arguments are parameters, buffers or constants of the program."""
+    return all(a in state for a in arguments if isinstance(a, Node))
+
+
+def foldable_norms(
+    nodes: Iterable[Node], state: Mapping[Node, Any], recorded: AbstractSet[Node]
+) -> dict[Node, Node]:
+    """By producer the normalisation behind it, where nothing reads what lies between them.
+
+    In evaluation mode the two are one affine map, which takes one pass over memory instead of two and leaves
+    autograd one activation less to hold.
+
+    Args:
+        nodes: of the program.
+        state: its parameters, buffers and constants.
+        recorded: the nodes whose own values are wanted.
+    """
+    found = {}
+    for norm in nodes:
+        if norm.target is not aten._native_batch_norm_legit_no_training.default or norm.kwargs:
+            continue
+        made, *parameters = norm.args[:5]
+        if (
+            isinstance(made, Node)
+            and made.target in _AFFINE
+            and not made.kwargs
+            and len(made.users) == 1
+            and made not in recorded
+            and is_fixed(made.args[1:], state)
+            # Channels are axis 1: not so behind a linear map of sequences, or without a batch.
+            and made.meta["val"].ndim == state[made.args[1]].ndim  # type: ignore[index]
+            and all(node in state for node in parameters)
+            and all(user.target is operator.getitem and user.args[1] == 0 for user in norm.users)
+        ):
+            found[made] = norm
+    return found
+
+
+def folded_norm(made: Node, norm: Node, state: Mapping[Node, Any], read: Callable[[Node], Any]) -> Any:
+    """The output of a normalisation straight from the producer before it."""
+    scale, shift, mean, var = (state[node] for node in norm.args[1:5])  # type: ignore[index]
+    factor = scale * torch.rsqrt(var + norm.args[6])
+    arguments: Any = map_arg((*made.args, None)[: max(3, len(made.args))], read)
+    x, weight, bias, *rest = arguments
+    offset = shift - mean * factor if bias is None else shift + (bias - mean) * factor
+    target: Callable[..., Any] = FROZEN.get(made.target, made.target)  # type: ignore[arg-type]
+    return target(x, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), offset, *rest)

@@ -303,10 +303,10 @@ def measure_choice(bench: Bench, samples: int) -> dict[str, Any]:
 
     def decrease(rows: dict[str, Any], minus: list[Tensor], plus: list[Tensor]) -> float:
         """−Σ w δᵀSδ of the chosen rows, δ made of the given unit vectors."""
-        products = [apply(dict(enumerate(v))) for v in (minus, plus)]
+        products = apply({i: torch.stack(pair) for i, pair in enumerate(zip(minus, plus, strict=True))})
         total = 0.0
         for i, name in enumerate(names):
-            ends, images = (minus[i].double(), plus[i].double()), [p[i].double() for p in products]
+            ends, images = (minus[i].double(), plus[i].double()), products[i].double()
             q = [[(a * b).sum(1) for b in images] for a in ends]
             for channel, row in enumerate(rows[name]):
                 for one in ROWS[row].offspring(scheme.c) if row >= 0 else ():

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growpipe.analyser.lanczos import Apply, Ends, Extremes, run_all
+from growpipe.analyser.lanczos import Apply, Extremes, run_all
+from growpipe.analyser.recurrence import Ends
 
 __all__ = ["Columns", "dense_extremes"]
 
 
+_BLOCK = 1 << 18
+"""About how many entries are asked for at once: what is computed anew per call is so for all of them."""
+
+
 class Columns:
-    """The splitting matrices of one group's channels, a column of every channel from each product.
+    """The splitting matrices of one group's channels, by blocks of columns.
 
     Args:
         like: a tensor [width, d] of the type and device wanted.
@@ -21,26 +26,32 @@ class Columns:
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
+        self._block = max(1, _BLOCK // max(1, like.numel()))
         self._columns: list[Tensor] = []
+        self._known = 0
 
     @property
     def current(self) -> Tensor:
-        """The next unit vector, for every channel."""
-        unit = torch.zeros_like(self._like)
-        unit[:, len(self._columns)] = 1.0
-        return unit
+        """The next unit vectors, for every channel."""
+        width, d = self._like.shape
+        stop = min(d, self._known + self._block)
+        units = self._like.new_zeros(stop - self._known, width, d)
+        for j, column in enumerate(range(self._known, stop)):
+            units[j, :, column] = 1.0
+        return units
 
     @property
     def done(self) -> bool:
-        return len(self._columns) == self._like.shape[1]
+        return self._known == self._like.shape[1]
 
     def advance(self, product: Tensor) -> None:
         """Take S times ``current``."""
         self._columns.append(product)
+        self._known += len(product)
 
     def project(self, covectors: Tensor) -> Tensor:
         """They were applied to the unit vectors."""
-        return covectors[:, : len(self._columns) + 1]
+        return covectors[:, :, : self._known + len(covectors)].movedim(0, 2)
 
     def preview(self) -> None:
         """Nothing is known before the last column."""
@@ -48,7 +59,7 @@ class Columns:
     @property
     def matrices(self) -> Tensor:
         """S of every channel, float64 [width, d, d]."""
-        s = torch.stack(self._columns, dim=2).double()
+        s = torch.cat(self._columns).movedim(0, 2).double()
         return (s + s.mT) / 2
 
     def ends(self) -> Ends:
@@ -63,7 +74,7 @@ def dense_extremes(apply: Apply, like: Sequence[Tensor]) -> Extremes:
     """The extreme eigenpairs of every channel from its splitting matrix; d products per group.
 
     Args:
-        apply: the operator, of the groups it is given [width, d] to [width, d].
+        apply: the operator, of the groups it is given [block, width, d] to [block, width, d].
         like: for every group a tensor [width, d] of the type and device wanted.
     """
     return run_all(apply, {i: Columns(v) for i, v in enumerate(like)})

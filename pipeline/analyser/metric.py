@@ -40,21 +40,24 @@ _CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.def
 
 
 class Metric(ABC):
-    """What length a displacement has, as a change of coordinates: whitened ones have ‖y‖² = Σ y_j²."""
+    """What length a displacement has, as a change of coordinates: whitened ones have ‖y‖² = Σ y_j².
+
+    Every change of coordinates takes [..., width, d], one group's vectors.
+    """
 
     name: str
 
     @abstractmethod
     def raw(self, position: int, vectors: Tensor) -> Tensor:
-        """Displacements of one group in parameter coordinates, from whitened ones: [width, d]."""
+        """Displacements of one group in parameter coordinates, from whitened ones."""
 
     @abstractmethod
     def whitened(self, position: int, vectors: Tensor) -> Tensor:
-        """Displacements of one group in whitened coordinates, the inverse of `raw`: [width, d]."""
+        """Displacements of one group in whitened coordinates, the inverse of `raw`."""
 
     @abstractmethod
     def white(self, position: int, covectors: Tensor) -> Tensor:
-        """Products S·v (gradients) of one group in whitened coordinates: [width, d]."""
+        """Products S·v (gradients) of one group in whitened coordinates."""
 
     def to_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """`raw` for every group."""
@@ -104,7 +107,7 @@ class InputMetric(Metric):
         for factor, part in zip(self.factors[position], blocks, strict=True):
             # Several entries per channel see the same inputs: Σ is one block repeated.
             d = factor.shape[-1]
-            entries = part.reshape(len(part), -1, d) if factor.ndim == 3 else part.reshape(-1, d)
+            entries = part.unflatten(-1, (-1, d)) if factor.ndim == 3 else part.reshape(-1, d)
             parts.append((entries @ factor).reshape(part.shape))
         return join(parts)
 
@@ -118,7 +121,7 @@ class InputMetric(Metric):
         for factor, part in zip(self.factors[position], blocks, strict=True):
             matrix = factor.mT if transpose else factor
             d = factor.shape[-1]
-            columns = part.reshape(len(part), -1, d).mT if factor.ndim == 3 else part.reshape(-1, d).T
+            columns = part.unflatten(-1, (-1, d)).mT if factor.ndim == 3 else part.reshape(-1, d).T
             rows = torch.linalg.solve_triangular(matrix, columns, upper=transpose).mT
             parts.append(rows.reshape(part.shape))
         return join(parts)

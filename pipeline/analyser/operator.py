@@ -29,13 +29,13 @@ Vectors = list[Tensor]
 
 
 def split(group: BoundGroup, values: Tensor) -> list[Tensor]:
-    """[width, d] to one [width, d_block] per block."""
-    return list(values.split(group.sizes, dim=1))
+    """[..., width, d] to one [..., width, d_block] per block."""
+    return list(values.split(group.sizes, dim=-1))
 
 
 def join(blocks: Sequence[Tensor]) -> Tensor:
     """The inverse of `split`."""
-    return torch.cat(list(blocks), dim=1)
+    return torch.cat(list(blocks), dim=-1)
 
 
 @dataclass
@@ -98,7 +98,7 @@ class _Batch:
     graphs: dict[int, _Linearised] = field(default_factory=dict)
 
 
-_Sums = dict[int, dict[str, Tensor]]
+_Sums = dict[int, list[dict[str, Tensor]]]
 _Take = Callable[[int, ClosedForm, Captured], None]
 
 
@@ -300,24 +300,30 @@ class SplittingOperator:
 
     def apply(self, vectors: Sequence[Tensor]) -> Vectors:
         """S·v for every channel, S that of the mean loss over all samples: for every group [width, d]."""
-        whole, _ = self.apply_halves(dict(enumerate(vectors)))
-        return [whole[position] for position in range(len(vectors))]
+        whole, _ = self.apply_halves({position: v[None] for position, v in enumerate(vectors)})
+        return [whole[position][0] for position in range(len(vectors))]
 
     def apply_halves(self, vectors: Mapping[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """S·v over all samples, and (S₁ − S₂)·v for two disjoint halves of them, at the price of one product.
 
         Args:
-            vectors: by position of the group [width, d]; groups that are left out cost nothing.
+            vectors: by position of the group [block, width, d], any number of vectors per channel; groups
+                that are left out cost nothing. What is not kept of a micro-batch is computed anew once.
 
         Returns:
-            Twice, by position of the group [width, d]; the second is zero where a half is empty.
+            Twice, by position of the group [block, width, d]; the second is zero where a half is empty.
         """
         self.products += 1
         device = next(iter(vectors.values())).device
         weights = torch.zeros(2, dtype=torch.float64, device=device)
-        directions = {position: self._direction(position, v) for position, v in vectors.items()}
+        directions = {
+            position: [self._direction(position, v) for v in block] for position, block in vectors.items()
+        }
         halves: tuple[_Sums, _Sums] = tuple(  # type: ignore[assignment]
-            {position: {n: torch.zeros_like(t) for n, t in d.items()} for position, d in directions.items()}
+            {
+                position: [{n: torch.zeros_like(t) for n, t in d.items()} for d in block]
+                for position, block in directions.items()
+            }
             for _ in range(2)
         )
         for batch in self._batches:
@@ -347,25 +353,27 @@ class SplittingOperator:
             direction[block.tensor] = scattered if held is None else held + scattered
         return direction
 
-    def _gathered(self, position: int, tensors: Mapping[str, Tensor]) -> Tensor:
-        return join([block.gather(tensors[block.tensor]) for block in self.groups[position].blocks])
+    def _gathered(self, position: int, sums: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        blocks = self.groups[position].blocks
+        return torch.stack([join([block.gather(t[block.tensor]) for block in blocks]) for t in sums])
 
     def _accumulate(
         self,
-        totals: Mapping[int, dict[str, Tensor]],
-        directions: Mapping[int, Mapping[str, Tensor]],
+        totals: _Sums,
+        directions: Mapping[int, Sequence[Mapping[str, Tensor]]],
         batch: _Batch,
     ) -> None:
         """Add the products of one micro-batch, times its number of samples."""
 
-        def add(position: int, results: Mapping[str, Tensor]) -> None:
+        def add(total: dict[str, Tensor], results: Mapping[str, Tensor]) -> None:
             for name, result in results.items():
-                totals[position][name].add_(result, alpha=float(batch.samples))
+                total[name].add_(result, alpha=float(batch.samples))
 
         def take(position: int, form: ClosedForm, captured: Captured) -> None:
             inputs = self.program.value(self._chains[position].inputs, captured)
-            ((name, v),) = directions[position].items()
-            add(position, {name: form.product(v, inputs)})
+            for total, direction in zip(totals[position], directions[position], strict=True):
+                ((name, v),) = direction.items()
+                add(total, {name: form.product(v, inputs)})
 
         # One group after the other: what a product takes on the way is there for one group only.
         if batch.kept is None:
@@ -384,7 +392,10 @@ class SplittingOperator:
                 graph = self._linearise(captured, self.groups[position])
                 if batch.keeps_graphs:
                     batch.graphs[position] = graph
-            add(position, graph.product(directions[position], keep=batch.keeps_graphs))
+            left = len(directions[position])
+            for total, direction in zip(totals[position], directions[position], strict=True):
+                left -= 1
+                add(total, graph.product(direction, keep=batch.keeps_graphs or left > 0))
 
     def _linearise(self, batch: Captured, group: BoundGroup) -> _Linearised:
         names = list(dict.fromkeys(block.tensor for block in group.blocks))

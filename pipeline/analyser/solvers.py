@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.dense import Columns
-from growpipe.analyser.lanczos import Estimate, Extremes, Recurrence, Run, run_all
+from growpipe.analyser.lanczos import Extremes, Run, run_all
 from growpipe.analyser.metric import Metric
 from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.recurrence import Estimate, Recurrence
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["SOLVERS", "Contrasts", "FloatArray", "cheaper_solver", "counted_work", "solve"]
@@ -88,9 +89,9 @@ def solve(
         metric: the metric.
         solver: one of `SOLVERS`.
         tolerance: the error bound of Lanczos, as a share of each spectral radius.
-        start: for every group the start vectors of Lanczos, [width, d].
-        max_steps: the largest number of products of Lanczos.
-        min_steps: the least number of products before its bounds are trusted.
+        start: for every group the start vectors of Lanczos, [block, width, d], or [width, d] for one.
+        max_steps: the largest number of vectors of Lanczos that S is applied to.
+        min_steps: the least number before its bounds are trusted.
         noise_share: see above; 0 leaves ``tolerance`` alone.
         products: by group how many products Lanczos will need, for ``auto``; by default those of a random
             start.
@@ -111,8 +112,8 @@ def solve(
     def apply(vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
         whole, difference = operator.apply_halves({i: metric.raw(i, v) for i, v in vectors.items()})
         for i in vectors:
-            column = runs[i].project(metric.white(i, difference.pop(i)))
-            differences[i].append(column.double().cpu())
+            columns = runs[i].project(metric.white(i, difference.pop(i)))
+            differences[i].extend(columns.double().cpu().unbind(2))
         return {i: metric.white(i, whole.pop(i)) for i in vectors}
 
     def noise(position: int, known: Estimate) -> float:
@@ -123,11 +124,11 @@ def solve(
         cold = PRODUCTS_TO_NOISE if noise_share > 0 else PRODUCTS_TO_TOLERANCE
         expected = [cold] * len(start) if products is None else products
         chosen = [
-            cheaper_solver(v.shape[1], work, count)
+            cheaper_solver(v.shape[-1], work, count)
             for v, work, count in zip(start, operator.work(), expected, strict=True)
         ]
     runs: dict[int, Run] = {
-        i: Columns(v) if name == "dense" else Recurrence(v, max_steps)
+        i: Columns(v.reshape(-1, *v.shape[-2:])[0]) if name == "dense" else Recurrence(v, max_steps)
         for i, (v, name) in enumerate(zip(start, chosen, strict=True))
     }
     extremes = run_all(apply, runs, tolerance, min_steps, noise, noise_share)
@@ -149,8 +150,8 @@ def _contrasts(columns: Sequence[Tensor], known: Estimate) -> tuple[FloatArray, 
     """vᵀ D v of both ends of every channel.
 
     Args:
-        columns: of the symmetric D in the basis in which v is known, the k-th as far as the diagonal; float64
-            [width, k + 1].
+        columns: of the symmetric D in the basis in which v is known, the k-th as far as the diagonal at least;
+            float64 [width, k + 1 or more].
         known: the ends.
     """
     results = []

@@ -23,8 +23,13 @@ from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["Spectra", "measure_spectra"]
 
-COLD_STEPS, WARM_STEPS = 4, 3
-"""The least number of products of Lanczos from a random start, and from the ends of the set before."""
+BLOCK = 2
+"""How many vectors per channel S is applied to at once: as many as there are ends to start from.
+
+What is not kept of a micro-batch is computed anew for all of them together, which costs more than a product."""
+
+LEAST = 4
+"""The least number of products of Lanczos: with fewer nothing is known of what lies between the ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,24 +136,20 @@ def measure_spectra(
     while operator is not None:
         before = operator.products
         metric = make_metric(operator)
-        noise = random_start(operator.zeros(), seed)
+        start = random_start(operator.zeros(), seed, BLOCK)
         if raw_minus is None or raw_plus is None:
-            start, min_steps, expected = noise, COLD_STEPS, None
+            expected = None
         else:
-            # The old ends, and a little of everything in case the new data turn them. Two products have both
-            # ends in their space; the third shows how good they are.
-            min_steps = WARM_STEPS
             # About half as many products as from a random start.
-            expected = [max(WARM_STEPS, -(-count // 2)) for count in spent]
-            both = [a + b for a, b in zip(metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True)]
-            start = [
-                e + 0.01 * n / torch.linalg.vector_norm(n, dim=1, keepdim=True)
-                for e, n in zip(both, noise, strict=True)
-            ]
+            expected = [max(LEAST, -(-count // 2)) for count in spent]
+            # The old ends, and a little of everything in case the new data turn them.
+            for noise, *ends in zip(start, metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True):
+                noise.mul_(0.01 / torch.linalg.vector_norm(noise, dim=2, keepdim=True))
+                noise.add_(torch.stack(ends))
         names = [group.name for group in operator.groups]
         extremes, contrasts, used = solve(
             operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps,
-            min_steps=min_steps, noise_share=noise_share, products=expected,
+            min_steps=LEAST, noise_share=noise_share, products=expected,
         )  # fmt: skip
         raw_minus, raw_plus = metric.to_raw(extremes.minus), metric.to_raw(extremes.plus)
         spent = [ends.minus_in.shape[1] for ends in extremes.groups]

@@ -16,8 +16,8 @@ the producer. For K = 1 it is the splitting matrix ``E[Φ'(σ) φ''(θᵀx) x x�
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from growpipe.analyser.convolution import Convolution, blank
 from growpipe.analyser.curvature import ACTIVATIONS
 from growpipe.analyser.program import Program
 
-__all__ = ["Chain", "ClosedForm", "find_chain"]
+__all__ = ["Chain", "ClosedForm", "Skeleton", "find_chain"]
 
 aten = torch.ops.aten
 
@@ -73,18 +73,22 @@ class Chain:
         assert isinstance(source, Node)
         return source
 
-    @property
-    def constants(self) -> set[Node]:
+    @cached_property
+    def constants(self) -> frozenset[Node]:
         """The nodes whose values the producer and the steps read as constants."""
         nodes = (self.producer, *self.steps)
-        return {s for node in nodes for s in node.all_input_nodes if not self.group.varies(s, node)}
+        return frozenset(s for node in nodes for s in node.all_input_nodes if not self.group.varies(s, node))
 
-    def bends(self) -> Iterator[tuple[Node, Node]]:
+    @cached_property
+    def bends(self) -> tuple[tuple[Node, Node], ...]:
         """Every activation, and the node of its input y_k."""
-        for step in self.steps:
-            if step.target in ACTIVATIONS:
-                (source,) = [s for s in step.all_input_nodes if self.group.varies(s, step)]
-                yield step, source
+        return tuple(
+            (step, source)
+            for step in self.steps
+            if step.target in ACTIVATIONS
+            for source in step.all_input_nodes
+            if self.group.varies(source, step)
+        )
 
 
 def _operator_name(node: Node) -> str:
@@ -133,7 +137,7 @@ def _is_linear(group: BoundGroup, nodes: frozenset[Node]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Bend:
-    """An activation, and the scale of a normalisation before it: factors of the output's shape.
+    """An activation, and the scale γ̂ of a normalisation that no weight before it could take up; in full size.
 
     Attributes:
         slope: ``γ̂ φ'(y)``; None for the last activation, whose slope nobody needs.
@@ -156,10 +160,67 @@ class _Scale:
 
 @dataclass(frozen=True, eq=False)
 class _Filters:
-    """A depthwise convolution."""
+    """A depthwise convolution, and the scale of a normalisation behind it in its filters."""
 
     convolution: Convolution
     weight: Tensor
+
+    def scaled(self, factor: Tensor) -> _Filters:
+        return replace(self, weight=self.weight * factor.reshape(-1, *[1] * (self.weight.ndim - 1)))
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """What of a chain's closed form is the same for every batch, see `ClosedForm`.
+
+    Attributes:
+        steps: an activation stands for its `_Bend`, with the scale of a normalisation before it.
+    """
+
+    convolution: Convolution | None
+    gain: Tensor | None
+    steps: tuple[tuple[Node, Tensor | None] | _Scale | _Filters, ...]
+
+    @staticmethod
+    def of(chain: Chain, program: Program, captured: Captured) -> Skeleton:
+        """From the constants of a chain, and from the shapes in which they are used."""
+        read = program.reader([chain.group], captured, captured.inner)
+        steps: list[tuple[Node, Tensor | None] | _Scale | _Filters] = []
+        (block,) = chain.group.blocks
+        produced = program.tensor(block.tensor)
+        axes = captured.inner[chain.bends[0][1]].ndim
+        gain: Tensor | None = None
+        scale: Tensor | None = None
+        for step in chain.steps:
+            if step.target in ACTIVATIONS:
+                steps.append((step, scale))
+                scale = None
+                continue
+            arguments: list[Any] = [
+                _constant(a, step, chain, read) if isinstance(a, Node) else a for a in step.args
+            ]
+            if step.target in _NORMS:
+                factor = torch.rsqrt(arguments[4] + arguments[_NORMS[step.target]])
+                if arguments[1] is not None:
+                    factor = factor * arguments[1]
+                before = steps[-1] if steps else None
+                # A normalisation is over axis 1: the channels of what has as many axes as its weight.
+                if isinstance(before, _Filters) and before.weight.ndim == axes:
+                    steps[-1] = before.scaled(factor)
+                elif before is None and produced.ndim == axes:
+                    factor = factor.reshape(-1, *[1] * (produced.ndim - 1))
+                    gain = factor if gain is None else gain * factor
+                else:
+                    scale = factor if scale is None else scale * factor
+            else:
+                _, weight, *rest = arguments
+                if scale is not None:
+                    steps.append(_Scale(scale.reshape(1, -1, *[1] * (weight.ndim - 2))))
+                    scale = None
+                steps.append(_Filters(Convolution.of(weight, *rest[1:]), weight))
+        linear = chain.producer.target is aten.linear.default
+        geometry: tuple[Any, ...] = chain.producer.args[3:]
+        return Skeleton(None if linear else Convolution.of(produced, *geometry), gain, tuple(steps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,43 +230,37 @@ class ClosedForm:
     Attributes:
         convolution: the producer's geometry; None for a matrix product.
         steps: what the tangent goes through; the last one is a `_Bend`.
+        gain: γ̂ of a normalisation right behind the producer, of its weight's rank with the channels on axis
+            0; None for none.
     """
 
     convolution: Convolution | None
     steps: tuple[_Bend | _Scale | _Filters, ...]
+    gain: Tensor | None = None
 
     @staticmethod
-    def of(chain: Chain, program: Program, captured: Captured) -> ClosedForm:
-        """From the inputs of the activations and the gradients at their outputs."""
-        read = program.reader([chain.group], captured, captured.inner)
-        sources = dict(chain.bends())
-        steps: list[_Bend | _Scale | _Filters] = []
-        scale: Tensor | None = None
+    def of(
+        chain: Chain, program: Program, captured: Captured, skeleton: Skeleton | None = None
+    ) -> ClosedForm:
+        """From the inputs of the activations and the gradients at their outputs.
+
+        Args:
+            chain: the chain.
+            program: the program.
+            captured: what was taken down of the batch.
+            skeleton: of an earlier batch, where the constants in it are the same for all.
+        """
         with torch.no_grad():
-            for step in chain.steps:
-                arguments: list[Any] = [
-                    _constant(a, step, chain, read) if isinstance(a, Node) else a for a in step.args
-                ]
-                if step.target in _NORMS:
-                    factor = torch.rsqrt(arguments[4] + arguments[_NORMS[step.target]])
-                    if arguments[1] is not None:
-                        factor = factor * arguments[1]
-                    scale = factor if scale is None else scale * factor
-                elif step.target in _CONVOLUTIONS:
-                    _, weight, *rest = arguments
-                    if scale is not None:
-                        steps.append(_Scale(scale.reshape(1, -1, *[1] * (weight.ndim - 2))))
-                        scale = None
-                    steps.append(_Filters(Convolution.of(weight, *rest[1:]), weight))
-                else:
-                    last = step is chain.steps[-1]
-                    steps.append(_bend(chain, step, sources[step], scale, program, captured, read, last))
-                    scale = None
-        linear = chain.producer.target is aten.linear.default
-        geometry: tuple[Any, ...] = chain.producer.args[3:]
-        (block,) = chain.group.blocks
-        weight = program.tensor(block.tensor)
-        return ClosedForm(None if linear else Convolution.of(weight, *geometry), tuple(steps))
+            frame = Skeleton.of(chain, program, captured) if skeleton is None else skeleton
+            sources = dict(chain.bends)
+            last = chain.steps[-1]
+            steps = tuple(
+                _bend(chain, step[0], sources[step[0]], step[1], program, captured, step[0] is last)
+                if isinstance(step, tuple)
+                else step
+                for step in frame.steps
+            )
+        return ClosedForm(frame.convolution, steps, frame.gain)
 
     def cast(self, dtype: torch.dtype) -> ClosedForm:
         """The same with what is large in another floating type."""
@@ -233,6 +288,8 @@ class ClosedForm:
         """
         with torch.no_grad():
             x = inputs.to(direction.dtype)
+            if self.gain is not None:
+                direction = direction * self.gain
             u = x @ direction.T if self.convolution is None else self.convolution.forward(x, direction)
             *between, last = self.steps
             tangents: list[Any] = []
@@ -257,8 +314,10 @@ class ClosedForm:
                     assert step.slope is not None
                     r = r.mul_(step.slope).addcmul_(tangents.pop(), step.curvature.to(r.dtype))
             if self.convolution is None:
-                return r.reshape(-1, r.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-            return self.convolution.backward(r, x, direction, 1)
+                product = r.reshape(-1, r.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+            else:
+                product = self.convolution.backward(r, x, direction, 1)
+            return product if self.gain is None else product.mul_(self.gain)
 
 
 def _constant(node: Node, user: Node, chain: Chain, read: Any) -> Any:
@@ -273,15 +332,14 @@ def _bend(
     scale: Tensor | None,
     program: Program,
     captured: Captured,
-    read: Any,
     last: bool,
 ) -> _Bend:
+    read = program.reader([chain.group], captured, captured.inner)
     phi = ACTIVATIONS[node.target](
         *map_arg(node.args[1:], lambda n: read(n, node)), **map_arg(node.kwargs, lambda n: read(n, node))
     )
     y, gradient = captured.inner[source], captured.slopes[node]
-    curvature = phi.second(y, program.surrogate).mul_(gradient)
-    slope = None if last else phi.first(y)
+    slope, curvature = phi.bend(y, gradient, program.surrogate, not last)
     if scale is not None:
         factor = scale.reshape(1, -1, *[1] * (y.ndim - 2))
         curvature.mul_(factor * factor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.fx.node import map_arg
 
 from growpipe.analyser.convolution import conv_nd
 
-__all__ = ["FROZEN", "foldable_norms", "folded_norm", "is_fixed"]
+__all__ = ["FROZEN", "FoldedNorm", "foldable_norms", "is_fixed"]
 
 aten = torch.ops.aten
 
@@ -67,12 +68,34 @@ def foldable_norms(
     return found
 
 
-def folded_norm(made: Node, norm: Node, state: Mapping[Node, Any], read: Callable[[Node], Any]) -> Any:
-    """The output of a normalisation straight from the producer before it."""
-    scale, shift, mean, var = (state[node] for node in norm.args[1:5])  # type: ignore[index]
-    factor = scale * torch.rsqrt(var + norm.args[6])
-    arguments: Any = map_arg((*made.args, None)[: max(3, len(made.args))], read)
-    x, weight, bias, *rest = arguments
-    offset = shift - mean * factor if bias is None else shift + (bias - mean) * factor
-    target: Callable[..., Any] = FROZEN.get(made.target, made.target)  # type: ignore[arg-type]
-    return target(x, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), offset, *rest)
+@dataclass(frozen=True, eq=False)
+class FoldedNorm:
+    """A producer and the normalisation behind it as one affine map.
+
+    Attributes:
+        made: the producer.
+        weight: its weight times the normalisation's scale per output channel.
+        offset: of the output, [out].
+    """
+
+    made: Node
+    weight: Tensor
+    offset: Tensor
+
+    @staticmethod
+    def of(made: Node, norm: Node, state: Mapping[Node, Any]) -> FoldedNorm:
+        """Of a producer and its normalisation that `foldable_norms` has found."""
+        scale, shift, mean, var = (state[node] for node in norm.args[1:5])  # type: ignore[index]
+        factor = scale * torch.rsqrt(var + norm.args[6])
+        weight = state[made.args[1]]  # type: ignore[index]
+        bias = made.args[2] if len(made.args) > 2 else None
+        centre = mean if bias is None else mean - state[bias]  # type: ignore[index]
+        return FoldedNorm(
+            made, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), shift - centre * factor
+        )
+
+    def __call__(self, read: Callable[[Node], Any]) -> Any:
+        """The output of the normalisation straight from the producer's input."""
+        x, *rest = map_arg((self.made.args[0], *self.made.args[3:]), read)
+        target: Callable[..., Any] = FROZEN.get(self.made.target, self.made.target)  # type: ignore[arg-type]
+        return target(x, self.weight, self.offset, *rest)

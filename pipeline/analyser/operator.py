@@ -19,7 +19,7 @@ from torch import Tensor
 
 from growpipe.analyser.binding import BoundGroup
 from growpipe.analyser.captured import Captured, Recording
-from growpipe.analyser.closed_form import ClosedForm, find_chain
+from growpipe.analyser.closed_form import ClosedForm, Skeleton, find_chain
 from growpipe.analyser.program import Loss, Program
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
@@ -134,13 +134,14 @@ class SplittingOperator:
         found = [find_chain(group) if self.closed_forms else None for group in self.groups]
         self._chains = {i: chain for i, chain in enumerate(found) if chain is not None}
         self._recordings: dict[frozenset[int], Recording] = {}
+        self._skeletons: dict[int, Skeleton] = {}
 
     def _recording(self, positions: Iterable[int]) -> Recording:
         """What products of these groups need of a batch."""
         wanted = frozenset(positions)
         if wanted not in self._recordings:
             chains = [chain for i, chain in self._chains.items() if i in wanted]
-            bends = [pair for chain in chains for pair in chain.bends()]
+            bends = [pair for chain in chains for pair in chain.bends]
             self._recordings[wanted] = self.program.recording(
                 [group for i, group in enumerate(self.groups) if i in wanted and i not in self._chains],
                 slopes=[activation for activation, _ in bends],
@@ -165,6 +166,9 @@ class SplittingOperator:
         batch = _Batch(inputs, target, loss_fn, self.program.samples(inputs), half)
         self._batches.append(batch)
         left = math.inf if self.memory_limit is None else self.memory_limit - self._used
+        if 0 < left < math.inf and not self._bytes_per_sample:
+            # To find out by keeping it would take more memory than there may be.
+            self._bytes_per_sample = self._expected_bytes(batch) / batch.samples
         if left <= 0 or self._bytes_per_sample * batch.samples > left:
             return
         closed: dict[int, ClosedForm] = {}
@@ -185,6 +189,25 @@ class SplittingOperator:
         batch.keeps_graphs = constants.nbytes + paths <= left and self.storage is None
         self._used += constants.nbytes + paths * batch.keeps_graphs
 
+    def _expected_bytes(self, batch: _Batch) -> int:
+        """What keeping a batch would take without linearised paths, from one forward pass."""
+        captured = self._observe(batch)
+        entries = sum(
+            captured.sizes[activation] * (1 if activation is chain.steps[-1] else 2)
+            for chain in self._chains.values()
+            for activation, _ in chain.bends
+        )
+        edges = self._recording(range(len(self.groups))).edges
+        entries += sum(captured.sizes[source] for _, source in edges)
+        dtype = self.storage or self._dtype
+        return captured.cast(dtype).nbytes + entries * dtype.itemsize
+
+    def _observe(self, batch: _Batch) -> Captured:
+        recording = self._recording(range(len(self.groups)))
+        captured = self.program.observe(batch.inputs, batch.target, batch.loss_fn, recording)
+        self._count_positions(captured)
+        return captured
+
     def _visit(self, batch: _Batch, positions: Iterable[int], take: _Take, keep: bool) -> Captured:
         """One forward and one backward pass over a batch.
 
@@ -200,10 +223,10 @@ class SplittingOperator:
         """
         recording = self._recording(positions)
         chains = {i: self._chains[i] for i in positions if i in self._chains}
-        missing = {i: {activation for activation, _ in chain.bends()} for i, chain in chains.items()}
+        missing = {i: {activation for activation, _ in chain.bends} for i, chain in chains.items()}
         paths = self._recording(i for i in positions if i not in chains)
         # Two groups share an activation where a depthwise convolution makes channels of its own.
-        readers = Counter(pair for chain in chains.values() for pair in chain.bends())
+        readers = Counter(pair for chain in chains.values() for pair in chain.bends)
         constants = Counter(node for chain in chains.values() for node in chain.constants)
         constants.update(paths.constants)
 
@@ -213,8 +236,8 @@ class SplittingOperator:
                 if missing[position]:
                     continue
                 chain = chains[position]
-                take(position, ClosedForm.of(chain, self.program, captured), captured)
-                for pair in chain.bends():
+                take(position, self._closed_form(position, captured), captured)
+                for pair in chain.bends:
                     readers[pair] -= 1
                     if readers[pair] == 0:
                         activation, source = pair
@@ -226,15 +249,19 @@ class SplittingOperator:
 
         return self.program.capture(batch.inputs, batch.target, batch.loss_fn, recording, arrived)
 
+    def _closed_form(self, position: int, captured: Captured) -> ClosedForm:
+        chain = self._chains[position]
+        skeleton = self._skeletons.get(position)
+        if skeleton is None and self.program.is_state(chain.constants - {chain.inputs}):
+            skeleton = self._skeletons[position] = Skeleton.of(chain, self.program, captured)
+        return ClosedForm.of(chain, self.program, captured, skeleton)
+
     def captured(self, index: int) -> Captured:
         """What a micro-batch leaves constant: kept, or without gradients from a forward pass."""
         batch = self._batches[index]
         if batch.kept is not None:
             return batch.kept.captured.cast(self._dtype)
-        recording = self._recording(range(len(self.groups)))
-        captured = self.program.observe(batch.inputs, batch.target, batch.loss_fn, recording)
-        self._count_positions(captured)
-        return captured
+        return self._observe(batch)
 
     def _count_positions(self, captured: Captured) -> None:
         """By group how many positions a channel has per sample: pixels, tokens, points."""
@@ -242,7 +269,7 @@ class SplittingOperator:
             for position, group in enumerate(self.groups):
                 chain = self._chains.get(position)
                 nodes = (
-                    [source for _, source in group.edges] if chain is None else [a for a, _ in chain.bends()]
+                    [source for _, source in group.edges] if chain is None else [a for a, _ in chain.bends]
                 )
                 entries = max(captured.sizes[node] for node in nodes)
                 self._positions.append(max(1, entries // (group.width * captured.samples)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.utils._pytree as pytree
@@ -17,7 +18,7 @@ from torch.fx.node import map_arg
 from growpipe.analyser.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.captured import Captured, Recording
 from growpipe.analyser.curvature import Surrogate, is_kinked
-from growpipe.analyser.frozen import FROZEN, foldable_norms, folded_norm, is_fixed
+from growpipe.analyser.frozen import FROZEN, FoldedNorm, foldable_norms, is_fixed
 from growpipe.analyser.overrides import OVERRIDES, RESHAPES
 from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
@@ -66,6 +67,7 @@ class Program:
             raise CheckFailed("the exported program does not say how its outputs are arranged")
         self._out_spec = program.call_spec.out_spec
         self._channels_last = _takes_channels_last(self._nodes)
+        self._schedules: WeakKeyDictionary[Recording, _Schedule] = WeakKeyDictionary()
 
     def recording(
         self, groups: Sequence[BoundGroup], slopes: Iterable[Node] = (), inner: Iterable[Node] = (),
@@ -228,6 +230,22 @@ class Program:
             arrive(place, torch.zeros(shape, dtype=dtype, device=device))
         return captured
 
+    def _scheduled(self, recording: Recording) -> _Schedule:
+        consumed: dict[Node, list[Node]] = {}
+        for consumer, source in recording.edges:
+            consumed.setdefault(consumer, []).append(source)
+        recorded = recording.constants | recording.inner
+        norms = foldable_norms(self._nodes, self._state, recorded | recording.slopes)
+        return _Schedule(
+            consumed,
+            self._last_uses(recorded),
+            {made: FoldedNorm.of(made, norm, self._state) for made, norm in norms.items()},
+            frozenset(norms.values()),
+            frozenset(
+                node for node in self._nodes if node.target in FROZEN and is_fixed(node.args[1:], self._state)
+            ),
+        )
+
     def _run(
         self,
         inputs: Any,
@@ -239,17 +257,13 @@ class Program:
         """The forward pass of a recording; ``along`` gets what gradients are to be taken by."""
         arguments = self._arguments(inputs)
         values: dict[Node, Any] = {**self._state, **arguments}
-        consumed: dict[Node, list[Node]] = {}
-        for consumer, source in recording.edges:
-            consumed.setdefault(consumer, []).append(source)
-        last_use = self._last_uses(recording.constants | recording.inner)
+        schedule = self._schedules.get(recording)
+        if schedule is None:
+            schedule = self._schedules[recording] = self._scheduled(recording)
         sizes: dict[Node, int] = {}
-        folded = foldable_norms(
-            self._nodes, self._state, recording.constants | recording.inner | recording.slopes
-        )
         for node in self._nodes:
             aliases: dict[Node, Tensor] = {}
-            for source in consumed.get(node, ()):
+            for source in schedule.consumed.get(node, ()):
                 sizes[source] = values[source].numel()
                 if torch.is_grad_enabled():
                     # A leaf of its own per edge, so that the gradient is the one along that edge only.
@@ -260,11 +274,11 @@ class Program:
                     return aliases[source]
                 return values[source]
 
-            if node in folded:
-                values[node] = folded_norm(node, folded[node], self._state, read)
-            elif node in folded.values():
+            if node in schedule.folded:
+                values[node] = schedule.folded[node](read)
+            elif node in schedule.passed:
                 values[node] = (values[node.args[0]],)
-            elif node.target in FROZEN and is_fixed(node.args[1:], self._state):
+            elif node in schedule.frozen:
                 values[node] = FROZEN[node.target](*map_arg(node.args, read), **map_arg(node.kwargs, read))
             else:
                 values[node] = self._call(node, read)
@@ -272,7 +286,7 @@ class Program:
                 sizes[node] = values[node].numel()
                 if torch.is_grad_enabled():
                     values[node] = along[node] = _leaf(values[node])
-            for dead in last_use.get(node, ()):
+            for dead in schedule.last_use.get(node, ()):
                 values.pop(dead, None)
         loss = _scalar(loss_fn(self._output(values), target))
         value = float(loss.detach())
@@ -296,6 +310,10 @@ class Program:
     def samples(self, inputs: Any) -> int:
         """The number of samples of a batch."""
         return _samples(self._arguments(inputs).values())
+
+    def is_state(self, nodes: Iterable[Node]) -> bool:
+        """Whether all of them are parameters, buffers or constants, the same for every batch."""
+        return all(node in self._state for node in nodes)
 
     def value(self, node: Node, captured: Captured) -> Any:
         """The value of a node that no path varies."""
@@ -379,6 +397,25 @@ class Program:
     def surrogate_used(self) -> bool:
         """Whether a kinked activation lies on the path of a group."""
         return any(is_kinked(node.target) for group in self.groups for node in group.path)
+
+
+@dataclass(frozen=True, eq=False)
+class _Schedule:
+    """How a recording is run, found once: its batches all run alike.
+
+    Attributes:
+        consumed: by consumer the sources of its recorded edges.
+        last_use: the nodes whose values are no longer needed after each node.
+        folded: by producer the normalisation behind it, in one with it.
+        passed: those normalisations, which have nothing left to do.
+        frozen: convolutions whose parameters nobody differentiates by.
+    """
+
+    consumed: Mapping[Node, Sequence[Node]]
+    last_use: Mapping[Node, Sequence[Node]]
+    folded: Mapping[Node, FoldedNorm]
+    passed: frozenset[Node]
+    frozen: frozenset[Node]
 
 
 class _OnDemand(dict[Node, Any]):

@@ -1,4 +1,4 @@
-"""The Krylov spaces of one group's channels, a block of vectors at a time, and what they know of the spectrum."""
+"""The Krylov spaces of one group's channels, and what they say of the ends of the spectrum."""
 
 from __future__ import annotations
 
@@ -50,10 +50,6 @@ class Ends(Estimate):
     plus: Tensor
 
 
-_ROOM = 8
-"""By how many vectors the room for a Krylov basis grows: most groups need no more."""
-
-
 class Recurrence:
     """Block Lanczos for the channels of one group: orthonormal Krylov bases Q, and ``T = Qᵀ S Q``.
 
@@ -77,45 +73,53 @@ class Recurrence:
         lengths = torch.linalg.vector_norm(first, dim=2).double().cpu()
         if not bool((lengths[0] > 0).all() and torch.isfinite(lengths).all()):
             raise CheckFailed("a Lanczos start vector is zero or not finite")
-        self._k, self._filled = 0, 0
-        self._room = first.new_empty(min(max(_ROOM, self.block), self.limit), width, d)
+        self._k = 0
+        self._basis = first.new_empty(0, width, d)
         # Which vectors are there: where a Krylov space is exhausted its basis goes on with zeros.
-        self._alive = torch.zeros(width, self.limit, dtype=torch.bool)
-        self._t = torch.zeros(width, self.limit, self.limit, dtype=torch.float64)
+        self._alive = torch.zeros(width, 0, dtype=torch.bool)
+        self._t = torch.zeros(width, 0, 0, dtype=torch.float64)
         self._gram = torch.zeros(width, 0, 0, dtype=torch.float64)
+        # The next block is made orthonormal when it is asked for: most often that of the last one is not.
+        self._next: Tensor | None = first
+        self._next_scale = lengths
         self._scale = torch.zeros(width, dtype=torch.float64)
         self._estimate: Estimate | None = None
-        self._append(first, lengths)
 
     @property
     def basis(self) -> Tensor:
         """The vectors that S was applied to, and those of ``current``, [k + block, width, d]."""
-        return self._room[: self._filled]
+        if self._next is not None:
+            block, self._next = self._next, None
+            self._append(block, self._next_scale)
+        return self._basis
 
     @property
     def current(self) -> Tensor:
-        return self._room[self._k : self._filled]
+        return self.basis[self._k :]
 
     @property
     def done(self) -> bool:
         return self._k == self.limit
 
     def advance(self, product: Tensor) -> None:
-        """Take S times ``current``, and extend the basis by the next block."""
-        k, filled = self._k, self._filled
+        """Take S times ``current``."""
         columns = self.project(product).double().cpu()
-        self._t[:, :filled, k:filled] = columns
-        self._t[:, k:filled, :k] = columns[:, :k].mT
-        self._t[:, k:filled, k:filled] = (columns[:, k:] + columns[:, k:].mT) / 2
-        self._k, self._estimate = filled, None
+        k, filled = self._k, self._k + len(product)
+        t = self._t.new_empty(len(columns), filled, filled)
+        t[:, :k, :k] = self._t
+        t[:, :, k:] = columns
+        t[:, k:, :k] = columns[:, :k].mT
+        t[:, k:, k:] = (columns[:, k:] + columns[:, k:].mT) / 2
+        self._t, self._k, self._estimate = t, filled, None
         lengths = torch.linalg.vector_norm(product, dim=2).double().cpu()
         self._scale = torch.maximum(self._scale, lengths.amax(0))
-        residue = product - torch.einsum("cks,kcd->scd", columns.to(product), self.basis)
-        residue = residue - torch.einsum("cks,kcd->scd", self.project(residue), self.basis)
+        residue = product - torch.einsum("cks,kcd->scd", columns.to(product), self._basis)
+        residue = residue - torch.einsum("cks,kcd->scd", self.project(residue), self._basis)
         wide = residue.double()
         # BᵀB: what a Ritz pair leaves over needs no more than that.
         self._gram = torch.einsum("rcd,scd->crs", wide, wide).cpu()
-        self._append(residue[: self.limit - filled], self._scale.expand(len(residue), -1))
+        self._next = residue[: self.limit - filled] if filled < self.limit else None
+        self._next_scale = self._scale.expand(len(residue), -1)
 
     def _append(self, block: Tensor, scale: Tensor) -> None:
         """Orthonormalise the vectors of a block, and append them; those lost in rounding errors as zeros.
@@ -124,32 +128,29 @@ class Recurrence:
             block: [block, width, d].
             scale: of which size the errors are multiples, [block, width].
         """
-        wanted = self._filled + len(block)
-        if wanted > len(self._room):
-            room = min(self.limit, max(wanted, len(self._room) + _ROOM)) - len(self._room)
-            self._room = torch.cat([self._room, self._room.new_empty(room, *self._room.shape[1:])])
-        tiny = 64 * torch.finfo(block.dtype).eps
-        for vector, size in zip(block, scale, strict=False):
-            for _ in range(2 if self._filled else 0):
-                inside = torch.einsum("kcd,cd->kc", self.basis, vector)
-                vector = vector - torch.einsum("kc,kcd->cd", inside, self.basis)
+        known = len(self._basis)
+        basis = torch.cat([self._basis, block[: self.limit - known]])
+        alive = [self._alive]
+        for j in range(known, len(basis)):
+            vector = basis[j]
+            for _ in range(2 if j else 0):
+                inside = torch.einsum("kcd,cd->kc", basis[:j], vector)
+                vector = vector - torch.einsum("kc,kcd->cd", inside, basis[:j])
             unit, norm = normalised(vector)
-            alive = norm.double().cpu() > tiny * size
-            self._alive[:, self._filled] = alive
-            self._room[self._filled] = torch.where(
-                alive.to(unit.device)[:, None], unit, torch.zeros_like(unit)
-            )
-            self._filled += 1
+            there = norm.double().cpu() > 64 * torch.finfo(block.dtype).eps * scale[j - known]
+            basis[j] = torch.where(there.to(unit.device)[:, None], unit, torch.zeros_like(unit))
+            alive.append(there[:, None])
+        self._basis, self._alive = basis, torch.cat(alive, dim=1)
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values [width, k], Ritz coordinates [width, k, k], error bounds of both ends [width, 2]."""
         k = self._k
-        t, alive = self._t[:, :k, :k].clone(), self._alive[:, :k]
+        t, alive = self._t.clone(), self._alive[:, :k]
         # In the place of a vector that is not there stands the mean of the others: never an end by itself.
         mean = t.diagonal(dim1=1, dim2=2).sum(1) / alive.sum(1)
         t.diagonal(dim1=1, dim2=2)[~alive] = mean[:, None].expand(alive.shape)[~alive]
         values, coordinates = torch.linalg.eigh(t)
-        if k == self.basis.shape[2]:  # the Krylov space is the whole space
+        if k == self._basis.shape[2]:  # the Krylov space is the whole space
             return values, coordinates, values.new_zeros(len(values), 2)
         size = self._gram.shape[1]
         last = coordinates[:, k - size :]
@@ -197,8 +198,8 @@ class Recurrence:
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Ritz vectors [width, d] from coordinates [width, k]."""
-        weights = coordinates.to(device=self._room.device, dtype=self._room.dtype)
-        return normalised(torch.einsum("ck,kcd->cd", weights, self.basis[: self._k]))[0]
+        weights = coordinates.to(device=self._basis.device, dtype=self._basis.dtype)
+        return normalised(torch.einsum("ck,kcd->cd", weights, self._basis[: self._k]))[0]
 
 
 def normalised(v: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,8 +150,8 @@ def _contrasts(columns: Sequence[Tensor], known: Estimate) -> tuple[FloatArray, 
     """vᵀ D v of both ends of every channel.
 
     Args:
-        columns: of the symmetric D in the basis in which v is known, the k-th as far as the diagonal at least;
-            float64 [width, k + 1 or more].
+        columns: of the symmetric D in the basis in which v is known, the k-th as far as the diagonal at
+            least; float64 [width, k + 1 or more].
         known: the ends.
     """
     results = []

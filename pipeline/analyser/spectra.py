@@ -26,7 +26,7 @@ __all__ = ["Spectra", "measure_spectra"]
 BLOCK = 2
 """How many vectors per channel S is applied to at once: as many as there are ends to start from.
 
-What is not kept of a micro-batch is computed anew for all of them together, which costs more than a product."""
+What is not kept of a micro-batch is computed anew once for all of them, which costs more than a product."""
 
 LEAST = 4
 """The least number of products of Lanczos: with fewer nothing is known of what lies between the ends."""
@@ -143,7 +143,9 @@ def measure_spectra(
             # About half as many products as from a random start.
             expected = [max(LEAST, -(-count // 2)) for count in spent]
             # The old ends, and a little of everything in case the new data turn them.
-            for noise, *ends in zip(start, metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True):
+            for noise, *ends in zip(
+                start, metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True
+            ):
                 noise.mul_(0.01 / torch.linalg.vector_norm(noise, dim=2, keepdim=True))
                 noise.add_(torch.stack(ends))
         names = [group.name for group in operator.groups]

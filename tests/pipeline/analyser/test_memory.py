@@ -55,8 +55,9 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["chain", "squeeze-excite"])
 @pytest.mark.parametrize("limit", [0, 20_000, 60_000, 200_000, None])
 def test_what_is_kept_between_products_is_within_the_limit(name, limit):
-    """Closed forms, captured values and linearised paths together."""
+    """Closed forms, captured values and linearised paths together; not what parameters alone make."""
     case = build(name)
+    parameters = sum(p.numel() * p.element_size() for p in case.model.parameters())
     vectors = random_start(case.operator.zeros(), 0)
     expected = case.operator.apply(vectors)
     with Allocations() as allocations:
@@ -69,9 +70,10 @@ def test_what_is_kept_between_products_is_within_the_limit(name, limit):
     if limit is None:
         assert kept >= operator.kept_bytes > 20_000
     else:
-        assert kept <= limit
+        assert kept <= limit + parameters
     if limit == 0:
-        assert kept == operator.kept_bytes == 0
+        assert kept <= parameters
+        assert operator.kept_bytes == 0
 
 
 def deep(channels: int = 12) -> nn.Sequential:

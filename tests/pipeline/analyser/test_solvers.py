@@ -30,7 +30,7 @@ def test_both_ends_of_many_matrices_of_different_size():
     matrices[3][0] = -torch.eye(12) + 3 * torch.ones(12, 12) / 12  # two of them
 
     def apply(vectors):
-        return {i: torch.einsum("cij,cj->ci", matrices[i], v) for i, v in vectors.items()}
+        return {i: torch.einsum("cij,...cj->...ci", matrices[i], v) for i, v in vectors.items()}
 
     start = random_start([m[:, 0] for m in matrices], 0)
     found = lanczos(apply, start, tolerance=1e-12)
@@ -52,7 +52,7 @@ def test_the_error_bound_bounds_the_error(steps):
     matrix = symmetric(40, 60, 5)
 
     def apply(vectors):
-        return {0: torch.einsum("cij,cj->ci", matrix, vectors[0])}
+        return {0: torch.einsum("cij,...cj->...ci", matrix, vectors[0])}
 
     found = lanczos(apply, random_start([matrix[:, 0]], 1), tolerance=0.0, max_steps=steps)
     values = torch.linalg.eigvalsh(matrix)
@@ -68,7 +68,7 @@ def test_lanczos_ends_at_half_the_noise():
     matrix = symmetric(40, 60, 5)
 
     def apply(vectors):
-        return {0: torch.einsum("cij,cj->ci", matrix, vectors[0])}
+        return {0: torch.einsum("cij,...cj->...ci", matrix, vectors[0])}
 
     start = random_start([matrix[:, 0]], 1)
     exact = lanczos(apply, start, tolerance=1e-3)

@@ -116,7 +116,7 @@ class SplittingOperator:
             default. All arithmetic is in the type of the model.
         closed_forms: use the closed form for chains, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes; nothing by default.
-        products: how many products were computed.
+        products: how often products were computed, each time of a block of vectors.
     """
 
     program: Program

@@ -60,7 +60,7 @@ class Recurrence:
     Args:
         start: the first block, [block, width, d], or [width, d] for a block of one. A vector that depends on
             those before it is left out; the first one of a channel is not zero.
-        steps: the largest number of vectors that S is applied to.
+        steps: the largest number of vectors that S is applied to; a whole number of blocks of them is, or d.
 
     Raises:
         CheckFailed: a first start vector is zero, or one is not finite.
@@ -69,7 +69,8 @@ class Recurrence:
     def __init__(self, start: Tensor, steps: int) -> None:
         first = start if start.ndim == 3 else start[None]
         self.block, width, d = first.shape
-        self.limit = min(steps, d)
+        # Residuals are known after whole blocks only, or when the Krylov space is the whole space.
+        self.limit = min(d, max(self.block, steps - steps % self.block)) if steps < d else d
         lengths = torch.linalg.vector_norm(first, dim=2).double().cpu()
         if not bool((lengths[0] > 0).all() and torch.isfinite(lengths).all()):
             raise CheckFailed("a Lanczos start vector is zero or not finite")

@@ -165,7 +165,8 @@ def test_stopping_rules_can_be_turned_off(problem):
     assert facts["stages"][-1]["error"] <= 1e-3
     assert facts["stopped"] == "the analysis set is used up"
     rough = run(problem, noise_share=10.0, tolerance=1e-3, solver="lanczos").notes["analysis"]
-    assert rough["stages"][0]["products"] == 4
+    assert rough["stages"][0]["products"] == 2  # of two vectors each
+    assert rough["stages"][0]["products_per_group"] == 4
     assert rough["products"] < facts["products"]
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from growpipe.analyser import preparation
 from growpipe.analyser.api import analyse
+from growpipe.analyser.closed_form import find_chain
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.lanczos import lanczos, random_start
 from growpipe.analyser.metric import make_metric
@@ -147,6 +148,39 @@ def test_the_memory_limit_does_not_change_the_plan():
         for limit in (None, 0, 2**30)
     ]  # fmt: skip
     assert len({plan.content_hash for plan in plans}) == 1
+
+
+@pytest.mark.parametrize("limit", [0, None])
+def test_normalisations_wherever_they_stand_in_a_chain(limit):
+    """Behind the producer, one upon another, behind a depthwise convolution, before one, and alone."""
+    width = 4
+
+    def depthwise() -> nn.Conv2d:
+        return nn.Conv2d(width, width, 3, padding=1, groups=width)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.BatchNorm2d(width), nn.SiLU(),
+        nn.BatchNorm2d(width), depthwise(), nn.BatchNorm2d(width), nn.BatchNorm2d(width), nn.Tanh(),
+        nn.BatchNorm2d(width), nn.SiLU(), depthwise(), nn.BatchNorm2d(width), nn.Sigmoid(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2),
+    ).double().eval()  # fmt: skip
+    for norm in model:
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+    x, y = torch.randn(6, 3, 7, 7, dtype=torch.float64), torch.randint(0, 2, (6,))
+    operator = SplittingOperator(prepare(model, (x[:2],), (), ("weights",), Surrogate(), CPU).program, limit)
+    assert all(find_chain(group) is not None for group in operator.groups)
+    general = SplittingOperator(operator.program, closed_forms=False)
+    for analysis in (operator, general):
+        for part in (slice(0, 4), slice(4, 6)):  # the second is made by what the first has left for all
+            analysis.add((x[part],), y[part], cross_entropy)
+    vectors = random_start(operator.zeros(), 0)
+    for _ in range(2):
+        torch.testing.assert_close(operator.apply(vectors), general.apply(vectors), rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("limit", [0, None])

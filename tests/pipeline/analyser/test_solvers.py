@@ -8,10 +8,12 @@ import pytest
 import torch
 from cases import build
 
+from growpipe.analyser.curvature import ACTIVATIONS, Surrogate
 from growpipe.analyser.lanczos import lanczos, random_start
 from growpipe.analyser.line_search import line_search
 from growpipe.analyser.metric import InputMetric, make_metric
 from growpipe.analyser.operator import split
+from growpipe.analyser.recurrence import Recurrence
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 problem = functools.lru_cache(maxsize=None)(build)
@@ -45,6 +47,71 @@ def test_both_ends_of_many_matrices_of_different_size():
             torch.testing.assert_close(
                 torch.einsum("cij,cj->ci", matrix, vector), value[:, None] * vector, rtol=0, atol=1e-6
             )
+
+
+def applying(matrix: torch.Tensor):
+    return lambda vectors: {0: torch.einsum("cij,...cj->...ci", matrix, vectors[0])}
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+@pytest.mark.parametrize("steps", [3, 7, 12])
+def test_residuals_of_a_block_are_those_of_its_ritz_pairs(block, steps):
+    """‖S v − λ v‖ from what a block leaves over, with rounding errors alone between them."""
+    matrix = symmetric(6, 12, 3)
+    run = Recurrence(random_start([matrix[:, 0]], 1, block)[0], steps)
+    while not run.done:
+        run.advance(torch.einsum("cij,scj->sci", matrix, run.current))
+    ends = run.ends()
+    values, _, bounds = run.ritz()
+    assert values.shape[1] == (12 if steps == 12 else steps - steps % block)
+    for value, vector, bound in ((ends.low, ends.minus, 0), (ends.high, ends.plus, -1)):
+        image = torch.einsum("cij,cj->ci", matrix, vector)
+        torch.testing.assert_close((vector * image).sum(1), value, rtol=1e-12, atol=1e-12)
+        residual = torch.linalg.vector_norm(image - value[:, None] * vector, dim=1)
+        assert (bounds[:, bound] <= residual + 1e-7).all()
+    if steps == 12:
+        torch.testing.assert_close(values, torch.linalg.eigvalsh(matrix), rtol=1e-10, atol=1e-10)
+
+
+def test_a_block_may_begin_with_the_ends_themselves():
+    """Nothing is left to find where they are exact, and a dependent start vector is left out."""
+    matrix = symmetric(5, 20, 7)
+    values, vectors = torch.linalg.eigh(matrix)
+    both = torch.stack([vectors[:, :, 0], vectors[:, :, -1]])
+    for start in (both, torch.stack([both.sum(0), 2 * both.sum(0)])):
+        found = lanczos(applying(matrix), [start], tolerance=1e-9)
+        torch.testing.assert_close(found.low[0], values[:, 0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.high[0], values[:, -1], rtol=1e-9, atol=1e-9)
+        for value, vector in ((found.low[0], found.minus[0]), (found.high[0], found.plus[0])):
+            image = torch.einsum("cij,cj->ci", matrix, vector)
+            torch.testing.assert_close(image, value[:, None] * vector, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["chain", "depthwise", "residual"])
+def test_a_block_of_vectors_is_as_many_products(name):
+    operator = problem(name).operator
+    blocks = random_start(operator.zeros(), 0, 3)
+    before = operator.products
+    whole, difference = operator.apply_halves(dict(enumerate(blocks)))
+    assert operator.products == before + 1
+    for j in range(3):
+        one, other = operator.apply_halves({i: v[j : j + 1] for i, v in enumerate(blocks)})
+        for i in whole:
+            torch.testing.assert_close(whole[i][j], one[i][0], rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(difference[i][j], other[i][0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("operator", ACTIVATIONS, ids=str)
+def test_slope_and_curvature_in_one_are_the_two_derivatives(operator):
+    phi, surrogate = ACTIVATIONS[operator](), Surrogate()
+    u = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    gradient = torch.cos(3 * u)
+    for wanted in (True, False):
+        slope, curvature = phi.bend(u.clone(), gradient, surrogate, wanted)
+        torch.testing.assert_close(curvature, gradient * phi.second(u, surrogate), rtol=1e-12, atol=1e-14)
+        assert (slope is not None) == wanted
+        if slope is not None:
+            torch.testing.assert_close(slope, phi.first(u), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("steps", [4, 8, 12])

@@ -28,7 +28,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
 from growpipe.optimizer_state import carry_optimizer_state
 
-__all__ = ["grow", "load_grown", "plan_for_module", "save_grown"]
+__all__ = ["grow", "grow_into", "load_grown", "plan_for_module", "save_grown"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -66,14 +66,39 @@ def grow(model: Module, plan: SplitPlan, optimizer: torch.optim.Optimizer | None
         )
     tensors = named_tensors(model)
     plan.check_belongs(lambda name: to_numpy(tensors[name]), f"this {type(model).__name__}")
-    grown = copy.deepcopy(model)
-    _replace_tensors(
-        grown, {name: to_torch(plan.grow_parameter(name, to_numpy(tensors[name]))) for name in plan.layouts}
-    )
-    for path, module in model.named_modules():
-        _set_sizes(grown.get_submodule(path), _grown_sizes(path, module, plan))
+    grown = grow_into(copy.deepcopy(model), model, plan)
     if optimizer is not None:
         carry_optimizer_state(optimizer, model, grown, plan)
+    return grown
+
+
+def grow_into(grown: Module, model: nn.Module, plan: SplitPlan) -> Module:
+    """Give a copy of ``model`` the widths and parameters of a plan, whatever it was grown to before.
+
+    For many plans of one module: a copy is made once, and each plan only sets sizes and tensors.
+
+    Args:
+        grown: a deep copy of ``model``, or what this function made of one; changed in place.
+        model: the module the plan was made for, by whoever calls: that is not checked here.
+        plan: the split plan.
+
+    Returns:
+        ``grown``.
+
+    Raises:
+        UsageError: the plan grows across the groups of a module.
+    """
+    tensors = named_tensors(model)
+    layouts = plan.layouts
+    # A tensor of several names may be in the plan under any of them.
+    touched = {tensors[name].data_ptr() for name in layouts}
+    rest = {n: t for n, t in tensors.items() if n not in layouts and t.data_ptr() not in touched}
+    _replace_tensors(grown, rest)
+    _replace_tensors(
+        grown, {name: to_torch(plan.grow_parameter(name, to_numpy(tensors[name]))) for name in layouts}
+    )
+    for path, module in model.named_modules():
+        _set_sizes(grown.get_submodule(path), {**_sizes(module), **_grown_sizes(path, module, plan)})
     return grown
 
 

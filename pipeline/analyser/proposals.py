@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from growpipe.analyser.spectra import Spectra
 from growpipe.analyser.splits import is_asymmetric, split_groups
 from growpipe.export import named_tensors
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
-from growpipe.mirror import grow, to_numpy
+from growpipe.mirror import grow_into, to_numpy
 
 __all__ = ["Proposals", "Rows", "Signs"]
 
@@ -59,6 +60,11 @@ class Proposals:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", self.loss(None, self.trial_data))
+
+    @cached_property
+    def _trial_module(self) -> nn.Module:
+        """A copy of the module which is grown by plan after plan: to copy takes longer than to try."""
+        return copy.deepcopy(self.model)
 
     def signs(self, rows: Rows, step: float | None) -> Signs:
         """The sign of every channel's v+, see `orientation`; ±1, float64 [width] by group."""
@@ -119,7 +125,7 @@ class Proposals:
     def loss(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
         """The mean loss of the module grown by a plan, or as it is, over the data of all processes."""
         if plan is not None:
-            module = grow(self.model, plan).to(self.device)
+            module = grow_into(self._trial_module, self.model, plan).to(self.device)
         elif all(p.device == self.device for p in self.model.parameters()):
             module = self.model
         else:

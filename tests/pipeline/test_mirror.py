@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from growpipe.graph_ops.dims import Atom, Fixed, Product
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.plan import GroupSplit, SplitPlan, hash_parameters
 from growpipe.graph_ops.tensors import AxisLayout, Displacement, TensorLayout
-from growpipe.mirror import grow, load_grown, save_grown, to_numpy
+from growpipe.mirror import grow, grow_into, load_grown, save_grown, to_numpy
 
 
 class Net(nn.Module):
@@ -219,3 +220,58 @@ def test_weights_survive_a_round_trip_into_a_fresh_seed(tmp_path: Path) -> None:
         load_grown(Net(), tmp_path / "bad.safetensors")
     with pytest.raises(UsageError, match="no weights"):
         load_grown(Net(), tmp_path / "absent.safetensors")
+
+
+def test_one_copy_grows_by_plan_after_plan():
+    """What it was grown to before leaves no trace, in sizes, tensors or function."""
+    model, plain = make()
+    _, displaced = make(epsilon=0.1, displaced=True)
+    layouts = {n: t for n, t in plain.layouts.items() if n.startswith(("first", "norm", "depthwise"))}
+    narrow = replace(
+        plain,
+        groups=tuple(group for group in plain.groups if group.group == "a"),
+        layouts=layouts,
+        parameters_hash=hash_parameters(layouts, lambda name: to_numpy(named_tensors(model)[name])),
+    )
+    copied = copy.deepcopy(model)
+    before = {name: tensor.clone() for name, tensor in named_tensors(model).items()}
+    x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    for plan in (displaced, plain, displaced):
+        grown, expected = grow_into(copied, model, plan), grow(model, plan)
+        assert grown is copied
+        for name, tensor in named_tensors(expected).items():
+            torch.testing.assert_close(named_tensors(grown)[name], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(grown(x), expected(x), rtol=0, atol=0)
+        assert [repr(m) for m in grown.modules()] == [repr(m) for m in expected.modules()]
+    # Tensors that a plan does not name go back to what they were.
+    narrower, expected = grow_into(copied, model, narrow), grow(model, narrow)
+    for name, tensor in named_tensors(expected).items():
+        torch.testing.assert_close(named_tensors(narrower)[name], tensor, rtol=0, atol=0)
+    for name, tensor in named_tensors(model).items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_one_copy_grows_a_tied_parameter_by_any_of_its_names():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.other.weight = self.one.weight
+
+    atom = Atom("a", 3)
+    model = Tied()
+    layouts = {"other.weight": TensorLayout((AxisLayout(atom, "copied"), AxisLayout(Fixed(3), "copied")))}
+    tensors = named_tensors(model)
+    plan = SplitPlan(
+        groups=(GroupSplit("a", 3, np.array([0, 1, 2, 1]), np.array([1.0, 0.5, 1.0, 0.5]), {}),),
+        layouts=layouts,
+        epsilon=0.0,
+        graph_hash="0" * 64,
+        parameters_hash=hash_parameters(layouts, lambda name: to_numpy(tensors[name])),
+        scheme="random",
+    )
+    copied = copy.deepcopy(model)
+    for _ in range(2):
+        grown = grow_into(copied, model, plan)
+        assert grown.one.weight is grown.other.weight
+        assert grown.one.weight.shape == (4, 3)

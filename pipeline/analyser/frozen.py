@@ -29,6 +29,10 @@ FROZEN: dict[Any, Callable[..., Tensor]] = dict.fromkeys(
 _AFFINE = {*FROZEN, aten.linear.default}
 
 
+# Batch normalisation in evaluation mode: the position of eps.
+_EPS = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
+
+
 def is_fixed(arguments: Iterable[Any], state: Mapping[Node, Any]) -> bool:
     """Whether all nodes among the arguments are parameters, buffers or constants of the program."""
     return all(a in state for a in arguments if isinstance(a, Node))
@@ -49,7 +53,7 @@ def foldable_norms(
     """
     found = {}
     for norm in nodes:
-        if norm.target is not aten._native_batch_norm_legit_no_training.default or norm.kwargs:
+        if norm.target not in _EPS or norm.kwargs:
             continue
         made, *parameters = norm.args[:5]
         if (
@@ -62,7 +66,10 @@ def foldable_norms(
             # Channels are axis 1: not so behind a linear map of sequences, or without a batch.
             and made.meta["val"].ndim == state[made.args[1]].ndim  # type: ignore[index]
             and all(node in state for node in parameters)
-            and all(user.target is operator.getitem and user.args[1] == 0 for user in norm.users)
+            and (
+                norm.target is aten.batch_norm.default
+                or all(user.target is operator.getitem and user.args[1] == 0 for user in norm.users)
+            )
         ):
             found[made] = norm
     return found
@@ -86,7 +93,7 @@ class FoldedNorm:
     def of(made: Node, norm: Node, state: Mapping[Node, Any]) -> FoldedNorm:
         """Of a producer and its normalisation that `foldable_norms` has found."""
         scale, shift, mean, var = (state[node] for node in norm.args[1:5])  # type: ignore[index]
-        factor = scale * torch.rsqrt(var + norm.args[6])
+        factor = scale * torch.rsqrt(var + norm.args[_EPS[norm.target]])  # type: ignore[index]
         weight = state[made.args[1]]  # type: ignore[index]
         bias = made.args[2] if len(made.args) > 2 else None
         centre = mean if bias is None else mean - state[bias]  # type: ignore[index]

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
+from torch.fx import Node
 
 from growpipe.analyser.binding import bind_groups
 from growpipe.analyser.curvature import Surrogate
@@ -20,7 +22,7 @@ from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageE
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.rigid import rigid_groups
 
-__all__ = ["Prepared", "default_memory", "device_of", "prepare"]
+__all__ = ["Prepared", "default_memory", "device_of", "functional", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +82,7 @@ def prepare(
             f"forward spells out the length of every group that could split, such as {name!r}: {fault}; "
             "take lengths from the tensors or from the modules instead"
         )
-    # Without in-place operators a captured value stays what it was.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
-        program = export.program.run_decompositions({})
+    program = functional(export.program)
     state: dict[str, Any] = {**program.state_dict, **program.constants}
     if any(isinstance(value, Tensor) and value.device != device for value in state.values()):
         program = move_to_device_pass(program, str(device))
@@ -93,6 +92,38 @@ def prepare(
     bound = bind_groups(program, splittable, groups.layouts, aliases, displace)
     floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
     return Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0], rigid)
+
+
+aten = torch.ops.aten
+
+_FUNCTIONAL = {
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.relu.default,
+    aten.silu.default, aten.gelu.default, aten.tanh.default, aten.sigmoid.default, aten.hardswish.default,
+    aten.hardsigmoid.default, aten.hardtanh.default, aten.leaky_relu.default, aten.add.Tensor,
+    aten.mul.Tensor, aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default,
+    aten.max_pool2d.default, aten.flatten.using_ints, aten.cat.default,
+}  # fmt: skip
+
+
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """The program without operators that work in place, so that a captured value stays what it was.
+
+    To trace it once more takes as long as to export it. A program of nothing but operators that are known to
+    be functional, and that the analyser knows by these names, is left as it is.
+    """
+
+    def is_known(node: Node) -> bool:
+        if node.op != "call_function":
+            return node.op in {"placeholder", "output"}
+        if node.target is aten.batch_norm.default:
+            return not node.kwargs and node.args[5] is False  # by the running statistics
+        return node.target in _FUNCTIONAL
+
+    if all(is_known(node) for node in program.graph.nodes):
+        return program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
+        return program.run_decompositions({})
 
 
 def _aliases(state: Mapping[str, Any], groups: ChannelGroups) -> dict[str, str]:

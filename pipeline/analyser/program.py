@@ -34,8 +34,8 @@ class Program:
     """An exported program in functional ATen, its state, and the groups bound to it.
 
     Args:
-        program: as `torch.export.export` makes it from the module in evaluation mode, run through
-            ``run_decompositions({})`` so that no operator works in place.
+        program: as `torch.export.export` makes it from the module in evaluation mode, without operators that
+            work in place: see `functional`.
         state: parameters, buffers and constants by name, on the device and in the type of the analysis.
         groups: the bound groups.
         surrogate: the curvature of kinked activations.
@@ -277,7 +277,8 @@ class Program:
             if node in schedule.folded:
                 values[node] = schedule.folded[node](read)
             elif node in schedule.passed:
-                values[node] = (values[node.args[0]],)
+                made = values[node.args[0]]
+                values[node] = made if node.target is aten.batch_norm.default else (made,)
             elif node in schedule.frozen:
                 values[node] = FROZEN[node.target](*map_arg(node.args, read), **map_arg(node.kwargs, read))
             else:

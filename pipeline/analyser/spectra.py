@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,7 @@ def measure_spectra(
     Raises:
         UsageError: an unknown solver, or no analysis set at all.
     """
+    extremes: Extremes | None = None
     raw_minus: list[Tensor] | None = None
     raw_plus: list[Tensor] | None = None
     products = 0
@@ -142,12 +143,9 @@ def measure_spectra(
         else:
             # About half as many products as from a random start.
             expected = [max(LEAST, -(-count // 2)) for count in spent]
-            # The old ends, and a little of everything in case the new data turn them.
-            for noise, *ends in zip(
-                start, metric.from_raw(raw_minus), metric.from_raw(raw_plus), strict=True
-            ):
-                noise.mul_(0.01 / torch.linalg.vector_norm(noise, dim=2, keepdim=True))
-                noise.add_(torch.stack(ends))
+            _start_from(start, metric.from_raw(raw_minus), metric.from_raw(raw_plus))
+            # Their memory is wanted for the products.
+            raw_minus = raw_plus = extremes = None
         names = [group.name for group in operator.groups]
         extremes, contrasts, used = solve(
             operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps,
@@ -173,7 +171,7 @@ def measure_spectra(
         if reliability >= stability:
             break
         operator = grow(math.ceil(samples * max(1.5, 1.1 * _further(reliability, stability))))
-    if raw_minus is None or raw_plus is None:
+    if extremes is None or raw_minus is None or raw_plus is None:
         raise UsageError("there is no analysis set; give batches")
     low = {n: v.numpy() for n, v in zip(names, extremes.low, strict=True)}
     high = {n: v.numpy() for n, v in zip(names, extremes.high, strict=True)}
@@ -193,6 +191,19 @@ def measure_spectra(
             "stopped": "the ranking is stable" if reliability >= stability else "the analysis set is used up",
         },
     )
+
+
+def _start_from(noise: Sequence[Tensor], minus: Sequence[Tensor], plus: Sequence[Tensor]) -> None:
+    """Make blocks of the old ends, and a little of the noise in them in case the new data turn them.
+
+    Args:
+        noise: for every group [2, width, d]; changed in place to the start vectors.
+        minus: v−, [width, d].
+        plus: v+, likewise.
+    """
+    for vectors, *ends in zip(noise, minus, plus, strict=True):
+        vectors.mul_(0.01 / torch.linalg.vector_norm(vectors, dim=2, keepdim=True))
+        vectors.add_(torch.stack(ends))
 
 
 def _further(reliability: float, stability: float) -> float:

@@ -49,7 +49,7 @@ from growpipe.analyser.processes import processes
 from growpipe.analyser.schemes import ROWS, scheme_of
 from growpipe.analyser.selection import Candidates, Limits, select
 from growpipe.analyser.solvers import PRODUCTS_TO_NOISE, counted_work
-from growpipe.analyser.spectra import Spectra, measure_spectra
+from growpipe.analyser.spectra import BLOCK, Spectra, measure_spectra
 
 EPOCH = 50_000
 MICRO_BATCH = 128
@@ -245,7 +245,7 @@ def measure_solvers(bench: Bench, largest: int = 64, repeats: int = 5) -> list[d
     """Dense against Lanczos, group by group on one batch: what ``auto`` counts, and the time they take."""
     operator = bench.operator()
     metric = GrowingMetric("input")(operator)
-    start = random_start(operator.zeros(), 0)
+    start = random_start(operator.zeros(), 0, BLOCK)
     rows = []
     for position, (group, work) in enumerate(zip(operator.groups, operator.work(), strict=True)):
         if group.dimension > largest:
@@ -257,7 +257,7 @@ def measure_solvers(bench: Bench, largest: int = 64, repeats: int = 5) -> list[d
 
         v = start[position]
         runs: dict[str, Callable[[], Run]] = {
-            "dense": lambda v=v: Columns(v),
+            "dense": lambda v=v: Columns(v[0]),
             "lanczos": lambda v=v: Recurrence(v, PRODUCTS_TO_NOISE),
         }
         seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -20,6 +20,7 @@ from torch import Tensor
 from growpipe.analyser.binding import BoundGroup
 from growpipe.analyser.captured import Captured, Recording
 from growpipe.analyser.closed_form import ClosedForm, Skeleton, find_chain
+from growpipe.analyser.linearised import Linearised
 from growpipe.analyser.program import Loss, Program
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
@@ -36,29 +37,6 @@ def split(group: BoundGroup, values: Tensor) -> list[Tensor]:
 def join(blocks: Sequence[Tensor]) -> Tensor:
     """The inverse of `split`."""
     return torch.cat(list(blocks), dim=-1)
-
-
-@dataclass
-class _Linearised:
-    """∇_θ of the scalar of one batch and group, as a graph that can be differentiated again and again."""
-
-    theta: dict[str, Tensor]
-    names: list[str]
-    gradients: list[Tensor]
-
-    def product(self, direction: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-        pairs = [(g, direction[name]) for name, g in zip(self.names, self.gradients, strict=True)]
-        live = [(g, v) for g, v in pairs if g.requires_grad]
-        if not live:
-            return {}
-        results = torch.autograd.grad(
-            [g for g, _ in live],
-            [self.theta[name] for name in self.names],
-            [v for _, v in live],
-            retain_graph=keep,
-            allow_unused=True,
-        )
-        return {name: r for name, r in zip(self.names, results, strict=True) if r is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +73,7 @@ class _Batch:
     half: int
     kept: _Constants | None = None
     keeps_graphs: bool = False
-    graphs: dict[int, _Linearised] = field(default_factory=dict)
+    graphs: dict[int, Linearised] = field(default_factory=dict)
 
 
 _Sums = dict[int, list[dict[str, Tensor]]]
@@ -416,27 +394,13 @@ class SplittingOperator:
         for position in paths:
             graph = batch.graphs.get(position)
             if graph is None:
-                graph = self._linearise(captured, self.groups[position])
+                graph = Linearised.of(self.program, captured, self.groups[position])
                 if batch.keeps_graphs:
                     batch.graphs[position] = graph
             left = len(directions[position])
             for total, direction in zip(totals[position], directions[position], strict=True):
                 left -= 1
                 add(total, graph.product(direction, keep=batch.keeps_graphs or left > 0))
-
-    def _linearise(self, batch: Captured, group: BoundGroup) -> _Linearised:
-        names = list(dict.fromkeys(block.tensor for block in group.blocks))
-        theta = {name: self.program.tensor(name).detach().clone().requires_grad_() for name in names}
-        with torch.enable_grad():
-            scalar = self.program.scalar([group], batch, theta)
-            gradients = torch.autograd.grad(
-                scalar, list(theta.values()), create_graph=True, allow_unused=True
-            )
-        filled = [
-            torch.zeros_like(theta[name]) if g is None else g
-            for name, g in zip(names, gradients, strict=True)
-        ]
-        return _Linearised(theta, names, filled)
 
     def drop_graphs(self) -> None:
         """Free the linearised paths."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,8 +18,18 @@ from torch.fx.node import map_arg
 from growpipe.analyser.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.captured import Captured, Recording
 from growpipe.analyser.curvature import Surrogate, is_kinked
-from growpipe.analyser.frozen import FROZEN, FoldedNorm, foldable_norms, is_fixed
+from growpipe.analyser.frozen import FROZEN
 from growpipe.analyser.overrides import OVERRIDES, RESHAPES
+from growpipe.analyser.schedule import Schedule, last_uses
+from growpipe.analyser.values import (
+    channels_last,
+    leaf_of,
+    sample_count,
+    scalar_loss,
+    storage_of,
+    takes_channels_last,
+    tensors_in,
+)
 from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
@@ -66,8 +76,9 @@ class Program:
         if program.call_spec.out_spec is None:
             raise CheckFailed("the exported program does not say how its outputs are arranged")
         self._out_spec = program.call_spec.out_spec
-        self._channels_last = _takes_channels_last(self._nodes)
-        self._schedules: WeakKeyDictionary[Recording, _Schedule] = WeakKeyDictionary()
+        self._lasting = {*self._outputs, *self._names}
+        self._channels_last = takes_channels_last(self._nodes)
+        self._schedules: WeakKeyDictionary[Recording, Schedule] = WeakKeyDictionary()
 
     def recording(
         self, groups: Sequence[BoundGroup], slopes: Iterable[Node] = (), inner: Iterable[Node] = (),
@@ -86,19 +97,6 @@ class Program:
             frozenset(needed - self._names.keys()),
         )
 
-    def _last_uses(self, kept: Iterable[Node] = ()) -> dict[Node, list[Node]]:
-        """The nodes whose values are no longer needed after each node."""
-        last: dict[Node, Node] = {}
-        for node in self._nodes:
-            for source in node.all_input_nodes:
-                last[source] = node
-        keep = {*self._outputs, *self._names, *kept}
-        result: dict[Node, list[Node]] = {}
-        for source, node in last.items():
-            if source not in keep:
-                result.setdefault(node, []).append(source)
-        return result
-
     def _arguments(self, inputs: Any) -> dict[Node, Any]:
         leaves = pytree.tree_leaves(as_tuple(inputs))
         if len(leaves) != len(self._inputs):
@@ -107,7 +105,7 @@ class Program:
                 f"(inputs, target) pairs"
             )
         if self._channels_last:
-            leaves = [_channels_last(leaf) for leaf in leaves]
+            leaves = [channels_last(leaf) for leaf in leaves]
         return dict(zip(self._inputs, leaves, strict=True))
 
     def _call(self, node: Node, read: Callable[[Node], Any]) -> Any:
@@ -121,7 +119,7 @@ class Program:
 
         What a node is the last to read goes after the node was handed out.
         """
-        last_use = self._last_uses()
+        last_use = last_uses(self._nodes, self._lasting)
         for node in self._nodes:
             values[node] = self._call(node, values.__getitem__)
             yield node
@@ -138,7 +136,7 @@ class Program:
             values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
             for _ in self._forward(values):
                 pass
-            return float(_scalar(loss_fn(self._output(values), target)))
+            return float(scalar_loss(loss_fn(self._output(values), target)))
 
     def footprint(self, inputs: Any) -> int:
         """The bytes of all that a forward pass makes: about what a training step on the batch holds."""
@@ -146,9 +144,11 @@ class Program:
         with torch.no_grad():
             values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
             for node in self._forward(values):
-                sources = {_storage(leaf) for s in node.all_input_nodes for leaf in _tensors(values[s])}
+                sources = {storage_of(leaf) for s in node.all_input_nodes for leaf in tensors_in(values[s])}
                 # What shares its memory with an argument is a view.
-                made = {_storage(leaf): leaf.untyped_storage().nbytes() for leaf in _tensors(values[node])}
+                made = {
+                    storage_of(leaf): leaf.untyped_storage().nbytes() for leaf in tensors_in(values[node])
+                }
                 total += sum(size for place, size in made.items() if place not in sources)
         return total
 
@@ -230,22 +230,6 @@ class Program:
             arrive(place, torch.zeros(shape, dtype=dtype, device=device))
         return captured
 
-    def _scheduled(self, recording: Recording) -> _Schedule:
-        consumed: dict[Node, list[Node]] = {}
-        for consumer, source in recording.edges:
-            consumed.setdefault(consumer, []).append(source)
-        recorded = recording.constants | recording.inner
-        norms = foldable_norms(self._nodes, self._state, recorded | recording.slopes)
-        return _Schedule(
-            consumed,
-            self._last_uses(recorded),
-            {made: FoldedNorm.of(made, norm, self._state) for made, norm in norms.items()},
-            frozenset(norms.values()),
-            frozenset(
-                node for node in self._nodes if node.target in FROZEN and is_fixed(node.args[1:], self._state)
-            ),
-        )
-
     def _run(
         self,
         inputs: Any,
@@ -259,7 +243,9 @@ class Program:
         values: dict[Node, Any] = {**self._state, **arguments}
         schedule = self._schedules.get(recording)
         if schedule is None:
-            schedule = self._schedules[recording] = self._scheduled(recording)
+            schedule = self._schedules[recording] = Schedule.of(
+                recording, self._nodes, self._state, self._lasting
+            )
         sizes: dict[Node, int] = {}
         for node in self._nodes:
             aliases: dict[Node, Tensor] = {}
@@ -267,7 +253,7 @@ class Program:
                 sizes[source] = values[source].numel()
                 if torch.is_grad_enabled():
                     # A leaf of its own per edge, so that the gradient is the one along that edge only.
-                    aliases[source] = along[node, source] = _leaf(values[source])
+                    aliases[source] = along[node, source] = leaf_of(values[source])
 
             def read(source: Node, node: Node = node, aliases: Mapping[Node, Tensor] = aliases) -> Any:
                 if source in aliases:
@@ -286,10 +272,10 @@ class Program:
             if node in recording.slopes:
                 sizes[node] = values[node].numel()
                 if torch.is_grad_enabled():
-                    values[node] = along[node] = _leaf(values[node])
+                    values[node] = along[node] = leaf_of(values[node])
             for dead in schedule.last_use.get(node, ()):
                 values.pop(dead, None)
-        loss = _scalar(loss_fn(self._output(values), target))
+        loss = scalar_loss(loss_fn(self._output(values), target))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CheckFailed(f"the loss of an analysis batch is {value}; analyse a finite, trained model")
@@ -298,7 +284,7 @@ class Program:
             return {n: v.detach() if isinstance(v := values[n], Tensor) else v for n in nodes}
 
         captured = Captured(
-            _samples(arguments.values()),
+            sample_count(arguments.values()),
             value,
             recorded(recording.constants),
             {},
@@ -310,7 +296,7 @@ class Program:
 
     def samples(self, inputs: Any) -> int:
         """The number of samples of a batch."""
-        return _samples(self._arguments(inputs).values())
+        return sample_count(self._arguments(inputs).values())
 
     def is_state(self, nodes: Iterable[Node]) -> bool:
         """Whether all of them are parameters, buffers or constants, the same for every batch."""
@@ -400,25 +386,6 @@ class Program:
         return any(is_kinked(node.target) for group in self.groups for node in group.path)
 
 
-@dataclass(frozen=True, eq=False)
-class _Schedule:
-    """How a recording is run, found once: its batches all run alike.
-
-    Attributes:
-        consumed: by consumer the sources of its recorded edges.
-        last_use: the nodes whose values are no longer needed after each node.
-        folded: by producer the normalisation behind it, in one with it.
-        passed: those normalisations, which have nothing left to do.
-        frozen: convolutions whose parameters nobody differentiates by.
-    """
-
-    consumed: Mapping[Node, Sequence[Node]]
-    last_use: Mapping[Node, Sequence[Node]]
-    folded: Mapping[Node, FoldedNorm]
-    passed: frozenset[Node]
-    frozen: frozenset[Node]
-
-
 class _OnDemand(dict[Node, Any]):
     """The values along one group's path; a missing one is computed from those before it."""
 
@@ -431,56 +398,3 @@ class _OnDemand(dict[Node, Any]):
     def __missing__(self, node: Node) -> Any:
         value = self[node] = self._program.evaluate(node, self._read)
         return value
-
-
-def _scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise UsageError(
-            f"loss_fn must return a tensor with one number, the mean loss over a batch, not {found}"
-        )
-    return loss
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def _leaf(value: Tensor) -> Tensor:
-    """The value, to be differentiated by."""
-    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-
-
-# Operators whose results depend on the strides of what they are given.
-_STRIDED = {
-    aten.as_strided.default,
-    aten._reshape_alias.default,
-    aten.view_as_complex.default,
-    aten.view.dtype,
-}
-
-
-def _takes_channels_last(nodes: Iterable[Node]) -> bool:
-    """Whether a program of 2-D convolutions may be run with the channels as the innermost axis.
-
-    On a CPU depthwise and pointwise convolutions are then two to twenty times faster.
-    """
-    targets = {node.target for node in nodes}
-    return aten.conv2d.default in targets and not targets & _STRIDED
-
-
-def _channels_last(leaf: Any) -> Any:
-    if not (isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.device.type == "cpu"):
-        return leaf
-    return leaf.contiguous(memory_format=torch.channels_last) if leaf.is_floating_point() else leaf
-
-
-def _samples(inputs: Iterable[Any]) -> int:
-    sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.ndim]
-    if not sizes:
-        raise UsageError("a batch has no tensor input with a batch axis")
-    return int(sizes[0])

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import record
+from command import run_command
 
 from growpipe.checks.accuracy import accuracy
 from growpipe.graph_ops.groups import find_channel_groups
@@ -52,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from command import run_command
 from onnx import TensorProto, helper, numpy_helper
 
 from growpipe.checks.latency import paired_latency
@@ -184,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

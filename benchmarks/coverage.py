@@ -24,6 +24,7 @@ from typing import Any
 import onnx_ir as ir
 import record
 import torch
+from command import run_command
 from torch import nn
 
 from growpipe.checks.numerics import compare, run_model
@@ -248,4 +249,4 @@ exporting is not in it.
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

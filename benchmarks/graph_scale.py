@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import record
+from command import run_command
 
 from growpipe.graph_ops.groups import find_channel_groups
 from growpipe.graph_ops.loading import load_model, save_model
@@ -212,4 +213,4 @@ Channel groups of chains of residual blocks (target: under 2 s at 5,000 nodes, l
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import run_command
 from growth_methods import CHOOSERS, METHODS, Moment
 from growth_report import write_report
 from torch import nn
@@ -285,7 +286,8 @@ def run_all(kind: type[Bench], args: argparse.Namespace, names: Sequence[str]) -
     """
     protocol = Protocol(tuple(args.growths), args.epochs, args.factor, args.samples)
     bench = kind(args.recipe, protocol, args.device)
-    settings = bench.recipe.model_dump(mode="json")
+    # How a run grows is the protocol's and the entry's business here.
+    settings = bench.recipe.model_dump(mode="json", exclude={"growth", "budget"})
     text = json.dumps({"recipe": bench.recipe.name, **asdict(protocol), "settings": settings}) + "\n"
     args.out.mkdir(parents=True, exist_ok=True)
     place = args.out / "protocol.json"
@@ -334,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

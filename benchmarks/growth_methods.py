@@ -218,6 +218,7 @@ def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
 METHODS: dict[str, Maker] = {
     "s3d-m2-c3": signed("m2", 3.0),
     "s3d-m4-c2": signed("m4", 2.0),
+    "s3d-m4-c1.5": signed("m4", 1.5),
     "s2d": signed("s2d", 1.0),
     "random": random,
     "net2net": net2net,
@@ -225,4 +226,4 @@ METHODS: dict[str, Maker] = {
 }
 """Methods that grow; ``free`` growth (widths of their own) is for those that can choose."""
 
-CHOOSERS = ("s3d-m2-c3", "s3d-m4-c2", "s2d")
+CHOOSERS = ("s3d-m2-c3", "s3d-m4-c2", "s3d-m4-c1.5", "s2d")

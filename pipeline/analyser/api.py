@@ -99,7 +99,7 @@ def analyse(
         displace: what is displaced: ``"weights"`` (of mixing producers), ``"filters"`` (depthwise),
             ``"biases"``, ``"affine"`` (batch-norm scale and shift).
         surrogate_beta: β of the surrogate curvature of kinked activations, softplus.
-        freeze: groups or tensors that must not split.
+        freeze: names or globs of tensors that stay as they are, on all their axes (``widths`` holds one group).
         align: groups that grow end at a multiple of this width.
         widths: by group the least and the greatest width, either None.
         max_factor: no group grows beyond this multiple of its width.

@@ -55,7 +55,7 @@ def prepare(
     Args:
         model: the module, in evaluation mode.
         example_inputs: positional inputs of it, for the export.
-        freeze: groups or tensors that must not split.
+        freeze: names or globs of tensors that stay as they are, on all their axes.
         displace: what is displaced, a selection of `DISPLACEABLE`.
         surrogate: the curvature of kinked activations.
         device: where the program is to run.

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from command import run_command
-from growth_methods import CHOOSERS, METHODS, Moment
+from growth_methods import CHOOSERS, METHODS, RANKING_SAMPLES, Moment
 from growth_report import write_report
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -234,8 +234,9 @@ class Bench:
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """One growth, the ``number``-th: to these widths by group, or freely to so many MACs."""
         export, groups = self.views(model, task)
-        batches, seed = task.analysis_batches(self.protocol.samples), 1000 * task.run.seed + number
-        moment = Moment(model, task.loss_fn, batches, task.example_inputs(), export, groups, seed)
+        samples, seed = self.protocol.samples, 1000 * task.run.seed + number
+        batches = task.analysis_batches(samples + RANKING_SAMPLES // 2)
+        moment = Moment(model, task.loss_fn, batches, samples, task.example_inputs(), export, groups, seed)
         if not isinstance(target, int):
             own = _widths(groups)
             target = {name: width - own[name] for name, width in target.items() if width > own[name]}

@@ -23,15 +23,22 @@ from growpipe.mirror import grow, plan_for_module, to_numpy
 
 RANDOM_STEP = 0.5  # of the norm of the filter that is copied
 GRADMAX_STEPS = 30
+RANKING_SAMPLES = 2048
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Everything a method may look at when the network is to grow."""
+    """Everything a method may look at when the network is to grow.
+
+    Attributes:
+        batches: training data: the analysis set, and then ``RANKING_SAMPLES / 2`` samples for trials.
+        samples: of the analysis set.
+    """
 
     model: nn.Module
     loss_fn: Callable[[Any, Any], torch.Tensor]
     batches: list[tuple[Any, Any]]
+    samples: int
     example_inputs: tuple[Any, ...]
     export: GrowthExport
     groups: ChannelGroups
@@ -59,7 +66,9 @@ def signed(scheme: str, c: float) -> Maker:
             moment.example_inputs,
             scheme=scheme,
             c=c,
+            max_samples=moment.samples,
             line_search_samples=384,
+            ranking_samples=RANKING_SAMPLES,
             seed=moment.seed,
             **limits,
         )

@@ -302,7 +302,8 @@ def analyse_round(task: Task, number: int) -> StageRecord:
             plan = analyser.analyse(
                 model,
                 task.loss_fn,
-                task.analysis_batches(growth.samples),
+                # The spectra's samples, and as many that they do not see as a trial wants.
+                task.analysis_batches(growth.samples + analyser.RANKING_SAMPLES // 2),
                 task.example_inputs(),
                 scheme=growth.scheme,
                 c=growth.c,

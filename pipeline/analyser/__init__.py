@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from growpipe.analyser.api import analyse
+from growpipe.analyser.api import RANKING_SAMPLES, analyse
 from growpipe.analyser.selection import Budget
 
-__all__ = ["Budget", "analyse"]
+__all__ = ["RANKING_SAMPLES", "Budget", "analyse"]

@@ -31,11 +31,12 @@ from growpipe.analyser.splits import is_asymmetric
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
 from growpipe.graph_ops.plan import SplitPlan
 
-__all__ = ["analyse"]
+__all__ = ["RANKING_SAMPLES", "analyse"]
 
 logger = logging.getLogger(__name__)
 
 RANKINGS = ("realised", "predicted")
+RANKING_SAMPLES = 1024
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -67,6 +68,7 @@ def analyse(
     max_samples: int = 2048,
     micro_batch: int = 128,
     line_search_samples: int = 512,
+    ranking_samples: int = RANKING_SAMPLES,
     hold_out: bool = True,
     memory_limit: int | None = None,
     storage: str | None = None,
@@ -99,7 +101,7 @@ def analyse(
         displace: what is displaced: ``"weights"`` (of mixing producers), ``"filters"`` (depthwise),
             ``"biases"``, ``"affine"`` (batch-norm scale and shift).
         surrogate_beta: β of the surrogate curvature of kinked activations, softplus.
-        freeze: names or globs of tensors that stay as they are, on all their axes (``widths`` holds one group).
+        freeze: names or globs of tensors that stay as they are on all their axes; ``widths`` holds a group.
         align: groups that grow end at a multiple of this width.
         widths: by group the least and the greatest width, either None.
         max_factor: no group grows beyond this multiple of its width.
@@ -112,12 +114,13 @@ def analyse(
             reliability (see `spectra`); 1 uses all ``max_samples``.
         noise_share: error bounds of this share of a group's standard errors are enough, too (in root mean
             square over its channels): what is beyond is noise of the data; 0 leaves ``tolerance`` alone.
-        max_samples: the largest analysis set.
+        max_samples: the largest analysis set, of which the spectra are made.
         micro_batch: how many samples are worked on at once.
-        line_search_samples: how many samples a trial sees, of the line search and of the ranking.
-        hold_out: half of the samples of a trial are the last of the set, up to a quarter of it, which the
-            spectra do not see (so ``batches`` should be shuffled); False uses all for the spectra, and the
-            first of them for trials.
+        line_search_samples: how many samples a trial of a step sees.
+        ranking_samples: how many samples tell what a group is worth at its best step.
+        hold_out: half of the samples of a trial are none that the spectra saw: those that come after the
+            analysis set or, where there are too few, the last of it, up to a quarter (so ``batches`` should
+            be shuffled). False uses all for the spectra, and the first of them for trials.
         memory_limit: bytes to keep between products, of all micro-batches together. What does not fit is
             computed anew at every product. By default half of what a forward pass of one micro-batch makes,
             or 16 MiB where that is more (and at most half of what is free): the analysis then peaks at about
@@ -161,8 +164,8 @@ def analyse(
         raise UsageError(f"tolerance must be positive, not {tolerance}")
     if max_samples < MIN_SAMPLES:
         raise UsageError(f"max_samples is {max_samples}, fewer than the {MIN_SAMPLES} that two halves need")
-    if micro_batch < 1 or line_search_samples < 1:
-        raise UsageError("micro_batch and line_search_samples must be at least 1")
+    if min(micro_batch, line_search_samples, ranking_samples) < 1:
+        raise UsageError("micro_batch, line_search_samples and ranking_samples must be at least 1")
     unlimited = budget is None or (budget.parameters is None and budget.macs is None)
     limits = Limits(
         growth=0.3 if growth is None and unlimited else growth,
@@ -177,7 +180,10 @@ def analyse(
     with _evaluation_mode(model), _tf32(tf32), processes(target_device) as peers:
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
-        trials = epsilon is None or ranking == "realised"
+        wanted = (
+            line_search_samples // 2 if epsilon is None else 0,
+            max(line_search_samples, ranking_samples) // 2 if ranking == "realised" else 0,
+        )
         data, held_out = collect(
             batches,
             max_samples=max_samples,
@@ -185,7 +191,7 @@ def analyse(
             device=target_device,
             dtype=prepared.dtype,
             shard=(peers.rank, peers.world),
-            held_out=line_search_samples // 2 if hold_out and trials else 0,
+            held_out=max(wanted) if hold_out else 0,
         )
         check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
         operator = SplittingOperator(
@@ -207,7 +213,13 @@ def analyse(
         operator.drop_graphs()
         # Samples that the directions were fitted to promise too much, unseen ones as much too little.
         (unseen,) = peers.totals(sum(batch.samples for batch in held_out), device=target_device)
-        seen = [batch for batch in data if batch.start < (unseen or line_search_samples)]
+        trial_data = [
+            *_about(held_out, line_search_samples // 2),
+            *_about(data, min(unseen, line_search_samples // 2) or line_search_samples),
+        ]
+        ranking_data = [
+            part for part in (held_out, _about(data, unseen or ranking_samples)) if unseen or part
+        ]
         proposals = Proposals(
             model,
             loss_fn,
@@ -215,15 +227,18 @@ def analyse(
             spectra,
             chosen_scheme,
             metric,
-            [*held_out, *seen],
+            trial_data,
+            ranking_data,
             peers,
             target_device,
         )
         calibration: Calibration | None = None
         if ranking == "realised":
             trial_rows = {offered.group: offered.rows[0] for offered in spectra.candidates}
-            alone = proposals.change_alone(proposals.signs(trial_rows, epsilon))
-            calibration = calibrate(spectra.candidates, alone)
+            signs = proposals.signs(trial_rows, epsilon)
+            calibration = calibrate(
+                spectra.candidates, proposals.change_alone(signs), proposals.measure_alone(signs)
+            )
         selection = select(
             spectra.candidates if calibration is None else calibration.measured(spectra.candidates),
             groups.cost,
@@ -280,6 +295,11 @@ def analyse(
         plan.predicted_change or 0.0, realised, step,
     )  # fmt: skip
     return replace(plan, realised_change=realised, notes=notes)
+
+
+def _about(batches: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
+    """Those of this process that begin among the first ``samples`` samples of all."""
+    return [batch for batch in batches if batch.start < samples]
 
 
 @contextmanager

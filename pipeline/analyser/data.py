@@ -71,17 +71,17 @@ def collect(
     shard: tuple[int, int] = (0, 1),
     held_out: int = 0,
 ) -> tuple[list[MicroBatch], list[MicroBatch]]:
-    """The first ``max_samples`` samples of ``batches`` in micro-batches: to analyse, and held out.
+    """Samples of ``batches`` in micro-batches: to analyse, and held out.
 
     Args:
         batches: gives ``(inputs, target)`` pairs; axis 0 of every tensor is the batch.
-        max_samples: the size of the analysis set, over all processes.
+        max_samples: how many to analyse at most, the first ones, over all processes.
         micro_batch: the largest number of samples worked on at once.
         device: where they go.
         dtype: of floating inputs and targets.
         shard: (rank, world size): the process keeps every world-size-th micro-batch.
-        held_out: the most samples to hold out, the last ones: a quarter of the set at most, and never so many
-            that fewer than `MIN_SAMPLES` are left.
+        held_out: how many to hold out at most, of those that come next. Where there are too few, the last
+            quarter of all is held out, but never so many that fewer than `MIN_SAMPLES` are left.
 
     Returns:
         The micro-batches of this process, numbered separately in the two parts.
@@ -103,14 +103,14 @@ def collect(
             raise UsageError(
                 "a batch has no samples: its inputs hold no tensor with a batch axis of at least 1"
             )
-        use = min(length, max_samples - taken)
+        use = min(length, max_samples + held_out - taken)
         for start in range(0, use, micro_batch):
             stop = min(start + micro_batch, use)
             pieces.append(
                 (_slice(inputs, start, stop, length), _slice(target, start, stop, length), stop - start)
             )
         taken += use
-        if taken >= max_samples:
+        if taken >= max_samples + held_out:
             break
     if taken == 0:
         raise UsageError("batches is empty; give a loader with data that can be iterated again")
@@ -120,13 +120,15 @@ def collect(
             f"give more batches"
         )
     rank, world = shard
+    unseen = min(held_out, max(taken - max_samples, min(taken // 4, taken - MIN_SAMPLES)))
     # The cut is one of samples, so that it is the same for any number of processes.
-    kept, trials = _cut(pieces, taken - min(held_out, taken // 4, taken - MIN_SAMPLES))
+    kept, trials = _cut(pieces, taken - unseen)
     # Two halves, and something to grow by, in every process.
     if len(kept) < max(4, 2 * world):
         kept = _finer(kept, max(4, 2 * world))
-    if trials and len(trials) < world:
-        trials = _finer(trials, world)
+    # What a trial shows has a standard error, from the differences between micro-batches.
+    if trials and len(trials) < max(4, world):
+        trials = _finer(trials, max(4, world))
 
     def part(chosen: Sequence[tuple[Any, Any, int]]) -> list[MicroBatch]:
         starts = [0, *itertools.accumulate(samples for *_, samples in chosen)]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from growpipe.analyser.calibration import Measured
 from growpipe.analyser.data import MicroBatch
 from growpipe.analyser.orientation import STEP, best_signs
 from growpipe.analyser.preparation import Prepared
@@ -42,6 +43,7 @@ class Proposals:
         scheme: which rows there are, and c.
         metric: in which the displacements have length 1.
         trial_data: micro-batches of this process on which a trial is evaluated.
+        ranking_data: sets of them, of equal weight, on which groups are measured by themselves.
         peers: the processes that share the data.
         device: where to run.
     """
@@ -53,6 +55,7 @@ class Proposals:
     scheme: Scheme
     metric: str
     trial_data: Sequence[MicroBatch]
+    ranking_data: Sequence[Sequence[MicroBatch]]
     peers: Processes
     device: torch.device
     base: float = field(init=False)
@@ -115,25 +118,63 @@ class Proposals:
 
     def change_alone(self, signs: Signs) -> Callable[[str, npt.NDArray[np.int64], float], float]:
         """By how much it changes when only one group splits: ``(group, rows int64 [width], ε) →``."""
-        still = {g.name: np.full(g.width, -1) for g in self.prepared.program.groups}
 
         def change(group: str, rows: npt.NDArray[np.int64], step: float) -> float:
-            return self.change(self.plan({**still, group: rows}, step, signs))
+            return self.change(self._plan_alone(group, rows, step, signs))
 
         return change
 
+    def measure_alone(self, signs: Signs) -> Callable[[str, npt.NDArray[np.int64], float], Measured]:
+        """The same on the ranking data, with the standard error: ``(group, rows int64 [width], ε) →``.
+
+        The change is the mean of those on the sets; the variance of a sample's change is estimated from the
+        micro-batches of all sets, each about its set's mean.
+        """
+
+        def measure(group: str, rows: npt.NDArray[np.int64], step: float) -> Measured:
+            plan = self._plan_alone(group, rows, step, signs)
+            changes: list[float] = []
+            samples: list[float] = []
+            squares = freedom = 0.0
+            for data, before in zip(self.ranking_data, self._ranking_base, strict=True):
+                counts = np.array([batch.samples for batch in data], dtype=np.float64)
+                found = np.array(self.losses(plan, data)) - before
+                count, total, square, batches = self.peers.totals(
+                    counts.sum(), counts @ found, counts @ found**2, len(found), device=self.device
+                )
+                changes.append(total / count)
+                samples.append(count)
+                squares += square - total**2 / count
+                freedom += batches - 1
+            variance = max(0.0, squares) / freedom if freedom > 0 else 0.0
+            error = np.sqrt(variance * sum(1 / count for count in samples)) / len(samples)
+            return Measured(float(np.mean(changes)), float(error))
+
+        return measure
+
+    @cached_property
+    def _ranking_base(self) -> list[npt.NDArray[np.float64]]:
+        """The loss of the module as it is, by set and micro-batch of the ranking data."""
+        return [np.array(self.losses(None, data)) for data in self.ranking_data]
+
+    def _plan_alone(self, group: str, rows: npt.NDArray[np.int64], step: float, signs: Signs) -> SplitPlan:
+        still = {g.name: np.full(g.width, -1) for g in self.prepared.program.groups}
+        return self.plan({**still, group: rows}, step, signs)
+
     def loss(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
         """The mean loss of the module grown by a plan, or as it is, over the data of all processes."""
+        losses = self.losses(plan, data)
+        own = sum(loss * batch.samples for loss, batch in zip(losses, data, strict=True))
+        total, samples = self.peers.totals(own, sum(batch.samples for batch in data), device=self.device)
+        return total / samples
+
+    def losses(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> list[float]:
+        """Those of every micro-batch of this process."""
         if plan is not None:
             module = grow_into(self._trial_module, self.model, plan).to(self.device)
         elif all(p.device == self.device for p in self.model.parameters()):
             module = self.model
         else:
             module = copy.deepcopy(self.model).to(self.device)
-        total, samples = 0.0, 0.0
         with torch.no_grad():
-            for batch in data:
-                total += float(self.loss_fn(module(*batch.inputs), batch.target)) * batch.samples
-                samples += batch.samples
-        total, samples = self.peers.totals(total, samples, device=self.device)
-        return total / samples
+            return [float(self.loss_fn(module(*batch.inputs), batch.target)) for batch in data]

@@ -31,7 +31,7 @@ def moment() -> Moment:
         model.train()(images)
     export = export_growth_form(model.eval(), (images[:2],))
     groups = find_channel_groups(export.graph)
-    return Moment(model, nn.functional.cross_entropy, batches, (images[:2],), export, groups, seed=3)
+    return Moment(model, nn.functional.cross_entropy, batches, 48, (images[:2],), export, groups, seed=3)
 
 
 def added(moment: Moment) -> dict[str, int]:

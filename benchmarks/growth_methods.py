@@ -24,6 +24,7 @@ from growpipe.mirror import grow, plan_for_module, to_numpy
 RANDOM_STEP = 0.5  # of the norm of the filter that is copied
 GRADMAX_STEPS = 30
 RANKING_SAMPLES = 2048
+KEPT = 2**30  # bytes between products: to keep all is cheaper than to compute it again
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def signed(scheme: str, c: float) -> Maker:
             max_samples=moment.samples,
             line_search_samples=384,
             ranking_samples=RANKING_SAMPLES,
+            memory_limit=KEPT,
             seed=moment.seed,
             **limits,
         )
@@ -227,7 +229,7 @@ def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
 METHODS: dict[str, Maker] = {
     "s3d-m2-c3": signed("m2", 3.0),
     "s3d-m4-c2": signed("m4", 2.0),
-    "s3d-m4-c1.5": signed("m4", 1.5),
+    "s3d-m4-c1.25": signed("m4", 1.25),
     "s2d": signed("s2d", 1.0),
     "random": random,
     "net2net": net2net,
@@ -235,4 +237,4 @@ METHODS: dict[str, Maker] = {
 }
 """Methods that grow; ``free`` growth (widths of their own) is for those that can choose."""
 
-CHOOSERS = ("s3d-m2-c3", "s3d-m4-c2", "s3d-m4-c1.5", "s2d")
+CHOOSERS = ("s3d-m2-c3", "s3d-m4-c2", "s3d-m4-c1.25", "s2d")

@@ -66,7 +66,7 @@ class Growth(_Section):
     rounds: int = Field(default=3, ge=0)
     share: Share = 0.5
     scheme: Literal["s2d", "m2", "m3", "m4"] = "m4"
-    c: float = Field(default=2.0, ge=1.0)
+    c: float = Field(default=1.25, ge=1.0)
     metric: Literal["euclidean", "input"] = "input"
     ranking: Literal["realised", "predicted"] = "realised"
     """Groups compete by what each realises by itself, or by the quadratic prediction."""

@@ -47,7 +47,7 @@ def analyse(
     example_inputs: tuple[Any, ...],
     *,
     scheme: str = "m4",
-    c: float = 3.0,
+    c: float = 1.25,
     growth: float | None = None,
     epsilon: float | None = None,
     budget: Budget | None = None,
@@ -92,7 +92,8 @@ def analyse(
         batches: gives ``(inputs, target)`` pairs, and can be iterated again.
         example_inputs: positional inputs of ``model``, for the export.
         scheme: ``"s2d"`` (positive pairs), ``"m2"``, ``"m3"`` or ``"m4"`` (at most that many copies).
-        c: the bound on Σ|w_i|, at least 1.
+        c: the bound on Σ|w_i|, at least 1. While positive splits are left, a larger one makes the loss
+            sharper and training worse; where none is left, it goes further.
         growth: the share of channels to add; None means 0.3 without a budget, and no such bound with one.
         epsilon: the step ε in the metric's unit; None searches.
         budget: what the grown network may cost; with a growth share both hold.

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from command import run_command
-from growth_methods import CHOOSERS, METHODS, RANKING_SAMPLES, Moment
+from growth_methods import CHOOSERS, METHODS, Moment
 from growth_report import write_report
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -56,7 +56,7 @@ class Protocol:
         growths: epochs after which the network grows, e.g. (2, 4, 6).
         epochs: of training of the uniformly wider network; all others spend as many MACs.
         factor: MACs of the finished network over those of the seed network.
-        samples: of the analysis set.
+        samples: of the analysis set. Trials see as many again.
     """
 
     growths: tuple[int, ...]
@@ -235,7 +235,7 @@ class Bench:
         """One growth, the ``number``-th: to these widths by group, or freely to so many MACs."""
         export, groups = self.views(model, task)
         samples, seed = self.protocol.samples, 1000 * task.run.seed + number
-        batches = task.analysis_batches(samples + RANKING_SAMPLES // 2)
+        batches = task.analysis_batches(2 * samples)
         moment = Moment(model, task.loss_fn, batches, samples, task.example_inputs(), export, groups, seed)
         if not isinstance(target, int):
             own = _widths(groups)

@@ -23,7 +23,6 @@ from growpipe.mirror import grow, plan_for_module, to_numpy
 
 RANDOM_STEP = 0.5  # of the norm of the filter that is copied
 GRADMAX_STEPS = 30
-RANKING_SAMPLES = 2048
 KEPT = 2**30  # bytes between products: to keep all is cheaper than to compute it again
 
 
@@ -32,7 +31,7 @@ class Moment:
     """Everything a method may look at when the network is to grow.
 
     Attributes:
-        batches: training data: the analysis set, and then ``RANKING_SAMPLES / 2`` samples for trials.
+        batches: training data: the analysis set, and then as many samples for trials.
         samples: of the analysis set.
     """
 
@@ -69,7 +68,7 @@ def signed(scheme: str, c: float) -> Maker:
             c=c,
             max_samples=moment.samples,
             line_search_samples=384,
-            ranking_samples=RANKING_SAMPLES,
+            ranking_samples=2 * moment.samples,
             memory_limit=KEPT,
             seed=moment.seed,
             **limits,

@@ -11,10 +11,17 @@ import record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_COLOURS = {"scratch": "#777777", "grow": "#b5651d", "found": "#1b6ca8", "free": "#2e8b57"}
+_COLOURS = {
+    "scratch": "#777777",
+    "widths": "#b0a030",
+    "grow": "#b5651d",
+    "found": "#1b6ca8",
+    "free": "#2e8b57",
+}
 RIVAL = "scratch:uniform"
 _MEANING = {
     "scratch": "from scratch",
+    "widths": "widths given by hand, from scratch",
     "grow": "same widths, grown (dynamics)",
     "found": "widths found, from scratch (architecture)",
     "free": "widths found, grown on",
@@ -56,7 +63,7 @@ def rows(outcomes: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def effects(outcomes: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Per method the three effects: points of accuracy above the uniform widths from scratch, by seed."""
     rivals = {r["seed"]: r for r in outcomes.get(RIVAL, [])}
-    methods = dict.fromkeys(e.partition(":")[2] for e in outcomes if not e.startswith("scratch"))
+    methods = dict.fromkeys(e.partition(":")[2] for e in outcomes if e.startswith(("grow", "found", "free")))
     table = []
     for method in methods:
         row: dict[str, Any] = {"method": method}
@@ -119,7 +126,8 @@ def write_report(folder: Path, name: str, command: str, findings: str = "") -> N
             f"| {row['parameters']:,.0f} | {row['training_macs']:.2e} | {row['epochs']:.0f} "
             f"| {row['widths'][0]} |"
         )
-    lines += ["", *(f"- `{kind}`: {meaning}" for kind, meaning in _MEANING.items())]
+    kinds = {row["entry"].partition(":")[0] for row in table}
+    lines += ["", *(f"- `{kind}`: {meaning}" for kind, meaning in _MEANING.items() if kind in kinds)]
     if findings:
         lines += ["", findings]
     record.summarise(name, "\n".join(lines))

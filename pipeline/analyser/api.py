@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 RANKINGS = ("realised", "predicted")
 RANKING_SAMPLES = 1024
+"""How many samples tell what a group is worth, unless told otherwise; half of them the spectra do not see."""
 STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

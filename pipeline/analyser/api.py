@@ -299,7 +299,7 @@ def analyse(
     return replace(plan, realised_change=realised, notes=notes)
 
 
-def _about(batches: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
+def _about(batches: Sequence[MicroBatch], samples: float) -> list[MicroBatch]:
     """Those of this process that begin among the first ``samples`` samples of all."""
     return [batch for batch in batches if batch.start < samples]
 

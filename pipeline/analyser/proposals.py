@@ -140,7 +140,11 @@ class Proposals:
                 counts = np.array([batch.samples for batch in data], dtype=np.float64)
                 found = np.array(self.losses(plan, data)) - before
                 count, total, square, batches = self.peers.totals(
-                    counts.sum(), counts @ found, counts @ found**2, len(found), device=self.device
+                    float(counts.sum()),
+                    float(counts @ found),
+                    float(counts @ found**2),
+                    len(found),
+                    device=self.device,
                 )
                 changes.append(total / count)
                 samples.append(count)

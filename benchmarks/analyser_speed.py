@@ -33,6 +33,7 @@ from typing import Any
 
 import record
 import torch
+from command import run_command
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -698,4 +699,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

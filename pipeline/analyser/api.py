@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -125,9 +126,9 @@ def analyse(
             be shuffled). False uses all for the spectra, and the first of them for trials.
         memory_limit: bytes to keep between products, of all micro-batches together. What does not fit is
             computed anew at every product. By default half of what a forward pass of one micro-batch makes,
-            or 16 MiB where that is more (and at most half of what is free): the analysis then peaks at about
-            two training steps of that batch size. Where memory is plenty a larger limit makes the spectra up
-            to twice as fast.
+            or 16 MiB where that is more (and at most half of what is free): the analysis then peaks below two
+            training steps of that batch size. Where memory is plenty a larger limit makes the spectra up to
+            1.7 times as fast.
         storage: ``"bfloat16"`` keeps what products need in half the memory; the model's own type by default.
         tf32: let a GPU multiply in TF32.
         seed: of the Lanczos start vectors.
@@ -182,9 +183,9 @@ def analyse(
     with _evaluation_mode(model), _tf32(tf32), processes(target_device) as peers:
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
-        wanted = (
-            line_search_samples // 2 if epsilon is None else 0,
-            max(line_search_samples, ranking_samples) // 2 if ranking == "realised" else 0,
+        most = max(
+            line_search_samples if epsilon is None or ranking == "realised" else 0,
+            ranking_samples if ranking == "realised" else 0,
         )
         data, held_out = collect(
             batches,
@@ -193,7 +194,7 @@ def analyse(
             device=target_device,
             dtype=prepared.dtype,
             shard=(peers.rank, peers.world),
-            held_out=max(wanted) if hold_out else 0,
+            held_out=most // 2 if hold_out else 0,
         )
         check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
         operator = SplittingOperator(
@@ -213,15 +214,14 @@ def analyse(
             seed=seed,
         )
         operator.drop_graphs()
-        # Samples that the directions were fitted to promise too much, unseen ones as much too little.
         (unseen,) = peers.totals(sum(batch.samples for batch in held_out), device=target_device)
-        trial_data = [
-            *_about(held_out, line_search_samples // 2),
-            *_about(data, min(unseen, line_search_samples // 2) or line_search_samples),
-        ]
-        ranking_data = [
-            part for part in (held_out, _about(data, unseen or ranking_samples)) if unseen or part
-        ]
+
+        def halves(samples: int) -> list[list[MicroBatch]]:
+            """About so many, as many unseen as seen: those promise too little, these as much too much."""
+            if not unseen:
+                return [_about(data, samples)]
+            return [_about(part, min(unseen, samples / 2)) for part in (held_out, data)]
+
         proposals = Proposals(
             model,
             loss_fn,
@@ -229,8 +229,8 @@ def analyse(
             spectra,
             chosen_scheme,
             metric,
-            trial_data,
-            ranking_data,
+            list(itertools.chain(*halves(line_search_samples))),
+            halves(ranking_samples),
             peers,
             target_device,
         )

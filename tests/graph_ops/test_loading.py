@@ -45,7 +45,7 @@ def external(location: str = "w.bin", **entries: object) -> TensorProto:
     return tensor
 
 
-def refused(path: Path, match: str) -> None:
+def assert_refused(path: Path, match: str) -> None:
     before = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
     with pytest.raises(UnsafeModel, match=match) as caught:
         load_model(path)
@@ -81,15 +81,15 @@ def test_a_sound_model_loads_from_a_bare_file_name(tmp_path, monkeypatch):
 def test_files_that_are_no_model(tmp_path, content, match):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    refused(path, match)
+    assert_refused(path, match)
 
 
 def test_places_that_are_no_file(tmp_path):
-    refused(tmp_path / "absent.onnx", "cannot be read: No such file")
-    refused(tmp_path, "cannot be read: Is a directory|no regular file")
+    assert_refused(tmp_path / "absent.onnx", "cannot be read: No such file")
+    assert_refused(tmp_path, "cannot be read: Is a directory|no regular file")
     os.mkfifo(tmp_path / "pipe.onnx")
-    refused(tmp_path / "pipe.onnx", "no regular file")
-    refused(tmp_path / ("a" * 300 + ".onnx"), "File name too long")
+    assert_refused(tmp_path / "pipe.onnx", "no regular file")
+    assert_refused(tmp_path / ("a" * 300 + ".onnx"), "File name too long")
 
 
 class TestExternalData:
@@ -99,29 +99,31 @@ class TestExternalData:
     def test_a_path_out_of_the_folder(self, tmp_path, location):
         (tmp_path / "w.bin").write_bytes(bytes(48))
         (tmp_path / "inner").mkdir()
-        refused(write(tmp_path / "inner", gemm(external(location))), "relative path inside")
+        assert_refused(write(tmp_path / "inner", gemm(external(location))), "relative path inside")
 
     def test_a_symbolic_link_out_of_the_folder(self, tmp_path):
         (tmp_path / "w.bin").write_bytes(bytes(48))
         (tmp_path / "inner").mkdir()
         (tmp_path / "inner" / "w.bin").symlink_to(tmp_path / "w.bin")
-        refused(write(tmp_path / "inner", gemm(external())), "link out of the model's folder")
+        assert_refused(write(tmp_path / "inner", gemm(external())), "link out of the model's folder")
         (tmp_path / "inner" / "folder").symlink_to(tmp_path)
-        refused(write(tmp_path / "inner", gemm(external("folder/w.bin"))), "link out of the model's folder")
+        assert_refused(
+            write(tmp_path / "inner", gemm(external("folder/w.bin"))), "link out of the model's folder"
+        )
 
     def test_a_hard_link(self, tmp_path):
         (tmp_path / "other.bin").write_bytes(bytes(48))
         os.link(tmp_path / "other.bin", tmp_path / "w.bin")
-        refused(write(tmp_path, gemm(external())), "hard link")
+        assert_refused(write(tmp_path, gemm(external())), "hard link")
 
     def test_no_regular_file(self, tmp_path):
         path = write(tmp_path, gemm(external()))
-        refused(path, "cannot be read: No such file")
+        assert_refused(path, "cannot be read: No such file")
         (tmp_path / "w.bin").mkdir()
-        refused(path, "no regular file")
+        assert_refused(path, "no regular file")
         (tmp_path / "w.bin").rmdir()
         os.mkfifo(tmp_path / "w.bin")
-        refused(path, "no regular file")
+        assert_refused(path, "no regular file")
 
     @pytest.mark.parametrize(
         ("entries", "match"),
@@ -138,30 +140,30 @@ class TestExternalData:
     )
     def test_entries_that_do_not_fit_the_file(self, tmp_path, entries, match):
         (tmp_path / "w.bin").write_bytes(bytes(47))
-        refused(write(tmp_path, gemm(external(**entries))), match)
+        assert_refused(write(tmp_path, gemm(external(**entries))), match)
 
     def test_it_is_looked_for_everywhere(self, tmp_path):
         outside = external("/etc/hostname")
         constant = helper.make_node("Constant", [], ["w"], value=outside)
         gemm_node = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
-        refused(write(tmp_path, gemm(nodes=[constant, gemm_node], initializer=[])), "relative path")
+        assert_refused(write(tmp_path, gemm(nodes=[constant, gemm_node], initializer=[])), "relative path")
 
         body = helper.make_graph([constant], "b", [], [helper.make_tensor_value_info("w", 1, None)])
         inner = helper.make_graph([], "b", [], [helper.make_tensor_value_info("w", 1, None)], [outside])
         for branch in (body, inner):
             node = helper.make_node("If", ["c"], ["w"], then_branch=branch, else_branch=branch)
             condition = helper.make_tensor("c", TensorProto.BOOL, [], [True])
-            refused(write(tmp_path, gemm(condition, nodes=[node, gemm_node])), "relative path")
+            assert_refused(write(tmp_path, gemm(condition, nodes=[node, gemm_node])), "relative path")
 
         model = gemm()
         model.functions.append(
             helper.make_function("d", "F", [], ["w"], [constant], [helper.make_opsetid("", 20)])
         )
-        refused(write(tmp_path, model), "relative path")
+        assert_refused(write(tmp_path, model), "relative path")
 
         model = gemm()
         model.training_info.add().algorithm.initializer.append(outside)
-        refused(write(tmp_path, model), "relative path")
+        assert_refused(write(tmp_path, model), "relative path")
 
     def test_constants_are_read_from_the_models_folder(self, tmp_path, monkeypatch):
         (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
@@ -203,7 +205,7 @@ def inline(**fields) -> TensorProto:
     ],
 )
 def test_tensors_that_are_not_what_they_say(tmp_path, tensor, match):
-    refused(write(tmp_path, gemm(tensor)), match)
+    assert_refused(write(tmp_path, gemm(tensor)), match)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ class TestGraphs:
             helper.make_node("Relu", ["a"], ["b"]),
             helper.make_node("Gemm", ["b", "w"], ["y"], transB=1),
         ]
-        refused(write(tmp_path, gemm(nodes=nodes)), "cycle")
+        assert_refused(write(tmp_path, gemm(nodes=nodes)), "cycle")
 
     def test_a_cycle_through_a_subgraph(self, tmp_path):
         body = helper.make_graph(
@@ -251,7 +253,7 @@ class TestGraphs:
             helper.make_node("If", ["c"], ["a"], then_branch=body, else_branch=body),
             helper.make_node("Relu", ["a"], ["y"]),
         ]
-        refused(write(tmp_path, gemm(condition, nodes=nodes)), "cycle")
+        assert_refused(write(tmp_path, gemm(condition, nodes=nodes)), "cycle")
 
     def test_nodes_out_of_order_are_sorted(self, tmp_path):
         nodes = [
@@ -273,7 +275,7 @@ class TestGraphs:
         ],
     )
     def test_nodes_that_do_not_fit(self, tmp_path, nodes, match):
-        refused(write(tmp_path, gemm(nodes=nodes)), match)
+        assert_refused(write(tmp_path, gemm(nodes=nodes)), match)
 
     def test_negative_lengths_are_unknown_ones(self, tmp_path):
         inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [-1, 3])]
@@ -282,7 +284,7 @@ class TestGraphs:
     def test_sparse_tensors(self, tmp_path):
         model = gemm()
         model.graph.sparse_initializer.add()
-        refused(write(tmp_path, model), "sparse")
+        assert_refused(write(tmp_path, model), "sparse")
 
     def test_an_unknown_operator_is_read_and_nothing_is_loaded(self, tmp_path):
         model = gemm(
@@ -307,7 +309,7 @@ class TestGraphs:
                 payload = key + _varint(len(payload)) + payload
         path = tmp_path / "deep.onnx"
         path.write_bytes(b"\x08\x0a\x3a" + _varint(len(payload)) + payload)
-        refused(path, "no ONNX model")
+        assert_refused(path, "no ONNX model")
 
     def test_functions_that_never_end(self, tmp_path):
         def calls(name: str, *called: str) -> onnx.FunctionProto:
@@ -316,13 +318,13 @@ class TestGraphs:
 
         model = gemm()
         model.functions.extend([calls("A", "B"), calls("B", "A")])
-        refused(write(tmp_path, model), "calls itself")
+        assert_refused(write(tmp_path, model), "calls itself")
 
         bomb = gemm(nodes=[helper.make_node("F40", [], ["y"], domain="d")])
         bomb.opset_import.add(domain="d", version=1)
         bomb.functions.append(calls("F0"))
         bomb.functions.extend(calls(f"F{i}", f"F{i - 1}", f"F{i - 1}") for i in range(1, 41))
-        refused(write(tmp_path, bomb), "expand to more than")
+        assert_refused(write(tmp_path, bomb), "expand to more than")
 
 
 def _varint(value: int) -> bytes:
@@ -342,17 +344,17 @@ class TestProportion:
         path = tmp_path / "model.onnx"
         path.write_bytes(b"\x08\x0a\x3a" + _varint(len(payload)) + payload)
         assert path.stat().st_size > loading._WALKED_ABOVE
-        refused(path, "more than 100000 fields")
+        assert_refused(path, "more than 100000 fields")
 
     def test_more_nodes_than_allowed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(safety, "MAX_NODES", 10)
         nodes = [helper.make_node("Relu", ["x"], [f"y{i}"]) for i in range(11)]
-        refused(write(tmp_path, gemm(nodes=nodes)), "more than 10 nodes")
+        assert_refused(write(tmp_path, gemm(nodes=nodes)), "more than 10 nodes")
 
     def test_packed_integers(self, tmp_path, monkeypatch):
         monkeypatch.setattr(wire, "MAX_VARINT_BYTES", 2**20)
         tensor = inline(data_type=TensorProto.INT64, dims=[5 * 2**20], int64_data=[1] * (5 * 2**20))
-        refused(write(tmp_path, gemm(tensor)), "one by one")
+        assert_refused(write(tmp_path, gemm(tensor)), "one by one")
 
     def test_an_honest_large_file_passes_the_walk(self, tmp_path, monkeypatch):
         monkeypatch.setattr(loading, "_WALKED_ABOVE", 0)
@@ -363,7 +365,7 @@ class TestProportion:
         path = tmp_path / "model.onnx"
         for content in (gemm().SerializeToString()[:-9], b"\xff" * 99, b"\x0b\x0c", b"\x09\0", b"\x0a"):
             path.write_bytes(content)
-            refused(path, "truncated")
+            assert_refused(path, "truncated")
 
 
 @pytest.fixture(scope="module")

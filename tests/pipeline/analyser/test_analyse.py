@@ -187,6 +187,7 @@ def test_relu_names_its_surrogate():
         ({"epsilon": -1.0}, "epsilon must not be negative"),
         ({"stability": 0.0}, "stability is a reliability above 0"),
         ({"noise_share": -1.0}, "noise_share must not be negative"),
+        ({"ranking_samples": 0}, "ranking_samples must be at least 1"),
         ({"max_samples": 8}, "max_samples is 8, fewer than the 16 that two halves need"),
         ({"tolerance": 0.0}, "tolerance must be positive"),
         ({"growth": 0.0}, "must be positive"),

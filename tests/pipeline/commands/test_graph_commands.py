@@ -64,7 +64,7 @@ def growpipe(capsys):
     return run
 
 
-def refused(result: Result, code: int, message: str) -> None:
+def assert_refused(result: Result, code: int, message: str) -> None:
     assert result.code == code, result.err
     assert message in result.err
     assert result.err.startswith("growpipe: ")
@@ -100,7 +100,7 @@ class TestInspect:
         assert "\x1b" not in result.out
 
     def test_freezing_nothing(self, folder, growpipe):
-        refused(growpipe("inspect", "model.onnx", "--freeze", "nope"), 2, "matches no tensor")
+        assert_refused(growpipe("inspect", "model.onnx", "--freeze", "nope"), 2, "matches no tensor")
 
 
 class TestPlanAndGrow:
@@ -135,7 +135,7 @@ class TestPlanAndGrow:
 
     def test_frozen_tensors_are_left_alone(self, folder, growpipe):
         result = growpipe("plan", "model.onnx", "--random", "--freeze", "w*", "-o", "plan")
-        refused(result, 2, "no channel group of the model can split")
+        assert_refused(result, 2, "no channel group of the model can split")
         assert not Path("plan").exists()
 
     @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ class TestPlanAndGrow:
         ],
     )
     def test_options_that_make_no_plan(self, folder, growpipe, options, message):
-        refused(growpipe("plan", "model.onnx", *options, "-o", "plan"), 2, message)
+        assert_refused(growpipe("plan", "model.onnx", *options, "-o", "plan"), 2, message)
         assert not Path("plan").exists()
 
     def test_a_plan_of_another_model(self, folder, growpipe):
@@ -157,18 +157,26 @@ class TestPlanAndGrow:
         save_model(build(seed=1), "retrained.onnx")
         growpipe("plan", "model.onnx", "--random", "-o", "plan")
         for other in ("wider.onnx", "retrained.onnx"):
-            refused(growpipe("grow", other, "--plan", "plan", "-o", "out.onnx"), 2, "plan was not made for")
+            assert_refused(
+                growpipe("grow", other, "--plan", "plan", "-o", "out.onnx"), 2, "plan was not made for"
+            )
         assert not Path("out.onnx").exists()
 
     def test_places_that_cannot_be_written(self, folder, growpipe):
         growpipe("plan", "model.onnx", "--random", "-o", "plan")
         before = (folder / "model.onnx").read_bytes()
-        refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "model.onnx"), 2, "never overwritten")
-        refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "./plan/../model.onnx"), 2, "never")
-        refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "plan"), 2, "is a folder")
-        refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "absent/out.onnx"), 2, "no folder")
-        refused(growpipe("grow", "model.onnx", "--plan", "absent", "-o", "out.onnx"), 2, "no plan at")
-        refused(growpipe("plan", "model.onnx", "--random", "-o", "model.onnx"), 2, "is no plan")
+        assert_refused(
+            growpipe("grow", "model.onnx", "--plan", "plan", "-o", "model.onnx"), 2, "never overwritten"
+        )
+        assert_refused(
+            growpipe("grow", "model.onnx", "--plan", "plan", "-o", "./plan/../model.onnx"), 2, "never"
+        )
+        assert_refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "plan"), 2, "is a folder")
+        assert_refused(
+            growpipe("grow", "model.onnx", "--plan", "plan", "-o", "absent/out.onnx"), 2, "no folder"
+        )
+        assert_refused(growpipe("grow", "model.onnx", "--plan", "absent", "-o", "out.onnx"), 2, "no plan at")
+        assert_refused(growpipe("plan", "model.onnx", "--random", "-o", "model.onnx"), 2, "is no plan")
         assert (folder / "model.onnx").read_bytes() == before
         assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "plan"]
 
@@ -194,9 +202,9 @@ class TestDeploy:
         assert sorted(path.name for path in Path("bundle").iterdir()) == ["card.json", "model.onnx"]
 
     def test_folders_that_are_something_else(self, folder, growpipe):
-        refused(growpipe("deploy", "model.onnx", "-o", "."), 2, "is no bundle")
-        refused(growpipe("deploy", "model.onnx", "-o", "model.onnx"), 2, "is no bundle")
-        refused(growpipe("deploy", "model.onnx", "-o", "absent/bundle"), 2, "no folder")
+        assert_refused(growpipe("deploy", "model.onnx", "-o", "."), 2, "is no bundle")
+        assert_refused(growpipe("deploy", "model.onnx", "-o", "model.onnx"), 2, "is no bundle")
+        assert_refused(growpipe("deploy", "model.onnx", "-o", "absent/bundle"), 2, "no folder")
         assert [path.name for path in folder.iterdir()] == ["model.onnx"]
 
     def test_a_model_with_wrong_widths(self, folder, growpipe):
@@ -205,7 +213,7 @@ class TestDeploy:
         wrong.graph.initializers["w2"].const_value = narrow
         wrong.graph.initializers["w2"].shape = ir.Shape((4, 5))
         save_model(wrong, "wrong.onnx")
-        refused(growpipe("deploy", "wrong.onnx", "-o", "bundle"), 1, "the model is not sound")
+        assert_refused(growpipe("deploy", "wrong.onnx", "-o", "bundle"), 1, "the model is not sound")
         assert not Path("bundle").exists()
 
 
@@ -236,7 +244,7 @@ def test_models_that_cannot_be_read(folder, growpipe, command, kind):
             (folder / "bad.onnx.data").rename(folder.parent / "moved.data")
             (folder / "bad.onnx.data").symlink_to(folder.parent / "moved.data")
     before = sorted(path.name for path in folder.iterdir())
-    refused(growpipe(*COMMANDS[command]), 4, "bad.onnx")
+    assert_refused(growpipe(*COMMANDS[command]), 4, "bad.onnx")
     assert sorted(path.name for path in folder.iterdir()) == before
 
 

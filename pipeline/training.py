@@ -238,8 +238,10 @@ def _unused_parameters(peers: Processes) -> Iterator[None]:
         ) from None
 
 
-def _autocast(settings: Training, device: str) -> torch.autocast:
-    return torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16")
+def _autocast(settings: Training, device: str) -> contextlib.AbstractContextManager[Any]:
+    if settings.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device, torch.bfloat16)
 
 
 def _inputs(inputs: Any, settings: Training, device: str) -> tuple[Any, ...]:

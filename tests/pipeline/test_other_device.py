@@ -1,0 +1,98 @@
+"""Analysis, growth and training on a device that is not the CPU: the CPU's own numbers come out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, build
+from other_device import DEVICE, other_device
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from growpipe import analyse, grow
+from growpipe.data import Loaders
+from growpipe.graph_ops.plan import SplitPlan
+from growpipe.recipe import Training
+from growpipe.training import evaluate, make_optimizer, train
+
+
+def test_the_stand_in_refuses_what_cuda_refuses() -> None:
+    with other_device() as device:
+        x = torch.ones(3, device=device)
+        assert x.device == DEVICE
+        assert (x * 2).sum().item() == 6
+        assert (x + torch.tensor(1.0)).cpu().tolist() == [2, 2, 2]
+        with pytest.raises(RuntimeError, match="tensors on two devices"):
+            x + torch.ones(3)
+        with pytest.raises((RuntimeError, TypeError)):
+            x.numpy()
+
+
+def assert_same_plan(expected: SplitPlan, plan: SplitPlan, smooth: bool = True) -> None:
+    assert plan.epsilon == expected.epsilon
+    assert plan.predicted_change == pytest.approx(expected.predicted_change, rel=1e-9)
+    if smooth:  # kinks have no third order, and rounding decides on the sign of an eigenvector
+        assert plan.realised_change == pytest.approx(expected.realised_change, abs=1e-9)
+    assert [g.group for g in plan.groups] == [g.group for g in expected.groups]
+    for a, b in zip(expected.groups, plan.groups, strict=True):
+        assert (a.source == b.source).all()
+        assert b.coefficient == pytest.approx(a.coefficient, abs=1e-9)
+
+
+def plans(name: str, **options: Any) -> tuple[SplitPlan, SplitPlan]:
+    """Of one case by the CPU, and by the other device."""
+    problem = build(name)
+    batches = [(problem.x[i : i + 8], problem.y[i : i + 8]) for i in range(0, 24, 8)]
+    options |= {"growth": 0.5, "micro_batch": 8, "hold_out": False}
+
+    def run(device: torch.device | None) -> SplitPlan:
+        return analyse(problem.model, problem.loss_fn, batches, (problem.x[:2],), device=device, **options)
+
+    expected = run(None)
+    with other_device() as device:
+        return expected, run(device)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_analysis_elsewhere_gives_the_same_plan(name: str) -> None:
+    everything = ("weights", "filters", "biases", "affine")
+    assert_same_plan(*plans(name, ranking="predicted", epsilon=0.1, displace=everything), CASES[name].smooth)
+
+
+@pytest.mark.parametrize(
+    "options", [{"storage": "bfloat16"}, {"memory_limit": 0}, {"solver": "dense", "metric": "euclidean"}]
+)
+def test_so_do_trials_and_every_way_to_find_the_spectra(options: dict[str, Any]) -> None:
+    assert_same_plan(*plans("depthwise", **options))
+
+
+def stages(model: nn.Module, device: str) -> tuple[dict[str, Tensor], float]:
+    """Train, grow, train on: the weights and the loss at the end."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 2, 6, 6, generator=generator, dtype=torch.float64)
+    data = list(zip(images.split(16), (images[:, 0, 0, 0] > 0).long().split(16), strict=True))
+    loaders = Loaders(data, data, data)
+    settings = Training(learning_rate=0.05, batch_size=16)
+    model = model.to(device)
+    optimizer = make_optimizer(model, settings)
+    common: dict[str, Any] = {"until": "end", "epochs": 2, "seed": 0, "device": device, "classify": True}
+    train(model, optimizer, loaders, cross_entropy, settings, stage="before", **common)
+    here = copy.deepcopy(model).cpu()  # torch exports no stand-in
+    plan = analyse(here, cross_entropy, data, (images[:2],), growth=0.5, micro_batch=16, device=device)
+    model = grow(model, plan, optimizer=optimizer)
+    train(model, optimizer, loaders, cross_entropy, settings, stage="after", **common)
+    loss = evaluate(model, data, cross_entropy, classify=True, device=device).loss
+    return {name: value.cpu() for name, value in model.state_dict().items()}, loss
+
+
+def test_a_network_trained_and_grown_elsewhere_has_the_same_weights() -> None:
+    model = build("depthwise").model
+    expected, loss = stages(copy.deepcopy(model), "cpu")
+    with other_device() as device:
+        weights, there = stages(model, str(device))
+    assert there == pytest.approx(loss, rel=1e-6)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-6, msg=name)

@@ -120,7 +120,8 @@ def analyse(
         max_samples: the largest analysis set, of which the spectra are made.
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial of a step sees.
-        ranking_samples: how many samples tell what a group is worth at its best step.
+        ranking_samples: how many samples tell what a group is worth at its best step; none where ``widths``
+            leaves every group one width.
         hold_out: half of the samples of a trial are none that the spectra saw: those that come after the
             analysis set or, where there are too few, the last of it, up to a quarter (so ``batches`` should
             be shuffled). False uses all for the spectra, and the first of them for trials.
@@ -238,8 +239,11 @@ def analyse(
         if ranking == "realised":
             trial_rows = {offered.group: offered.rows[0] for offered in spectra.candidates}
             signs = proposals.signs(trial_rows, epsilon)
+            competing = not limits.decides(trial_rows)
             calibration = calibrate(
-                spectra.candidates, proposals.change_alone(signs), proposals.measure_alone(signs)
+                spectra.candidates,
+                proposals.change_alone(signs),
+                proposals.measure_alone(signs) if competing else None,
             )
         selection = select(
             spectra.candidates if calibration is None else calibration.measured(spectra.candidates),

@@ -111,7 +111,7 @@ class Calibration:
 def calibrate(
     candidates: Sequence[Candidates],
     change: Callable[[str, Rows, float], float],
-    measure: Callable[[str, Rows, float], Measured],
+    measure: Callable[[str, Rows, float], Measured] | None,
     steps: Sequence[float] = STEPS,
 ) -> Calibration:
     """Try every group by itself, climbing from the middle step to the best one, and measure it there.
@@ -120,7 +120,8 @@ def calibrate(
         candidates: of every group.
         change: ``(group, rows int64 [width], ε) →`` the change of loss on a few samples when only this group
             splits so; not finite counts as infinitely bad.
-        measure: the same on many; not finite counts as nothing gained.
+        measure: the same on many; not finite counts as nothing gained. None leaves it at the few, where
+            groups do not compete.
         steps: ascending.
     """
     best_step: dict[str, float] = {}
@@ -139,7 +140,9 @@ def calibrate(
         position, least = descend(at, len(steps), len(steps) // 2)
         if least < 0:
             best_step[name] = steps[position]
-        found = measure(name, rows, steps[position]) if math.isfinite(least) else Measured(0.0, 0.0)
+        found = Measured(least, 0.0)
+        if measure is not None and math.isfinite(least):
+            found = measure(name, rows, steps[position])
         finite = math.isfinite(found.change) and math.isfinite(found.error)
         decrease[name], error[name] = (-found.change, found.error) if finite else (0.0, 0.0)
     return Calibration(best_step, decrease, error)

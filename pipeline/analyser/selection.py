@@ -77,6 +77,11 @@ class Limits:
         if self.cost_exponent < 0:
             raise UsageError(f"cost_exponent must not be negative, not {self.cost_exponent}")
 
+    def decides(self, groups: Iterable[str]) -> bool:
+        """Whether every one of these groups has one width that it may end at."""
+        bounds = (self.widths.get(group, (None, None)) for group in groups)
+        return all(least is not None and least == most for least, most in bounds)
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:

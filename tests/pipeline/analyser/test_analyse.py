@@ -156,6 +156,16 @@ def test_frozen_groups_limits_and_alignment(problem):
     assert limited.widths.get("hidden.weight", 6) <= 7
 
 
+def test_groups_that_do_not_compete_are_not_measured_anew(problem):
+    fixed = {"conv.weight": (6, 6), "hidden.weight": (7, 7)}
+    plan = run(problem, growth=1.0, widths=fixed)
+    assert plan.widths == {"conv.weight": 6, "hidden.weight": 7}
+    errors = [group["standard_error"] for group in plan.notes["analysis"]["calibration"].values()]
+    assert errors == [0.0, 0.0]
+    plan = run(problem, growth=1.0, widths={**fixed, "hidden.weight": (7, 8)})
+    assert all(group["standard_error"] > 0 for group in plan.notes["analysis"]["calibration"].values())
+
+
 def test_stopping_rules_can_be_turned_off(problem):
     """Without them all samples are used, and every end is within the tolerance."""
     facts = run(

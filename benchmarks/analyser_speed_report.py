@@ -12,11 +12,13 @@ def summary(results: dict[str, Any]) -> str:
     product, analysis, ends = results["product"], results["analysis"], results["ends"]
     reached = "" if ends["published_reached"] else "more than "
     lines = [
-        "## Speed of the analyser",
+        "## Speed of the analyser" + ("" if results["device"] == "CPU" else " on CUDA"),
         "",
         f"MobileNetV1 0.25 at 32 x 32 with {results['activation']}, batch {results['batch']}, "
         f"{results['device']}, {product['channels']} channels in {product['groups']} groups. "
-        "Times of the process, one thread.",
+        + ("Times of the process, one thread." if results["device"] == "CPU" else "Event times.")
+        + f" A training step takes {1000 * product['step_seconds']:.1f} ms, one S·v "
+        f"{1000 * product['product_seconds']:.1f} ms.",
         "",
         "| what | measured | wanted |",
         "|---|---|---|",
@@ -55,6 +57,20 @@ def summary(results: dict[str, Any]) -> str:
             f"{library['seconds_per_neuron'] / library['our_seconds_per_channel']:.0f} "
             f"({1000 * library['seconds_per_neuron']:.1f} ms / "
             f"{1000 * library['our_seconds_per_channel']:.2f} ms) | |"
+        )
+    share, largest = results["share"], results["largest"]
+    tf32 = ", TF32 allowed" if share["tf32"] and results["device"] != "CPU" else ""
+    lines.append(
+        f"| multiply-adds of one S·v per second / those of a convolution of 256 to 256 channels | "
+        f"{share['share']:.2f} ({share['multiply_adds'] / 1e9:.2f} G; "
+        f"limit {share['conv_limit'] / 1e9:.0f} G/s{tf32}) | |"
+    )
+    for network in largest["networks"][-1:]:
+        lines.append(
+            f"| the widest MobileNetV1 analysed on {largest['samples']} samples within "
+            f"{largest['most_seconds']:g} s | width {network['width']:g}: {network['parameters']:,} "
+            f"parameters, {network['channels']:,} channels, d up to {network['largest_dimension']:,}, "
+            f"{network['seconds']:.1f} s ({largest['stopped']}) | |"
         )
     lines += [
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from other_device import DEVICE, other_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from growpipe import analyse, grow
+from growpipe import analyse, environment, grow
+from growpipe.cli import main
 from growpipe.data import Loaders
 from growpipe.graph_ops.plan import SplitPlan
 from growpipe.recipe import Training
+from growpipe.run_store import Run
 from growpipe.training import evaluate, make_optimizer, train
 
 
@@ -96,3 +99,31 @@ def test_a_network_trained_and_grown_elsewhere_has_the_same_weights() -> None:
     assert there == pytest.approx(loss, rel=1e-6)
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_a_whole_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage, with a control that is exported after its training."""
+    recipe = tmp_path / "small.toml"
+    recipe.write_text("""
+name = "small"
+model = "growpipe.models.digits:build"
+data = "growpipe.data.digits:loaders"
+inputs = ["image"]
+outputs = ["logits"]
+[train]
+epochs = 1
+final_epochs = 2
+threads = 1
+[growth]
+rounds = 1
+samples = 128
+""")
+    monkeypatch.setattr(environment, "resolve_device", lambda device: str(DEVICE))
+    out = tmp_path / "run"
+    with other_device(), pytest.raises(SystemExit) as ended:
+        main(["run", str(recipe), "--out", str(out)])
+    assert ended.value.code == 0
+    assert Run.open(out).device == str(DEVICE)
+    stages = {str(path.parent.relative_to(out)) for path in out.rglob("manifest.json")}
+    assert {"round-00/analyse", "round-01/train", "round-01/check", "control/train"} <= stages
+    assert (out / "final" / "model.onnx").exists()

@@ -86,9 +86,9 @@ class Bench:
 
     def prepare(self) -> None:
         """Export and bind a copy of the network as it is: training goes on between products."""
-        self.prepared = prepare(
-            copy.deepcopy(self.model).eval(), (self.x[:2],), (), ("weights",), Surrogate(), self.device
-        )
+        here = copy.deepcopy(self.model).cpu().eval()
+        example = (self.x[:2].cpu(),)
+        self.prepared = prepare(here, example, (), ("weights",), Surrogate(), self.device)
 
     def operator(self, samples: int | None = None, **options: Any) -> SplittingOperator:
         """The splitting operator over the first ``samples`` samples, one batch by default."""

@@ -26,6 +26,7 @@ from growpipe.export import named_tensors
 from growpipe.graph_ops.dims import Dim, Product, grown_size
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
+from growpipe.graph_ops.tensors import TensorLayout
 from growpipe.optimizer_state import carry_optimizer_state
 
 __all__ = ["grow", "grow_into", "load_grown", "plan_for_module", "save_grown"]
@@ -89,17 +90,22 @@ def grow_into(grown: Module, model: nn.Module, plan: SplitPlan) -> Module:
         UsageError: the plan grows across the groups of a module.
     """
     tensors = named_tensors(model)
-    layouts = plan.layouts
-    # A tensor of several names may be in the plan under any of them.
-    touched = {tensors[name].data_ptr() for name in layouts}
-    rest = {n: t for n, t in tensors.items() if n not in layouts and t.data_ptr() not in touched}
-    _replace_tensors(grown, rest)
+    # A tensor of several names is in the plan under one of them.
+    planned = {_place(tensors[name]): layout for name, layout in plan.layouts.items()}
+    layouts = {name: planned[_place(t)] for name, t in tensors.items() if _place(t) in planned}
+    _replace_tensors(grown, {name: tensor for name, tensor in tensors.items() if name not in layouts})
     _replace_tensors(
-        grown, {name: to_torch(plan.grow_parameter(name, to_numpy(tensors[name]))) for name in layouts}
+        grown, {name: to_torch(plan.grow_parameter(name, to_numpy(tensors[name]))) for name in plan.layouts}
     )
     for path, module in model.named_modules():
-        _set_sizes(grown.get_submodule(path), {**_sizes(module), **_grown_sizes(path, module, plan)})
+        sizes = _grown_sizes(path, module, layouts, plan.widths)
+        _set_sizes(grown.get_submodule(path), {**_sizes(module), **sizes})
     return grown
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    """What the names of one tensor have in common."""
+    return tensor.data_ptr(), tensor.shape
 
 
 def plan_for_module(plan: SplitPlan, model: nn.Module) -> SplitPlan:
@@ -223,28 +229,30 @@ def _set_sizes(module: nn.Module, sizes: Mapping[str, int]) -> None:
         setattr(module, attribute, value)
 
 
-def _grown_sizes(path: str, module: nn.Module, plan: SplitPlan) -> dict[str, int]:
-    """The sizes of ``module`` once its parameters have grown by ``plan``."""
+def _grown_sizes(
+    path: str, module: nn.Module, layouts: Mapping[str, TensorLayout], widths: Mapping[str, int]
+) -> dict[str, int]:
+    """The sizes of ``module`` once its parameters, laid out so, have grown to these widths of groups."""
     prefix = f"{path}." if path else ""
-    touched = next((name for name in plan.layouts if name in _own_names(prefix, module)), None)
+    touched = next((name for name in layouts if name in _own_names(prefix, module)), None)
     if touched is None:
         return {}
-    layout = plan.layouts.get(f"{prefix}weight", plan.layouts[touched])
+    layout = layouts.get(f"{prefix}weight", layouts[touched])
     dims = [axis.dim for axis in layout.axes]
-    grown = [grown_size(dim, plan.widths) for dim in dims]
+    grown = [grown_size(dim, widths) for dim in dims]
     match module:
         case nn.modules.conv._ConvTransposeNd():
-            groups = _grown_groups(path, module.groups, dims[0], plan.widths)
+            groups = _grown_groups(path, module.groups, dims[0], widths)
             return {"in_channels": grown[0], "out_channels": grown[1] * groups, "groups": groups}
         case nn.modules.conv._ConvNd():
-            groups = _grown_groups(path, module.groups, dims[0], plan.widths)
+            groups = _grown_groups(path, module.groups, dims[0], widths)
             return {"in_channels": grown[1] * groups, "out_channels": grown[0], "groups": groups}
         case nn.Linear():
             return {"in_features": grown[1], "out_features": grown[0]}
         case nn.modules.batchnorm._NormBase():
             return {"num_features": grown[0]}
         case nn.GroupNorm():
-            groups = _grown_groups(path, module.num_groups, dims[0], plan.widths)
+            groups = _grown_groups(path, module.num_groups, dims[0], widths)
             return {"num_groups": groups, "num_channels": grown[0]}
         case nn.PReLU():
             return {"num_parameters": grown[0]}

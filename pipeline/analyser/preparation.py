@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from torch.fx import Node
 from growpipe.analyser.binding import bind_groups
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.program import Program
-from growpipe.export import export_growth_form
+from growpipe.batches import to_device
+from growpipe.export import export_growth_form, named_tensors
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.rigid import rigid_groups
@@ -65,7 +67,8 @@ def prepare(
         UsageError: the model cannot be exported, or ``displace`` names something unknown.
         CheckFailed: a group is not found in the program.
     """
-    export = export_growth_form(model, example_inputs)
+    here, example_inputs = _on_cpu(model), to_device(example_inputs, "cpu")
+    export = export_growth_form(here, example_inputs)
     groups = find_channel_groups(export.graph, freeze)
     splittable = [group for group in groups.groups if group.splittable]
     if not splittable:
@@ -74,7 +77,7 @@ def prepare(
         raise NothingToSplit(
             f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect"
         )
-    rigid = rigid_groups(model, export.graph, groups, example_inputs)
+    rigid = rigid_groups(here, export.graph, groups, example_inputs)
     splittable = [group for group in splittable if group.name not in rigid]
     if not splittable:
         name, fault = next(iter(rigid.items()))
@@ -83,15 +86,22 @@ def prepare(
             "take lengths from the tensors or from the modules instead"
         )
     program = functional(export.program)
+    aliases = _aliases(program.state_dict, groups)  # once moved, tied tensors are two
     state: dict[str, Any] = {**program.state_dict, **program.constants}
     if any(isinstance(value, Tensor) and value.device != device for value in state.values()):
         program = move_to_device_pass(program, str(device))
-        state = {**program.state_dict, **program.constants}
+        own = {name: value for name, value in named_tensors(model).items() if value.device == device}
+        state = {**program.state_dict, **program.constants, **own}
     state = {name: v.detach() if isinstance(v, Tensor) else v for name, v in state.items()}
-    aliases = _aliases(program.state_dict, groups)
     bound = bind_groups(program, splittable, groups.layouts, aliases, displace)
     floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
     return Prepared(Program(program, state, bound, surrogate, aliases), groups, floating[0], rigid)
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """The module where it can be exported beside inputs of any origin; a copy of one that is elsewhere."""
+    elsewhere = any(tensor.device.type != "cpu" for tensor in named_tensors(model).values())
+    return copy.deepcopy(model).cpu() if elsewhere else model
 
 
 aten = torch.ops.aten

@@ -51,6 +51,9 @@ class Elsewhere(Tensor):
     def tolist(self) -> Any:
         return self.here.tolist()
 
+    def data_ptr(self) -> int:
+        return self.here.data_ptr()
+
     def untyped_storage(self) -> Any:
         return self.here.untyped_storage()
 

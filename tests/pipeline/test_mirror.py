@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from growpipe.export import named_tensors
+from growpipe.export import export_growth_form, named_tensors
 from growpipe.graph_ops.dims import Atom, Fixed, Product
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.groups import find_channel_groups
 from growpipe.graph_ops.plan import GroupSplit, SplitPlan, hash_parameters
+from growpipe.graph_ops.random_plan import net2net_plan
 from growpipe.graph_ops.tensors import AxisLayout, Displacement, TensorLayout
-from growpipe.mirror import grow, grow_into, load_grown, save_grown, to_numpy
+from growpipe.mirror import grow, grow_into, load_grown, plan_for_module, save_grown, to_numpy
 
 
 class Net(nn.Module):
@@ -275,3 +277,33 @@ def test_one_copy_grows_a_tied_parameter_by_any_of_its_names():
         grown = grow_into(copied, model, plan)
         assert grown.one.weight is grown.other.weight
         assert grown.one.weight.shape == (4, 3)
+
+
+def test_a_module_under_the_other_name_of_a_tied_weight_gets_its_sizes():
+    """Its bias is its own, and in the plan; its weight is in the plan under another name."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Conv1d(2, 2, 3, groups=2)
+            self.other = nn.Conv1d(2, 2, 3, groups=2)
+            self.other.weight = self.one.weight
+            self.into, self.head = nn.Conv1d(3, 2, 1), nn.Conv1d(2, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.tanh(self.other(torch.tanh(self.one(self.into(x))))))
+
+    torch.manual_seed(0)
+    model, x = Tied().double().eval(), torch.randn(2, 3, 9, dtype=torch.float64)
+    export = export_growth_form(model, (x,))
+    groups = find_channel_groups(export.graph)
+    (group,) = [group for group in groups.groups if group.splittable]
+    plan = plan_for_module(net2net_plan(groups, export.graph, growth={group.name: 1}), model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(x).sum().backward()
+    optimizer.step()
+    plan = plan_for_module(plan, model)
+    grown = grow(model, plan, optimizer=optimizer)
+    assert grown.one.weight is grown.other.weight
+    assert grown.one.groups == grown.other.groups == grown.other.in_channels == 3
+    torch.testing.assert_close(grown(x), model(x))

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from growpipe import analyse, environment, grow
+from growpipe.analyser.curvature import Surrogate
+from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.preparation import prepare
 from growpipe.cli import main
 from growpipe.data import Loaders
 from growpipe.graph_ops.plan import SplitPlan
@@ -83,8 +86,7 @@ def stages(model: nn.Module, device: str) -> tuple[dict[str, Tensor], float]:
     optimizer = make_optimizer(model, settings)
     common: dict[str, Any] = {"until": "end", "epochs": 2, "seed": 0, "device": device, "classify": True}
     train(model, optimizer, loaders, cross_entropy, settings, stage="before", **common)
-    here = copy.deepcopy(model).cpu()  # torch exports no stand-in
-    plan = analyse(here, cross_entropy, data, (images[:2],), growth=0.5, micro_batch=16, device=device)
+    plan = analyse(model, cross_entropy, data, (images[:2],), growth=0.5, micro_batch=16)
     model = grow(model, plan, optimizer=optimizer)
     train(model, optimizer, loaders, cross_entropy, settings, stage="after", **common)
     loss = evaluate(model, data, cross_entropy, classify=True, device=device).loss
@@ -99,6 +101,39 @@ def test_a_network_trained_and_grown_elsewhere_has_the_same_weights() -> None:
     assert there == pytest.approx(loss, rel=1e-6)
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-6, msg=name)
+
+
+class Tied(nn.Module):
+    """One weight under two names, as producer and as consumer of two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.outer.weight = self.inner.weight
+        self.between, self.head = nn.Linear(5, 4), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.outer(torch.tanh(self.between(torch.tanh(self.inner(x)))))))
+
+
+def products(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> list[Tensor]:
+    """S·v of every group, v all ones."""
+    prepared = prepare(model, (x[:2],), (), ("weights",), Surrogate(), device)
+    operator = SplittingOperator(prepared.program)
+    operator.add((x.to(device),), y.to(device), cross_entropy)
+    return [image.cpu() for image in operator.apply([torch.ones_like(v) for v in operator.zeros()])]
+
+
+def test_tied_weights_stay_tied_elsewhere() -> None:
+    """In the program; ``Module.to`` unties tensors of this stand-in, so no plan is tried here."""
+    torch.manual_seed(0)
+    model = Tied().double().eval()
+    x, y = torch.randn(8, 4, dtype=torch.float64), torch.randint(0, 3, (8,))
+    expected = products(model, x, y, torch.device("cpu"))
+    assert any(image.abs().max() > 0 for image in expected)
+    with other_device() as device:
+        for image, reference in zip(products(model, x, y, device), expected, strict=True):
+            torch.testing.assert_close(image, reference)
 
 
 def test_a_whole_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

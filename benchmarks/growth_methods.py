@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -159,6 +160,7 @@ def gradmax(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     original inputs: what is new among the inputs gives nothing yet.
     """
     assert isinstance(target, Mapping)
+    moment = replace(moment, model=copy.deepcopy(moment.model).cpu())  # one batch: no work for a GPU
     base = net2net(moment, target)
     groups = []
     for split in base.groups:

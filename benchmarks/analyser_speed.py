@@ -46,10 +46,11 @@ from growpipe.analyser.api import analyse
 from growpipe.analyser.closed_form import find_chain
 from growpipe.analyser.dense import Columns
 from growpipe.analyser.lanczos import Recurrence, Run, lanczos, random_start, run_all
+from growpipe.analyser.limits import Limits
 from growpipe.analyser.metric import GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.schemes import ROWS, scheme_of
-from growpipe.analyser.selection import Candidates, Limits, select
+from growpipe.analyser.selection import Candidates, select
 from growpipe.analyser.solvers import PRODUCTS_TO_NOISE, counted_work
 from growpipe.analyser.spectra import BLOCK, Spectra
 

@@ -72,6 +72,8 @@ class Growth(_Section):
     """Groups compete by what each realises by itself, or by the quadratic prediction."""
     max_factor: float = Field(default=2.0, gt=1.0)
     """No group grows beyond this multiple of its width in one round."""
+    balance: float = Field(default=0.5, ge=0.0, le=1.0)
+    """How much of the growth every group gets before they compete: 0 is none, 1 keeps the proportions."""
     epsilon: float | None = Field(default=None, ge=0.0)
     samples: int = Field(default=1024, ge=1)
     align: int = Field(default=1, ge=1)

@@ -313,6 +313,7 @@ def analyse_round(task: Task, number: int) -> StageRecord:
                 metric=growth.metric,
                 ranking=growth.ranking,
                 max_factor=growth.max_factor,
+                balance=growth.balance,
                 align=growth.align,
                 freeze=growth.freeze,
                 max_samples=growth.samples,

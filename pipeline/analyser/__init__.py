@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from growpipe.analyser.api import RANKING_SAMPLES, analyse
-from growpipe.analyser.selection import Budget
+from growpipe.analyser.limits import Budget
 
 __all__ = ["RANKING_SAMPLES", "Budget", "analyse"]

@@ -17,6 +17,7 @@ from torch import nn
 from growpipe.analyser.calibration import Calibration, calibrate
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.data import MIN_SAMPLES, MicroBatch, check_mean_loss, collect
+from growpipe.analyser.limits import Budget, Limits
 from growpipe.analyser.line_search import EPSILONS, START, LineSearch, line_search
 from growpipe.analyser.metric import METRICS, GrowingMetric
 from growpipe.analyser.operator import SplittingOperator
@@ -25,7 +26,7 @@ from growpipe.analyser.processes import Processes, processes
 from growpipe.analyser.program import Loss
 from growpipe.analyser.proposals import Proposals
 from growpipe.analyser.schemes import scheme_of
-from growpipe.analyser.selection import Budget, Limits, select
+from growpipe.analyser.selection import select
 from growpipe.analyser.solvers import SOLVERS
 from growpipe.analyser.spectra import measure_spectra
 from growpipe.analyser.splits import is_asymmetric
@@ -62,6 +63,7 @@ def analyse(
     widths: Mapping[str, tuple[int | None, int | None]] | None = None,
     max_factor: float = 2.0,
     cost_exponent: float = 0.5,
+    balance: float = 0.5,
     ranking: str = "realised",
     solver: str = "auto",
     tolerance: float = 1e-2,
@@ -109,6 +111,10 @@ def analyse(
         widths: by group the least and the greatest width, either None.
         max_factor: no group grows beyond this multiple of its width.
         cost_exponent: candidates compete by gain / MACs (or parameters) to this power.
+        balance: how much of the growth every group gets before they compete: each whose splits lower the
+            loss grows by fᵉ, e the balance and f the one factor for all that would use all the room. What a
+            split gains at once says too little of what an early, narrow group is worth after training. 0
+            lets groups compete for all.
         ranking: of the groups: ``"realised"`` by the decrease of loss that each realises by itself, see
             `calibration`; ``"predicted"`` by the quadratic prediction.
         solver: ``"dense"``, ``"lanczos"``, or ``"auto"``: for every group whichever is less work, as counted.
@@ -178,6 +184,7 @@ def analyse(
         max_factor=max_factor,
         widths=dict(widths or {}),
         cost_exponent=cost_exponent,
+        balance=balance,
     )
     target_device = device_of(model, device)
     started = time.perf_counter()

@@ -9,78 +9,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.analyser.limits import Limits, affordable, balanced_widths, prices_of
 from growpipe.analyser.schemes import Scheme, exact_rows
 from growpipe.graph_ops.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
 
-__all__ = ["Budget", "Candidates", "Limits", "Selection", "select"]
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What the grown network may cost in all, per sample; None leaves a quantity free.
-
-    Attributes:
-        parameters: the number of trainable entries.
-        macs: multiply-accumulates of one forward pass.
-    """
-
-    parameters: int | None = None
-    macs: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("parameters", self.parameters), ("macs", self.macs)):
-            if value is not None and value <= 0:
-                raise UsageError(f"a budget of {value} {name} leaves no network; give a positive number")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds a round of growth.
-
-    Attributes:
-        growth: the share of channels to add; None for no such bound.
-        budget: what the grown network may cost.
-        align: every group that grows ends at a multiple of this width.
-        max_factor: no group grows beyond this multiple of its width in one round.
-        widths: by group name the least and the greatest width, either None. A least width is reached even
-            where splits promise nothing.
-        cost_exponent: candidates compete by gain / costᵉ. 1 spends a budget best as far as the quadratic
-            prediction goes; ½ found the better widths in practice, as predictions of cheap layers are
-            optimistic.
-    """
-
-    growth: float | None = 0.3
-    budget: Budget | None = None
-    align: int = 1
-    max_factor: float = 2.0
-    widths: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
-    cost_exponent: float = 0.5
-
-    def __post_init__(self) -> None:
-        unlimited = self.budget is None or (self.budget.parameters is None and self.budget.macs is None)
-        if self.growth is None and unlimited:
-            raise UsageError("give a growth share or a budget")
-        if self.growth is not None and not self.growth > 0:
-            raise UsageError(
-                f"growth is the share of channels to add and must be positive, not {self.growth}"
-            )
-        if self.align < 1:
-            raise UsageError(f"align is a multiple of channels, at least 1, not {self.align}")
-        if self.max_factor <= 1:
-            raise UsageError(f"max_factor must be above 1, not {self.max_factor}")
-        if self.cost_exponent < 0:
-            raise UsageError(f"cost_exponent must not be negative, not {self.cost_exponent}")
-
-    def decides(self, groups: Iterable[str]) -> bool:
-        """Whether every one of these groups has one width that it may end at."""
-        bounds = (self.widths.get(group, (None, None)) for group in groups)
-        return all(least is not None and least == most for least, most in bounds)
+__all__ = ["Candidates", "Selection", "select"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +204,8 @@ def select(
     step from width W to W + k has the gain ``worth · log2(1 + k / W)``, which adds up to ``worth`` when the
     group has doubled. Which of its channels split is still decided by ``Σ w δᵀSδ``.
 
-    Groups below their least width go first. One that has no split left that lowers the loss goes on with
+    Groups below their balanced width go before the others (see `Limits`), and those below their least width
+    before all. One of the latter that has no split left that lowers the loss goes on with
     those that raise it least, to second order: along v− where λ− ≥ 0 is least, and so on through the rows of
     the scheme. Copies that are not displaced would raise it by nothing, but copies that are equal get equal
     gradients and stay one neuron.
@@ -288,22 +228,24 @@ def select(
         raise UsageError(f"there is no splittable group {unknown[0]!r} to limit; see growpipe inspect")
     channels = sum(widths.values()) if total_channels is None else total_channels
     room = None if limits.growth is None else max(1, round(limits.growth * channels))
-    if not _affordable(cost, {}, limits.budget):
+    if not affordable(cost, {}, limits.budget):
         raise NothingToSplit("the budget is spent: the network costs more already; give a larger budget")
     largest = max((float(-c.values.min(initial=0.0)) for c in candidates), default=0.0)
     floor = 1e-9 * largest
     queues = {c.group: _Queue(c, floor) for c in candidates}
     unpromising = dict.fromkeys(queues, 0)
     open_groups = set(queues)
+    balanced = balanced_widths(cost, widths, room, limits)
     prices: dict[str, float] = {}
     added = priced_at = 0
     reason = "no candidate lowers the loss any further"
     while open_groups:
         if not prices or added - priced_at >= max(1, added // 32):
-            prices, priced_at = _prices(cost, widths, start, limits), added
+            prices, priced_at = prices_of(cost, widths, start, limits), added
         below = [g for g in open_groups if widths[g] < (limits.widths.get(g, (None, None))[0] or 0)]
+        behind = [g for g in open_groups if widths[g] < balanced[g]]
         best: tuple[float, str, list[_Step]] | None = None
-        for group in sorted(below or open_groups):
+        for group in sorted(below or behind or open_groups):
             steps = _move(queues[group], widths[group], start[group], limits, group)
             if steps is None:
                 open_groups.discard(group)
@@ -322,7 +264,7 @@ def select(
             reason = "the growth share is reached"
             open_groups.discard(group)
             continue
-        if not _affordable(cost, grown, limits.budget):
+        if not affordable(cost, grown, limits.budget):
             reason = "the budget is spent"
             open_groups.discard(group)
             continue
@@ -366,27 +308,3 @@ def _move(queue: _Queue, width: int, start: int, limits: Limits, group: str) -> 
         if steps is not None:
             return steps
     return None
-
-
-def _affordable(cost: CostModel, grown: Mapping[str, int], budget: Budget | None) -> bool:
-    if budget is None:
-        return True
-    if budget.parameters is not None and cost.parameters(grown) > budget.parameters:
-        return False
-    return budget.macs is None or cost.macs(grown) <= budget.macs
-
-
-def _prices(
-    cost: CostModel, widths: Mapping[str, int], start: Mapping[str, int], limits: Limits
-) -> dict[str, float]:
-    """What one more channel of every group costs at the current widths, to the power ``cost_exponent``."""
-    by_parameters = (
-        limits.budget is not None and limits.budget.macs is None and limits.budget.parameters is not None
-    )
-    measure = cost.parameters if by_parameters else cost.macs
-    grown = {g: w for g, w in widths.items() if w != start[g]}
-    base = measure(grown)
-    return {
-        group: float(max(1, measure({**grown, group: width + 1}) - base)) ** limits.cost_exponent
-        for group, width in widths.items()
-    }

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from growpipe.analyser.limits import Budget, Limits
 from growpipe.analyser.schemes import ROWS, best_rows, scheme_of
-from growpipe.analyser.selection import Budget, Candidates, Limits, select
+from growpipe.analyser.selection import Candidates, select
 from growpipe.graph_ops.cost import CostModel, CostTerm
 from growpipe.graph_ops.dims import Atom
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
@@ -80,6 +81,38 @@ def test_groups_compete_by_what_they_were_measured_to_be_worth():
     assert selection.widths == {"b": 10}
     best = np.argsort(b.values[0])[:4]
     assert set(np.flatnonzero(selection.rows["b"] >= 0)) == set(best)
+
+
+def test_balance_gives_every_group_its_share_before_they_compete():
+    a, b = candidates("s2d")
+    measured = [replace(a, worth=1e-9), replace(b, worth=1.0)]
+    free = {"growth": None, "cost_exponent": 0.0, "max_factor": 2.0}
+    budget = Budget(parameters=COST.parameters({"a": 8, "b": 12}))
+
+    def widths(balance: float, offered: list[Candidates] = measured) -> dict[str, int]:
+        return dict(select(offered, COST, Limits(budget=budget, balance=balance, **free)).widths)
+
+    tight = Budget(parameters=COST.parameters({"a": 5, "b": 9}))
+    assert "a" not in select(measured, COST, Limits(budget=tight, **free)).widths
+    # One factor for both, 1.37, spends what is there; its root makes 4 channels 5 and 6 channels 7.
+    balanced = select(measured, COST, Limits(budget=tight, balance=0.5, **free)).widths
+    assert balanced["a"] == 5
+    assert balanced["b"] > 7
+    assert COST.parameters(balanced) <= 78
+    assert widths(1.0) == {"a": 8, "b": 12}
+    # A group without a split that lowers the loss stays.
+    useless = replace(a, exact_values=np.abs(a.exact_values))
+    assert "a" not in widths(0.5, [useless, b])
+    with pytest.raises(UsageError, match=r"balance is between 0 and 1, not 1\.5"):
+        Limits(balance=1.5)
+
+
+def test_balance_shares_a_growth_share_too():
+    a, b = candidates("s2d")
+    measured = [replace(a, worth=1e-9), replace(b, worth=1.0)]
+    limits = Limits(growth=0.4, cost_exponent=0.0, balance=1.0)
+    assert select(measured, COST, limits).widths == {"a": 6, "b": 8}
+    assert select(measured, COST, replace(limits, balance=0.0)).widths == {"b": 10}
 
 
 def test_the_first_channels_of_a_narrow_group_are_worth_most():

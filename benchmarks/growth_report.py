@@ -135,7 +135,7 @@ def write_report(folder: Path, name: str, command: str, findings: str = "") -> N
 
 
 def _draw(table: list[dict[str, Any]], recipe: str, path: Path) -> None:
-    figure = Figure(figsize=(7.5, 0.34 * len(table) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.34 * len(table) + 1.7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     seen: set[str] = set()
@@ -148,6 +148,6 @@ def _draw(table: list[dict[str, Any]], recipe: str, path: Path) -> None:
     axes.set_yticks(range(len(table)), [row["entry"] for row in reversed(table)])
     axes.set(xlabel="accuracy on held-out samples, %", title=f"{recipe}: mean and standard error")
     axes.grid(axis="x", lw=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

@@ -307,7 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=6, help="how many")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--only", nargs="+", choices=list(variants()), help="run these variants alone")
     parser.add_argument("--shard", default="0/1", help="i/n: run every n-th of all")
     parser.add_argument("--out", type=Path, required=True)

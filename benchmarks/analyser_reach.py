@@ -48,8 +48,8 @@ def measure_largest(
 ) -> dict[str, Any]:
     """The widest MobileNetV1, by doubling, whose analysis ends within the memory and the time."""
     found: list[dict[str, Any]] = []
-    width, stopped = 0.25, ""
-    while not stopped:
+    width = 0.25
+    while True:
         try:
             bench = Bench(activation, batch, device, width)
             seconds = clock(device, lambda bench=bench: spectra_of(bench, SAMPLES, GrowingMetric("input")))
@@ -58,16 +58,16 @@ def measure_largest(
             break
         if seconds > most_seconds:
             stopped = f"width {width:g} took {seconds:.0f} s"
-        else:
-            groups = bench.prepared.program.groups
-            found.append(
-                {
-                    "width": width,
-                    "parameters": sum(p.numel() for p in bench.model.parameters()),
-                    "channels": sum(group.width for group in groups),
-                    "largest_dimension": max(group.dimension for group in groups),
-                    "seconds": seconds,
-                }
-            )
-            width *= 2
+            break
+        groups = bench.prepared.program.groups
+        found.append(
+            {
+                "width": width,
+                "parameters": sum(p.numel() for p in bench.model.parameters()),
+                "channels": sum(group.width for group in groups),
+                "largest_dimension": max(group.dimension for group in groups),
+                "seconds": seconds,
+            }
+        )
+        width *= 2
     return {"samples": SAMPLES, "most_seconds": most_seconds, "stopped": stopped, "networks": found}

@@ -292,7 +292,8 @@ def run_all(kind: type[Bench], args: argparse.Namespace, names: Sequence[str]) -
     text = json.dumps({"recipe": bench.recipe.name, **asdict(protocol), "settings": settings}) + "\n"
     args.out.mkdir(parents=True, exist_ok=True)
     place = args.out / "protocol.json"
-    if place.exists() and place.read_text(encoding="utf-8") != text:
+    outcomes = set(args.out.glob("*.json")) - {place}
+    if outcomes and place.exists() and place.read_text(encoding="utf-8") != text:
         raise UsageError(f"{args.out} holds outcomes of another recipe or protocol; give another --out")
     write_text(place, text)
     shard, _, shards = args.shard.partition("/")

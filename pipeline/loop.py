@@ -101,6 +101,7 @@ def _remove_stages(run: Run, number: int, unread: Iterable[str]) -> None:
     later = number + 1
     while (folder := run.path / f"round-{later:02d}").exists():
         shutil.rmtree(folder)
+        log(f"{folder.name}: of an earlier, longer run, removed")
         later += 1
 
 

@@ -151,6 +151,18 @@ def test_a_longer_last_stage_trains_nothing_else_again(
     assert again == ["round-02/train", "round-02/export", "round-02/check", "control/train", "final"]
 
 
+def test_fewer_rounds_say_what_they_remove(
+    undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(undisturbed[0], tmp_path / "run")
+    command = ("run", recipe, "--out", str(folder), "--rounds", "1")
+    assert finished(growpipe(*command, errors=tmp_path / "err")) == 0
+    assert "round-02: of an earlier, longer run, removed" in (tmp_path / "err").read_text().splitlines()
+    assert not (folder / "round-02").exists()
+    rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["round 0", "round 1", "control"]
+
+
 def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(
     undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
 ) -> None:

@@ -82,11 +82,51 @@ class Growth(_Section):
     """The last stage trains the grown weights on, or the found widths from scratch."""
 
 
+class TableTerm(_Section):
+    """One term: ``rate`` times the widths of ``groups``, or the ``costs`` of one group at some ``widths``."""
+
+    groups: tuple[str, ...] = Field(min_length=1)
+    rate: float | None = Field(default=None, ge=0.0)
+    widths: tuple[int, ...] | None = None
+    costs: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TableTerm:
+        if self.rate is not None:
+            if self.widths is not None or self.costs is not None:
+                raise ValueError("a term has a rate, or widths and costs, not both")
+        elif self.widths is None or self.costs is None or len(self.groups) != 1:
+            raise ValueError("give a rate, or one group with widths and costs")
+        return self
+
+
+class Table(_Section):
+    """A cost that somebody else knows; see `growpipe.graph_ops.cost_table.CostTable`."""
+
+    limit: float = Field(gt=0.0)
+    unit: str = ""
+    base: float = Field(default=0.0, ge=0.0)
+    terms: tuple[TableTerm, ...] = Field(min_length=1)
+
+
 class Budget(_Section):
-    """The most that the finished network may cost; None is no limit."""
+    """The most that the finished network may cost; None is no limit.
+
+    ``milliseconds`` are those of one sample through the deploy form in onnxruntime on the machine of the run,
+    on its CPU, with so many ``threads`` within an operator; see `growpipe.measured_latency`.
+    """
 
     parameters: int | None = Field(default=None, ge=1)
     macs: int | None = Field(default=None, ge=1)
+    milliseconds: float | None = Field(default=None, gt=0.0)
+    threads: int = Field(default=1, ge=1)
+    table: Table | None = None
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Budget:
+        if self.milliseconds is not None and self.table is not None:
+            raise ValueError("a budget has milliseconds or a table, not both")
+        return self
 
 
 class Recipe(_Section):

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from growpipe import analyser
+from growpipe.budget import budget_for, cost_table
 from growpipe.checks.accuracy import accuracy
 from growpipe.checks.numerics import compare, run_model
 from growpipe.export import export_growth_form, named_tensors
@@ -31,7 +32,6 @@ from growpipe.graph_ops.plan import SplitPlan
 from growpipe.graph_ops.rewrite import grow_graph
 from growpipe.mirror import grow, load_grown, save_grown, to_numpy
 from growpipe.optimizer_state import load_optimizer, save_optimizer
-from growpipe.recipe import Budget
 from growpipe.rewidth import reinitialise
 from growpipe.run_store import METRICS, Run, StageRecord
 from growpipe.task import Task, as_feed
@@ -102,7 +102,7 @@ def train_round(task: Task, number: int) -> StageRecord:
         if parent is None:
             # A network that cannot be exported or grown should say so before it is trained, not after.
             if run.peers.rank == 0:
-                _require_growth(find_channel_groups(_export(task, model), run.recipe.growth.freeze))
+                _require_growth(task, find_channel_groups(_export(task, model), run.recipe.growth.freeze))
         else:
             load_grown(model, parent.folder / WEIGHTS)
         if retrain:
@@ -135,12 +135,15 @@ def _discard_progress(run: Run, name: str) -> None:
         shutil.rmtree(_progress_folder(run, name), ignore_errors=True)
 
 
-def _require_growth(groups: ChannelGroups) -> None:
+def _require_growth(task: Task, groups: ChannelGroups) -> None:
     if not any(group.splittable for group in groups.groups):
         barrier = next((str(group.barrier) for group in groups.groups if group.barrier), "it has no channels")
         raise UsageError(
             f"the seed network has no channel group that can split: {barrier}; see growpipe inspect"
         )
+    table = task.run.recipe.budget.table
+    if table is not None:
+        cost_table(table, groups)
 
 
 def train_control(task: Task, epochs: int) -> StageRecord:
@@ -294,10 +297,11 @@ def analyse_round(task: Task, number: int) -> StageRecord:
     """
     run = task.run
     trained, exported = previous_stage(run, number, "train"), previous_stage(run, number, "export")
-    growth, budget = run.recipe.growth, run.recipe.budget
+    growth = run.recipe.growth
 
     def produce(folder: Path) -> dict[str, Any]:
         model = load_grown(task.build_seed(), trained.folder / WEIGHTS).eval()
+        budget = budget_for(task, load_model(exported.folder / GROWTH_FORM))
         try:
             plan = analyser.analyse(
                 model,
@@ -309,7 +313,7 @@ def analyse_round(task: Task, number: int) -> StageRecord:
                 c=growth.c,
                 growth=growth.share,
                 epsilon=growth.epsilon,
-                budget=analyser.Budget(parameters=budget.parameters, macs=budget.macs),
+                budget=budget,
                 metric=growth.metric,
                 ranking=growth.ranking,
                 max_factor=growth.max_factor,
@@ -329,16 +333,25 @@ def analyse_round(task: Task, number: int) -> StageRecord:
             "predicted_change": plan.predicted_change,
             "realised_change": plan.realised_change,
             "added_channels": plan.added_channels,
+            "budget_spent": plan.notes["analysis"]["budget_spent"],
+            **_own_cost(plan, budget),
         }
 
     config = {
         **task.config,
         "growth": growth.model_dump(mode="json", exclude={"rounds"}),
-        "budget": budget.model_dump(mode="json"),
+        "budget": run.recipe.budget.model_dump(mode="json"),
         "batch_size": run.recipe.train.batch_size,
     }
     inputs = trained.inputs(WEIGHTS) | exported.inputs(GROWTH_FORM)
     return run.stage(round_stage(number, "analyse"), produce, config=config, inputs=inputs, everywhere=True)
+
+
+def _own_cost(plan: SplitPlan, budget: analyser.Budget) -> dict[str, Any]:
+    """What the grown network costs, where the budget is of something else than parameters and MACs."""
+    if budget.cost is None:
+        return {}
+    return {"cost": plan.notes["analysis"]["cost"], "unit": budget.cost.unit}
 
 
 def rewrite_round(task: Task, number: int) -> StageRecord:
@@ -355,7 +368,6 @@ def rewrite_round(task: Task, number: int) -> StageRecord:
     analysed = previous_stage(run, number, "analyse")
     if analysed.facts["stopped"]:
         raise UsageError(f"round {number} has nothing to rewrite: {analysed.facts['stopped']}")
-    budget = run.recipe.budget
 
     def produce(folder: Path) -> dict[str, Any]:
         plan = SplitPlan.load(analysed.folder / PLAN)
@@ -369,10 +381,13 @@ def rewrite_round(task: Task, number: int) -> StageRecord:
         _assert_lockstep(grown, child)
         save_grown(grown, folder / WEIGHTS)
         save_optimizer(optimizer, grown, folder / OPTIMIZER)
-        groups = find_channel_groups(child)
-        return {**_costs(groups), "budget_spent": _budget_spent(groups, budget)}
+        return {**_costs(find_channel_groups(child)), "budget_spent": analysed.facts["budget_spent"]}
 
-    config = {**task.config, "train": run.recipe.train.optimizer, "budget": budget.model_dump(mode="json")}
+    config = {
+        **task.config,
+        "train": run.recipe.train.optimizer,
+        "budget_spent": analysed.facts["budget_spent"],
+    }
     inputs = trained.inputs(WEIGHTS, OPTIMIZER) | exported.inputs(GROWTH_FORM)
     inputs |= analysed.inputs(*(f"{PLAN}/{file}" for file in ("plan.json", "plan.safetensors")))
     return run.stage(round_stage(number, "rewrite"), produce, config=config, inputs=inputs)
@@ -385,15 +400,3 @@ def _assert_lockstep(grown: nn.Module, child: ir.Model) -> None:
             continue  # a constant of the graph, none of the module's
         if not np.array_equal(value.const_value.numpy(), to_numpy(tensors[name]), equal_nan=True):
             raise CheckFailed(f"after the split {name!r} differs between the torch module and the ONNX graph")
-
-
-def _budget_spent(groups: ChannelGroups, budget: Budget) -> bool:
-    """Whether no channel of any group can be added without leaving the budget."""
-    cost = groups.cost
-
-    def fits(widths: Mapping[str, int]) -> bool:
-        return (budget.parameters is None or cost.parameters(widths) <= budget.parameters) and (
-            budget.macs is None or cost.macs(widths) <= budget.macs
-        )
-
-    return not any(fits({group.name: group.width + 1}) for group in groups.groups if group.splittable)

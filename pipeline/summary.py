@@ -31,6 +31,7 @@ class Row:
         epsilon: of the split that made this network.
         predicted_change, realised_change: change of loss at that split.
         parity: parent against child at ε = 0, relative to the output's scale.
+        cost: of this network, where the budget is of something else than parameters and MACs, in ``unit``.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Row:
     predicted_change: float | None = None
     realised_change: float | None = None
     parity: float | None = None
+    cost: float | None = None
+    unit: str = ""
 
 
 def rows_of(run: Run) -> list[Row]:
@@ -83,6 +86,8 @@ def rows_of(run: Run) -> list[Row]:
             "predicted_change": analysed.facts["predicted_change"],
             "realised_change": analysed.facts["realised_change"],
             "parity": checked.facts["parity"],
+            "cost": analysed.facts.get("cost"),
+            "unit": analysed.facts.get("unit", ""),
         }
         number += 1
     control = run.published(CONTROL)
@@ -106,12 +111,13 @@ def _accuracy(measured: dict[str, Any] | None) -> float | None:
 
 
 _ABSENT = "-"
-_WHOLE_WIDTH = 180  # characters that the table with all columns needs
+_WHOLE_WIDTH = 195  # characters that the table with all columns needs
 _COLUMNS = (
     "network",
     "widths",
     "parameters",
     "MACs",
+    "cost",
     "epochs",
     "test accuracy",
     "latency / parent",
@@ -138,6 +144,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         " ".join(map(str, row.widths)),
         f"{row.parameters:,}",
         f"{row.macs:,}",
+        f"{shown(row.cost, '.3g')} {row.unit}".strip(),
         str(row.epochs),
         shown(row.test_accuracy, ".1%"),
         latency,
@@ -149,14 +156,21 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def _told(cells: Sequence[Sequence[str]]) -> list[int]:
+    """The columns in which there is anything."""
+    return [index for index in range(len(_COLUMNS)) if any(row[index] != _ABSENT for row in cells)]
+
+
 def print_summary(rows: Sequence[Row], title: str) -> None:
     """Print the rows on stdout: one table where there is room for it, else networks and splits apart."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WHOLE_WIDTH)
     cells = [_cells(row) for row in rows]
-    whole = range(len(_COLUMNS))
-    for columns in [whole] if console.width >= _WHOLE_WIDTH else [whole[:6], (0, *whole[6:])]:
+    whole = _told(cells)
+    of_networks = [index for index in whole if index <= _COLUMNS.index("test accuracy")]
+    of_splits = [index for index in whole if index not in of_networks[1:]]
+    for columns in [whole] if console.width >= _WHOLE_WIDTH else [of_networks, of_splits]:
         table = Table(title=title, title_justify="left")
         for index in columns:
             table.add_column(_COLUMNS[index], justify="left" if index < 2 else "right", overflow="fold")
@@ -169,8 +183,11 @@ def print_summary(rows: Sequence[Row], title: str) -> None:
 
 def summary_markdown(rows: Sequence[Row], title: str) -> str:
     """The rows as a Markdown table."""
-    lines = [f"# {title}", "", "| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    cells = [_cells(row) for row in rows]
+    columns = _told(cells)
+    table = [[line[index] for index in columns] for line in (_COLUMNS, *cells)]
+    lines = ["| " + " | ".join(line) + " |" for line in table]
+    lines = [f"# {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:]]
     return "\n".join(lines) + "\n"
 
 

@@ -26,9 +26,9 @@ from growpipe.analyser.processes import Processes, processes
 from growpipe.analyser.program import Loss
 from growpipe.analyser.proposals import Proposals
 from growpipe.analyser.schemes import scheme_of
-from growpipe.analyser.selection import select
 from growpipe.analyser.solvers import SOLVERS
 from growpipe.analyser.spectra import measure_spectra
+from growpipe.analyser.spending import spend
 from growpipe.analyser.splits import is_asymmetric
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
 from growpipe.graph_ops.plan import SplitPlan
@@ -176,7 +176,7 @@ def analyse(
         raise UsageError(f"max_samples is {max_samples}, fewer than the {MIN_SAMPLES} that two halves need")
     if min(micro_batch, line_search_samples, ranking_samples) < 1:
         raise UsageError("micro_batch, line_search_samples and ranking_samples must be at least 1")
-    unlimited = budget is None or (budget.parameters is None and budget.macs is None)
+    unlimited = budget is None or budget.unlimited
     limits = Limits(
         growth=0.3 if growth is None and unlimited else growth,
         budget=budget,
@@ -252,12 +252,14 @@ def analyse(
                 proposals.change_alone(signs),
                 proposals.measure_alone(signs) if competing else None,
             )
-        selection = select(
+        spending = spend(
             spectra.candidates if calibration is None else calibration.measured(spectra.candidates),
             groups.cost,
             limits,
             sum(group.width for group in program.groups),
+            {group.name: group.width for group in groups.groups},
         )
+        selection = spending.selection
         if not selection.widths:
             raise NothingToSplit(f"nothing is left to split: {selection.notes}")
         signs = proposals.signs(selection.rows, epsilon)
@@ -295,6 +297,8 @@ def analyse(
             "displaced": list(displace),
             "damping": damping if metric == "input" else None,
             "selection": selection.notes,
+            "budget_spent": spending.spent,
+            "cost": spending.cost,
             "calibration": None if calibration is None else calibration.report(),
             "rigid": prepared.rigid,
             "base_loss": proposals.base,

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from growpipe.graph_ops.cost import CostModel
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["Budget", "Limits", "affordable", "balanced_widths", "prices_of"]
+__all__ = ["Budget", "Expenses", "Limits", "NetworkCost", "balanced_widths"]
+
+
+class NetworkCost(Protocol):
+    """What a network costs besides parameters and MACs, in a unit of its own: a table, or a measurement."""
+
+    @property
+    def unit(self) -> str:
+        """E.g. ``ms``."""
+
+    @property
+    def resolution(self) -> float:
+        """The share of a cost below which differences mean nothing; 0 where ``of`` is exact."""
+
+    def of(self, widths: Mapping[str, int]) -> float:
+        """The cost by the widths of all channel groups; an estimate where there is a resolution."""
+
+    def tried(self, widths: Mapping[str, int]) -> float:
+        """The cost of the network of these widths itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +37,25 @@ class Budget:
     Attributes:
         parameters: the number of trainable entries.
         macs: multiply-accumulates of one forward pass.
+        cost: any other cost, e.g. a `CostTable` or a `MeasuredLatency`.
+        limit: the most of ``cost``, in its unit.
     """
 
     parameters: int | None = None
     macs: int | None = None
+    cost: NetworkCost | None = None
+    limit: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("parameters", self.parameters), ("macs", self.macs)):
-            if value is not None and value <= 0:
+        for name, value in (("parameters", self.parameters), ("macs", self.macs), ("(limit)", self.limit)):
+            if value is not None and not value > 0:
                 raise UsageError(f"a budget of {value} {name} leaves no network; give a positive number")
+        if (self.cost is None) != (self.limit is None):
+            raise UsageError("a budget's cost and its limit go together; give both or neither")
+
+    @property
+    def unlimited(self) -> bool:
+        return self.parameters is None and self.macs is None and self.cost is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +83,7 @@ class Limits:
     balance: float = 0.0
 
     def __post_init__(self) -> None:
-        unlimited = self.budget is None or (self.budget.parameters is None and self.budget.macs is None)
-        if self.growth is None and unlimited:
+        if self.growth is None and (self.budget is None or self.budget.unlimited):
             raise UsageError("give a growth share or a budget")
         if self.growth is not None and not self.growth > 0:
             raise UsageError(
@@ -76,17 +104,63 @@ class Limits:
         return all(least is not None and least == most for least, most in bounds)
 
 
-def affordable(cost: CostModel, grown: Mapping[str, int], budget: Budget | None) -> bool:
-    """Whether the network with these widths is within the budget."""
-    if budget is None:
-        return True
-    if budget.parameters is not None and cost.parameters(grown) > budget.parameters:
-        return False
-    return budget.macs is None or cost.macs(grown) <= budget.macs
+@dataclass(frozen=True, eq=False)
+class Expenses:
+    """What one network costs at any widths, against what it may cost.
+
+    Attributes:
+        model: parameters and MACs.
+        own: the widths of all its groups.
+        budget: None where it may cost anything.
+    """
+
+    model: CostModel
+    own: Mapping[str, int]
+    budget: Budget | None
+
+    def affordable(self, grown: Mapping[str, int]) -> bool:
+        """Whether the network is within the budget when the groups in ``grown`` have those widths."""
+        budget = self.budget
+        if budget is None:
+            return True
+        if budget.parameters is not None and self.model.parameters(grown) > budget.parameters:
+            return False
+        if budget.macs is not None and self.model.macs(grown) > budget.macs:
+            return False
+        if budget.cost is None or budget.limit is None:
+            return True
+        return budget.cost.of({**self.own, **grown}) <= budget.limit
+
+    def spent(self, grown: Mapping[str, int], groups: Iterable[str]) -> bool:
+        """Whether none of these groups can have one channel more."""
+        widths = {**self.own, **grown}
+        return not any(self.affordable({**grown, group: widths[group] + 1}) for group in groups)
+
+    def measure(self, grown: Mapping[str, int]) -> float:
+        """The cost that candidates compete by.
+
+        The budget's own cost if it has one, else MACs, but parameters where they alone are bounded.
+        """
+        budget = self.budget
+        if budget is not None and budget.cost is not None:
+            return budget.cost.of({**self.own, **grown})
+        if budget is not None and budget.macs is None and budget.parameters is not None:
+            return self.model.parameters(grown)
+        return self.model.macs(grown)
+
+    def prices(self, widths: Mapping[str, int], exponent: float) -> dict[str, float]:
+        """What one more channel of each group costs when they have these widths, to a power."""
+        base = self.measure(widths)
+        # What is free in this measure is still no better than very cheap.
+        least = base / 1e9
+        return {
+            group: max(least, self.measure({**widths, group: width + 1}) - base) ** exponent
+            for group, width in widths.items()
+        }
 
 
 def balanced_widths(
-    cost: CostModel, widths: Mapping[str, int], room: int | None, limits: Limits
+    expenses: Expenses, widths: Mapping[str, int], room: int | None, limits: Limits
 ) -> dict[str, int]:
     """The widths that groups reach before they compete; see `Limits`."""
     if not limits.balance:
@@ -98,7 +172,7 @@ def balanced_widths(
     def fits(factor: float) -> bool:
         wider = {group: width for group, width in scaled(factor).items() if width > widths[group]}
         added = sum(width - widths[group] for group, width in wider.items())
-        return (room is None or added <= room) and affordable(cost, wider, limits.budget)
+        return (room is None or added <= room) and expenses.affordable(wider)
 
     low, high = 1.0, limits.max_factor
     if fits(high):
@@ -107,19 +181,3 @@ def balanced_widths(
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return scaled(low**limits.balance)
-
-
-def prices_of(
-    cost: CostModel, widths: Mapping[str, int], start: Mapping[str, int], limits: Limits
-) -> dict[str, float]:
-    """What one more channel of every group costs at the current widths, to the power ``cost_exponent``."""
-    by_parameters = (
-        limits.budget is not None and limits.budget.macs is None and limits.budget.parameters is not None
-    )
-    measure = cost.parameters if by_parameters else cost.macs
-    grown = {g: w for g, w in widths.items() if w != start[g]}
-    base = measure(grown)
-    return {
-        group: float(max(1, measure({**grown, group: width + 1}) - base)) ** limits.cost_exponent
-        for group, width in widths.items()
-    }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from growpipe.analyser.limits import Limits, affordable, balanced_widths, prices_of
+from growpipe.analyser.limits import Expenses, Limits, balanced_widths
 from growpipe.analyser.schemes import Scheme, exact_rows
 from growpipe.graph_ops.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
@@ -192,6 +192,7 @@ def select(
     cost: CostModel,
     limits: Limits,
     total_channels: int | None = None,
+    own: Mapping[str, int] | None = None,
 ) -> Selection:
     """The best splits by gain per cost, group by group and channel by channel, greedily.
 
@@ -215,6 +216,8 @@ def select(
         cost: of the whole network.
         limits: what bounds the growth.
         total_channels: of which ``growth`` is a share; the channels of ``candidates`` by default.
+        own: the widths of all groups of the network, for a budget's own cost; those of ``candidates`` by
+            default.
 
     Raises:
         NothingToSplit: the network is over the budget already.
@@ -228,20 +231,21 @@ def select(
         raise UsageError(f"there is no splittable group {unknown[0]!r} to limit; see growpipe inspect")
     channels = sum(widths.values()) if total_channels is None else total_channels
     room = None if limits.growth is None else max(1, round(limits.growth * channels))
-    if not affordable(cost, {}, limits.budget):
+    expenses = Expenses(cost, {**(own or {}), **start}, limits.budget)
+    if not expenses.affordable({}):
         raise NothingToSplit("the budget is spent: the network costs more already; give a larger budget")
     largest = max((float(-c.values.min(initial=0.0)) for c in candidates), default=0.0)
     floor = 1e-9 * largest
     queues = {c.group: _Queue(c, floor) for c in candidates}
     unpromising = dict.fromkeys(queues, 0)
     open_groups = set(queues)
-    balanced = balanced_widths(cost, widths, room, limits)
+    balanced = balanced_widths(expenses, widths, room, limits)
     prices: dict[str, float] = {}
     added = priced_at = 0
     reason = "no candidate lowers the loss any further"
     while open_groups:
         if not prices or added - priced_at >= max(1, added // 32):
-            prices, priced_at = prices_of(cost, widths, start, limits), added
+            prices, priced_at = expenses.prices(widths, limits.cost_exponent), added
         below = [g for g in open_groups if widths[g] < (limits.widths.get(g, (None, None))[0] or 0)]
         behind = [g for g in open_groups if widths[g] < balanced[g]]
         best: tuple[float, str, list[_Step]] | None = None
@@ -264,7 +268,7 @@ def select(
             reason = "the growth share is reached"
             open_groups.discard(group)
             continue
-        if not affordable(cost, grown, limits.budget):
+        if not expenses.affordable(grown):
             reason = "the budget is spent"
             open_groups.discard(group)
             continue

@@ -163,6 +163,57 @@ def test_fewer_rounds_say_what_they_remove(
     assert [row["name"] for row in rows] == ["round 0", "round 1", "control"]
 
 
+TABLE = """
+[budget.table]
+limit = 10.0
+unit = "mJ"
+base = 1.0
+terms = [
+  { groups = ["features.0.0.weight", "features.1.0.weight"], rate = 0.1 },
+  { groups = ["features.2.0.weight"], rate = 0.2 },
+  { groups = ["hidden.weight"], widths = [4, 8], costs = [1.0, 3.0] },
+]
+"""
+
+
+def test_a_run_spends_a_budget_of_any_cost(tmp_path: Path) -> None:
+    recipe = tmp_path / "table.toml"
+    free = RECIPE.replace("parameters = 900", "").replace("share = 0.5", "share = 2.0")
+    recipe.write_text(free.replace("rounds = 2", "rounds = 5") + TABLE)
+    folder = tmp_path / "run"
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    assert summary["stopped"] == "the budget is spent"
+    *_, grown, _control = summary["rows"]
+    first, second, third, hidden = grown["widths"]
+    layer, curve = 0.1 * first * second + 0.2 * third, 1.0 + 0.5 * (hidden - 4)
+    assert grown["cost"] == pytest.approx(1.0 + layer + curve)
+    assert grown["cost"] <= 10.0 < grown["cost"] + min(0.1 * first, 0.1 * second, 0.2, 0.5)
+    assert "mJ" in (folder / "final" / "summary.md").read_text()
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(recipe.read_text().replace('"hidden.weight"', '"hiden.weight"'))
+    again = growpipe("run", str(wrong), "--out", str(tmp_path / "other"), errors=tmp_path / "err")
+    assert finished(again) == 2
+    assert "'hiden.weight'; see growpipe inspect" in (tmp_path / "err").read_text()
+    assert not list((tmp_path / "other").glob("*/*/")), "said before anything is trained"
+
+
+def test_a_run_spends_a_budget_of_milliseconds(tmp_path: Path) -> None:
+    recipe = tmp_path / "milliseconds.toml"
+    recipe.write_text(RECIPE.replace("rounds = 2", "rounds = 1") + "milliseconds = 1000\n")
+    folder = tmp_path / "run"
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    assert "latency: network 1 of 6" in (tmp_path / "err").read_text()
+    rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
+    assert 0 < rows[1]["cost"] < 1000
+    assert rows[1]["unit"] == "ms"
+    recipe.write_text(recipe.read_text().replace("milliseconds = 1000", "milliseconds = 1e-6"))
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    assert summary["stopped"].startswith("the budget is spent: the network takes")
+    assert [row["name"] for row in summary["rows"]] == ["round 0", "control"]
+
+
 def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(
     undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
 ) -> None:

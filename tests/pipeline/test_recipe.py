@@ -13,6 +13,10 @@ from growpipe.user_code import call_user_code, hash_user_file, load_reference
 MINIMAL = 'name = "mine"\nmodel = "net.py:build"\ndata = "data.py:loaders"\n'
 
 
+TABLE = "[budget.table]\nlimit = 2\n"
+RATE = 'terms = [{ groups = ["a"], rate = 1 }]\n'
+
+
 def write(folder: Path, text: str) -> str:
     path = folder / "recipe.toml"
     path.write_text(text)
@@ -43,6 +47,21 @@ def test_every_shipped_recipe_is_valid() -> None:
         (MINIMAL + "[growth]\nc = 0.5\n", "wrong at 'growth.c'.*greater than or equal to 1"),
         (MINIMAL.replace("net.py:build", "net.py"), "wrong at 'model'"),
         ('name = "mine"\n', "wrong at 'model'.*required"),
+        (MINIMAL + "[budget]\nmilliseconds = 0\n", "wrong at 'budget.milliseconds'.*greater than 0"),
+        (MINIMAL + "[budget]\nmillisecond = 1\n", "'budget.millisecond'; did you mean 'milliseconds'?"),
+        (
+            MINIMAL + "[budget]\nmilliseconds = 1\n" + TABLE + RATE,
+            "'budget'.*or a table, not both",
+        ),
+        (MINIMAL + TABLE, "wrong at 'budget.table.terms'.*required"),
+        (
+            MINIMAL + TABLE + 'terms = [{ groups = ["a"] }]',
+            "'budget.table.terms.0'.*give a rate, or one group",
+        ),
+        (
+            MINIMAL + TABLE + RATE.replace("rate", "widths = [1, 2], rate"),
+            "a rate, or widths and costs, not both",
+        ),
         ("name = \n", "no TOML"),
     ],
 )

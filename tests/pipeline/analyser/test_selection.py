@@ -7,36 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from two_layers import COST, candidates
 
 from growpipe.analyser.limits import Budget, Limits
 from growpipe.analyser.schemes import ROWS, best_rows, scheme_of
 from growpipe.analyser.selection import Candidates, select
-from growpipe.graph_ops.cost import CostModel, CostTerm
-from growpipe.graph_ops.dims import Atom
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
-
-A, B = Atom("a", 4), Atom("b", 6)
-# Two layers: 3 -> a -> b -> 2, the first on 50 positions.
-COST = CostModel(
-    (
-        CostTerm("macs", "first", 3 * 50, (A,)),
-        CostTerm("macs", "second", 1, (A, B)),
-        CostTerm("macs", "third", 2, (B,)),
-        CostTerm("parameters", "first", 3, (A,)),
-        CostTerm("parameters", "second", 1, (A, B)),
-        CostTerm("parameters", "third", 2, (B,)),
-    )
-)
-
-
-def candidates(scheme: str = "m4", c: float = 3.0, seed: int = 0) -> list[Candidates]:
-    rng = np.random.default_rng(seed)
-    return [
-        Candidates.of(
-            atom.name, -rng.uniform(0, 1, atom.size), rng.uniform(0, 1, atom.size), scheme_of(scheme, c)
-        )
-        for atom in (A, B)
-    ]
 
 
 def value(selection, offered: list[Candidates]) -> float:

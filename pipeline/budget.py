@@ -47,6 +47,8 @@ def _latency(task: Task, graph: ir.Model, threads: int) -> MeasuredLatency:
     def share(measure: Callable[[], Any]) -> Any:
         return broadcast(peers, None if peers.rank else measure())
 
+    if task.run.recipe.growth.align == 1:
+        log("latency: widths of a multiple of 8 or 16 often take less time; see align in [growth]")
     sample = {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
     return MeasuredLatency(graph, sample, threads=threads, told=log, share=share)
 

@@ -60,13 +60,13 @@ def run_all(run: Run) -> StageRecord:
         announced(train_round(task, number))
         announced(export_round(task, number))
         stopped = _reason_to_stop(run, number)
-        unread = ("analyse", "rewrite") if stopped else ("rewrite",)
-        if stopped is None:
-            stopped = announced(analyse_round(task, number)).facts["stopped"]
-        if stopped is None:
+        if stopped is not None:
+            _discard(run, number, ("analyse", "rewrite"), later=True)
+        elif announced(analyse_round(task, number)).facts["stopped"] is None:
             announced(rewrite_round(task, number))
         else:
-            _discard_later_stages(run, number, unread)
+            # No child: the next round is the last stage of training of this same network.
+            _discard(run, number, ("rewrite",), later=False)
         announced(check_round(task, number))
         number += 1
     epochs = sum(previous_stage(run, done, "train").facts["epochs"] for done in range(number))
@@ -75,34 +75,32 @@ def run_all(run: Run) -> StageRecord:
 
 
 def _reason_to_stop(run: Run, number: int) -> str | None:
+    found = None if number == 0 else previous_stage(run, number - 1, "analyse").facts
+    if found is not None and found["stopped"]:
+        return str(found["stopped"])
     if number >= run.recipe.growth.rounds:
         return f"{run.recipe.growth.rounds} rounds of growth are done"
-    if number > 0 and previous_stage(run, number - 1, "rewrite").facts["budget_spent"]:
-        return "the budget is spent"
-    return None
+    return "the budget is spent" if found is not None and found["budget_spent"] else None
 
 
-def _discard_later_stages(run: Run, number: int, unread: Iterable[str]) -> None:
-    """The last round is not split; what an earlier, longer run did after it is no part of this one.
+def _discard(run: Run, number: int, unread: Iterable[str], *, later: bool) -> None:
+    """Remove what an earlier run left that is no part of this one.
 
     Args:
         run: the run.
-        number: its last round.
+        number: the round it has come to.
         unread: the stages of that round that this run does not have.
+        later: whether it has no later rounds.
     """
     if run.peers.rank == 0:
-        _remove_stages(run, number, unread)
+        for stage in unread:
+            shutil.rmtree(run.path / round_stage(number, stage), ignore_errors=True)
+        beyond = number + 1
+        while later and (folder := run.path / f"round-{beyond:02d}").exists():
+            shutil.rmtree(folder)
+            log(f"{folder.name}: of an earlier, longer run, removed")
+            beyond += 1
     broadcast(run.peers, None)  # nobody reads what is being removed
-
-
-def _remove_stages(run: Run, number: int, unread: Iterable[str]) -> None:
-    for stage in unread:
-        shutil.rmtree(run.path / round_stage(number, stage), ignore_errors=True)
-    later = number + 1
-    while (folder := run.path / f"round-{later:02d}").exists():
-        shutil.rmtree(folder)
-        log(f"{folder.name}: of an earlier, longer run, removed")
-        later += 1
 
 
 def announced(record: StageRecord) -> StageRecord:

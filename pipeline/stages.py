@@ -89,9 +89,11 @@ def train_round(task: Task, number: int) -> StageRecord:
     parent: StageRecord | None = None
     last = number >= run.recipe.growth.rounds
     if number > 0:
-        parent = previous_stage(run, number - 1, "rewrite")
+        found = previous_stage(run, number - 1, "analyse").facts
+        # Where nothing was left to split, the same network gets the last stage of training.
+        parent = previous_stage(run, number - 1, "train" if found["stopped"] else "rewrite")
         inputs = parent.inputs(WEIGHTS, OPTIMIZER)
-        last = last or bool(parent.facts["budget_spent"])
+        last = last or bool(found["stopped"] or found["budget_spent"])
     epochs = settings.final_epochs if last else settings.epochs
     name = round_stage(number, "train")
     retrain = last and number > 0 and run.recipe.growth.finish == "retrain"
@@ -235,18 +237,23 @@ def export_round(task: Task, number: int) -> StageRecord:
     run = task.run
     trained = previous_stage(run, number, "train")
     inputs = trained.inputs(WEIGHTS)
-    parent = run.published(round_stage(number - 1, "rewrite")) if number else None
-    if parent is not None:
-        inputs |= parent.inputs(CHILD)
+    history: Path | None = None
+    if number:
+        parent = run.published(round_stage(number - 1, "rewrite"))
+        file = CHILD
+        if parent is None:  # nothing was left to split
+            parent, file = previous_stage(run, number - 1, "export"), GROWTH_FORM
+        inputs |= parent.inputs(file)
+        history = parent.folder / file
 
     def produce(folder: Path) -> dict[str, Any]:
         model = load_grown(task.build_seed(), trained.folder / WEIGHTS).eval()
         graph = _export(task, model)
-        if parent is not None:
-            # The exporter knows nothing of the growth history; the rewritten graph has it.
-            history = load_model(parent.folder / CHILD).metadata_props
+        if history is not None:
+            # The exporter knows nothing of the growth history; the graph before has it.
+            told = load_model(history).metadata_props
             graph.metadata_props.update(
-                {key: value for key, value in history.items() if key.startswith(_JOURNAL_PREFIX)}
+                {key: value for key, value in told.items() if key.startswith(_JOURNAL_PREFIX)}
             )
         save_model(graph, folder / GROWTH_FORM)
         examples = task.example_inputs()
@@ -325,7 +332,7 @@ def analyse_round(task: Task, number: int) -> StageRecord:
                 device=run.device,
             )
         except NothingToSplit as nothing:
-            return {"stopped": str(nothing)}
+            return {"stopped": str(nothing), "budget_spent": False}
         plan.save(folder / PLAN)
         return {
             "stopped": None,
@@ -381,13 +388,9 @@ def rewrite_round(task: Task, number: int) -> StageRecord:
         _assert_lockstep(grown, child)
         save_grown(grown, folder / WEIGHTS)
         save_optimizer(optimizer, grown, folder / OPTIMIZER)
-        return {**_costs(find_channel_groups(child)), "budget_spent": analysed.facts["budget_spent"]}
+        return _costs(find_channel_groups(child))
 
-    config = {
-        **task.config,
-        "train": run.recipe.train.optimizer,
-        "budget_spent": analysed.facts["budget_spent"],
-    }
+    config = {**task.config, "train": run.recipe.train.optimizer}
     inputs = trained.inputs(WEIGHTS, OPTIMIZER) | exported.inputs(GROWTH_FORM)
     inputs |= analysed.inputs(*(f"{PLAN}/{file}" for file in ("plan.json", "plan.safetensors")))
     return run.stage(round_stage(number, "rewrite"), produce, config=config, inputs=inputs)

@@ -75,20 +75,9 @@ def rows_of(run: Run) -> list[Row]:
             )
         )
         analysed = run.published(round_stage(number, "analyse"))
-        if analysed is None or "latency" not in checked.facts:
+        if analysed is None or not (analysed.facts["stopped"] or "latency" in checked.facts):
             break
-        latency = checked.facts["latency"]
-        split = {
-            "latency_ratio": latency["ratio"],
-            "latency_low": latency["low"],
-            "latency_high": latency["high"],
-            "epsilon": analysed.facts["epsilon"],
-            "predicted_change": analysed.facts["predicted_change"],
-            "realised_change": analysed.facts["realised_change"],
-            "parity": checked.facts["parity"],
-            "cost": analysed.facts.get("cost"),
-            "unit": analysed.facts.get("unit", ""),
-        }
+        split = {} if analysed.facts["stopped"] else _split_facts(analysed.facts, checked.facts)
         number += 1
     control = run.published(CONTROL)
     if control is not None and rows:
@@ -104,6 +93,22 @@ def rows_of(run: Run) -> list[Row]:
             )
         )
     return rows
+
+
+def _split_facts(analysed: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
+    """What a row tells of the split that made its network."""
+    latency = checked["latency"]
+    return {
+        "latency_ratio": latency["ratio"],
+        "latency_low": latency["low"],
+        "latency_high": latency["high"],
+        "epsilon": analysed["epsilon"],
+        "predicted_change": analysed["predicted_change"],
+        "realised_change": analysed["realised_change"],
+        "parity": checked["parity"],
+        "cost": analysed.get("cost"),
+        "unit": analysed.get("unit", ""),
+    }
 
 
 def _accuracy(measured: dict[str, Any] | None) -> float | None:

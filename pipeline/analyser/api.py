@@ -100,7 +100,8 @@ def analyse(
             sharper and training worse; where none is left, it goes further.
         growth: the share of channels to add; None means 0.3 without a budget, and no such bound with one.
         epsilon: the step ε in the metric's unit; None searches.
-        budget: what the grown network may cost; with a growth share both hold.
+        budget: what the grown network may cost in parameters, MACs, or any other cost (see
+            `growpipe.analyser.limits.Budget`); with a growth share both hold.
         metric: ``"euclidean"`` (‖δ‖² in parameter units) or ``"input"`` (δᵀ E[p pᵀ] δ, see `metric`).
         damping: of the input metric, as a share of the mean eigenvalue of Σ.
         displace: what is displaced: ``"weights"`` (of mixing producers), ``"filters"`` (depthwise),
@@ -110,7 +111,7 @@ def analyse(
         align: groups that grow end at a multiple of this width.
         widths: by group the least and the greatest width, either None.
         max_factor: no group grows beyond this multiple of its width.
-        cost_exponent: candidates compete by gain / MACs (or parameters) to this power.
+        cost_exponent: candidates compete by gain / MACs (or what else is bounded) to this power.
         balance: how much of the growth every group gets before they compete: each whose splits lower the
             loss grows by fᵉ, e the balance and f the one factor for all that would use all the room. What a
             split gains at once says too little of what an early, narrow group is worth after training. 0

@@ -211,7 +211,14 @@ def test_a_run_spends_a_budget_of_milliseconds(tmp_path: Path) -> None:
     assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
     summary = json.loads((folder / "final" / "summary.json").read_text())
     assert summary["stopped"].startswith("the budget is spent: the network takes")
-    assert [row["name"] for row in summary["rows"]] == ["round 0", "control"]
+    # What cannot grow still gets the last stage of training, as its control does.
+    first, last, control = summary["rows"]
+    assert (first["epochs"], last["epochs"], control["epochs"]) == (4, 4 + 6, 4 + 6)
+    assert last["widths"] == first["widths"] == control["widths"]
+    assert (last["cost"], last["parity"]) == (None, None)
+    assert not (folder / "round-00" / "rewrite").exists()
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    assert all("skipped" in line for line in (tmp_path / "err").read_text().splitlines())
 
 
 def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(

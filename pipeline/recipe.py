@@ -76,7 +76,8 @@ class Growth(_Section):
     """How much of the growth every group gets before they compete: 0 is none, 1 keeps the proportions."""
     epsilon: float | None = Field(default=None, ge=0.0)
     samples: int = Field(default=1024, ge=1)
-    align: int = Field(default=1, ge=1)
+    align: int | None = Field(default=None, ge=1)
+    """Groups that grow end at a multiple of this width: 16 under a budget of milliseconds, else 1."""
     freeze: tuple[str, ...] = ()
     finish: Literal["continue", "retrain"] = "continue"
     """The last stage trains the grown weights on, or the found widths from scratch."""

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from growpipe import analyser
-from growpipe.budget import budget_for, cost_table
+from growpipe.budget import alignment, budget_for, cost_table
 from growpipe.checks.accuracy import accuracy
 from growpipe.checks.numerics import compare, run_model
 from growpipe.export import export_growth_form, named_tensors
@@ -325,7 +325,7 @@ def analyse_round(task: Task, number: int) -> StageRecord:
                 ranking=growth.ranking,
                 max_factor=growth.max_factor,
                 balance=growth.balance,
-                align=growth.align,
+                align=alignment(run.recipe),
                 freeze=growth.freeze,
                 max_samples=growth.samples,
                 seed=run.seed,

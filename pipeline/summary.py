@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ def rows_of(run: Run) -> list[Row]:
     return rows
 
 
-def _split_facts(analysed: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
+def _split_facts(analysed: Mapping[str, Any], checked: Mapping[str, Any]) -> dict[str, Any]:
     """What a row tells of the split that made its network."""
     latency = checked["latency"]
     return {

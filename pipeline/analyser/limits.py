@@ -151,8 +151,8 @@ class Expenses:
     def prices(self, widths: Mapping[str, int], exponent: float) -> dict[str, float]:
         """What one more channel of each group costs when they have these widths, to a power."""
         base = self.measure(widths)
-        # What is free in this measure is still no better than very cheap.
-        least = base / 1e9
+        # What is free in this measure is still no better than very cheap; where all is free, all is alike.
+        least = base / 1e9 or 1.0
         return {
             group: max(least, self.measure({**widths, group: width + 1}) - base) ** exponent
             for group, width in widths.items()

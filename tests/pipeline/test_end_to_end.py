@@ -207,6 +207,10 @@ def test_a_run_spends_a_budget_of_milliseconds(tmp_path: Path) -> None:
     rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
     assert 0 < rows[1]["cost"] < 1000
     assert rows[1]["unit"] == "ms"
+    assert all(
+        width == 16 or width == own for width, own in zip(rows[1]["widths"], (2, 2, 3, 4), strict=True)
+    )
+    assert 16 in rows[1]["widths"]
     recipe.write_text(recipe.read_text().replace("milliseconds = 1000", "milliseconds = 1e-6"))
     assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
     summary = json.loads((folder / "final" / "summary.json").read_text())

@@ -86,6 +86,14 @@ def test_a_table_may_know_of_groups_that_do_not_grow() -> None:
         spent_on(Budget(cost=CostTable([RateTerm(("other",), 1.0)]), limit=1.0))
 
 
+def test_what_costs_nothing_grows_as_far_as_it_may() -> None:
+    free = CostTable([RateTerm(("a",), 0.0)])
+    spending = spent_on(Budget(cost=free, limit=1.0))
+    assert spending.selection.widths["a"] > 12
+    assert spending.selection.widths["b"] > 18
+    assert not spending.spent
+
+
 def test_both_the_table_and_the_macs_hold() -> None:
     table = CostTable([RateTerm(("a",), 1.0), RateTerm(("b",), 1.0)])
     loose = widths_of(spent_on(Budget(cost=table, limit=30.0)))

@@ -15,6 +15,7 @@ from growpipe.suggestions import did_you_mean
 __all__ = ["Budget", "Growth", "Recipe", "Training", "load_recipe", "shipped_recipes"]
 
 Share = Annotated[float, Field(gt=0.0, le=10.0)]
+Width = Annotated[int, Field(ge=1)]
 Reference = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
 
 
@@ -79,6 +80,10 @@ class Growth(_Section):
     align: int | None = Field(default=None, ge=1)
     """Groups that grow end at a multiple of this width: 16 under a budget of milliseconds, else 1."""
     freeze: tuple[str, ...] = ()
+    min_widths: dict[str, Width] = {}
+    """By channel group the width to grow to at least, in the first round."""
+    max_widths: dict[str, Width] = {}
+    """By channel group the width never to grow beyond."""
     finish: Literal["continue", "retrain"] = "continue"
     """The last stage trains the grown weights on, or the found widths from scratch."""
 

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from growpipe import analyser
-from growpipe.budget import alignment, budget_for, cost_table
 from growpipe.checks.accuracy import accuracy
 from growpipe.checks.numerics import compare, run_model
 from growpipe.export import export_growth_form, named_tensors
@@ -30,6 +29,7 @@ from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.graph_ops.loading import load_model, save_model
 from growpipe.graph_ops.plan import SplitPlan
 from growpipe.graph_ops.rewrite import grow_graph
+from growpipe.growth_limits import alignment, budget_for, check_limits, width_limits
 from growpipe.mirror import grow, load_grown, save_grown, to_numpy
 from growpipe.optimizer_state import load_optimizer, save_optimizer
 from growpipe.rewidth import reinitialise
@@ -143,9 +143,7 @@ def _require_growth(task: Task, groups: ChannelGroups) -> None:
         raise UsageError(
             f"the seed network has no channel group that can split: {barrier}; see growpipe inspect"
         )
-    table = task.run.recipe.budget.table
-    if table is not None:
-        cost_table(table, groups)
+    check_limits(task.run.recipe, groups)
 
 
 def train_control(task: Task, epochs: int) -> StageRecord:
@@ -326,6 +324,7 @@ def analyse_round(task: Task, number: int) -> StageRecord:
                 max_factor=growth.max_factor,
                 balance=growth.balance,
                 align=alignment(run.recipe),
+                widths=width_limits(growth),
                 freeze=growth.freeze,
                 max_samples=growth.samples,
                 seed=run.seed,

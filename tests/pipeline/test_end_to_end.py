@@ -344,6 +344,41 @@ def test_a_model_that_cannot_be_used_is_one_line_and_exit_code_2(
     assert not list((tmp_path / "run").glob("*/*/"))
 
 
+def test_widths_are_limited_by_group(tmp_path: Path) -> None:
+    recipe = tmp_path / "limited.toml"
+    limits = 'max_widths = { "hidden.weight" = 5 }\nmin_widths = { "features.1.0.weight" = 4 }'
+    recipe.write_text(RECIPE.replace("samples = 256", f"samples = 256\n{limits}"))
+    folder = tmp_path / "run"
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
+    assert rows[1]["widths"][1] >= 4
+    assert max(row["widths"][3] for row in rows) <= 5
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            '{ "features.1.0.wait" = 4 }',
+            "'features.1.0.wait' can grow, whose width the recipe limits; did you",
+        ),
+        ('{ "features.1.0.weight" = 5 }', "is 5, and 4 is the most of the first round"),
+        ('{ "hidden.weight" = 6 }', "is 6, and 5 is the most of the first round"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused_before_training(
+    limits: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    limited = f'samples = 256\nmax_widths = {{ "hidden.weight" = 5 }}\nmin_widths = {limits}'
+    recipe.write_text(RECIPE.replace("samples = 256", limited))
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(recipe), "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*/*/"))
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

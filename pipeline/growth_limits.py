@@ -1,4 +1,4 @@
-"""The budget of a recipe as the analyser takes it."""
+"""How far a recipe lets a network grow, as the analyser takes it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import onnx_ir as ir
 from growpipe.analyser import Budget
 from growpipe.distributed import broadcast
 from growpipe.graph_ops.cost_table import CostTable, CurveTerm, RateTerm
+from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.measured_latency import MeasuredLatency
 from growpipe.progress import log
-from growpipe.recipe import Recipe, Table
+from growpipe.recipe import Growth, Recipe, Table
+from growpipe.suggestions import did_you_mean
 from growpipe.task import Task
 
-__all__ = ["alignment", "budget_for", "cost_table"]
+__all__ = ["alignment", "budget_for", "check_limits", "width_limits"]
 
 
 def budget_for(task: Task, graph: ir.Model) -> Budget:
@@ -34,7 +36,7 @@ def budget_for(task: Task, graph: ir.Model) -> Budget:
             asked.parameters, asked.macs, _latency(task, graph, asked.threads), limit=asked.milliseconds
         )
     if asked.table is not None:
-        table = cost_table(asked.table, find_channel_groups(graph))
+        table = _cost_table(asked.table, find_channel_groups(graph))
         return Budget(asked.parameters, asked.macs, table, limit=asked.table.limit)
     return Budget(asked.parameters, asked.macs)
 
@@ -61,12 +63,39 @@ def _latency(task: Task, graph: ir.Model, threads: int) -> MeasuredLatency:
     return MeasuredLatency(graph, sample, threads=threads, told=log, share=share)
 
 
-def cost_table(asked: Table, groups: ChannelGroups) -> CostTable:
-    """The table of a recipe.
+def width_limits(growth: Growth) -> dict[str, tuple[int | None, int | None]]:
+    """By channel group the least and the greatest width."""
+    groups = sorted(growth.min_widths.keys() | growth.max_widths.keys())
+    return {group: (growth.min_widths.get(group), growth.max_widths.get(group)) for group in groups}
+
+
+def check_limits(recipe: Recipe, groups: ChannelGroups) -> None:
+    """Refuse limits of a recipe that are not of this network, before anything is trained.
 
     Raises:
-        UsageError: a term makes no sense, or names none of ``groups``.
+        UsageError: a width or a term of the cost table names no group, a least width is above the greatest or
+            beyond the first round, or a term of the table makes no sense.
     """
+    growth = recipe.growth
+    own = {group.name: group.width for group in groups.groups if group.splittable}
+    unknown = sorted((growth.min_widths.keys() | growth.max_widths.keys()) - own.keys())
+    if unknown:
+        hint = did_you_mean(unknown[0], own) or "; see growpipe inspect"
+        raise UsageError(f"no channel group {unknown[0]!r} can grow, whose width the recipe limits{hint}")
+    for group, least in growth.min_widths.items():
+        # Later there may be no budget left for it.
+        most = min(int(growth.max_factor * own[group]), growth.max_widths.get(group, least))
+        if least > max(most, own[group]):
+            raise UsageError(
+                f"the least width of {group!r} is {least}, and {most} is the most of the first round; begin "
+                "with a wider seed network, or raise max_factor or max_widths"
+            )
+    if recipe.budget.table is not None:
+        _cost_table(recipe.budget.table, groups)
+
+
+def _cost_table(asked: Table, groups: ChannelGroups) -> CostTable:
+    """The table of a recipe; `UsageError` where a term makes no sense, or names none of ``groups``."""
     terms = [
         RateTerm(term.groups, term.rate)
         if term.rate is not None

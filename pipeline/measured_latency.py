@@ -23,7 +23,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from scipy.optimize import lsq_linear
 
-from growpipe.checks.latency import LatencyRatio, paired_latency
+from growpipe.checks.latency import paired_latency
 from growpipe.checks.sessions import Device
 from growpipe.graph_ops.cost import CostTerm
 from growpipe.graph_ops.deploy import deploy_form
@@ -32,7 +32,7 @@ from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
 from growpipe.graph_ops.random_plan import net2net_plan
 from growpipe.graph_ops.rewrite import grow_graph
 
-__all__ = ["MeasuredLatency", "milliseconds"]
+__all__ = ["MeasuredLatency"]
 
 Share = Callable[[Callable[[], Any]], Any]
 
@@ -44,16 +44,6 @@ _LEAST = 0.05
 """The least time of a layer, as a share of what MACs alone would give it."""
 _NOISE = 0.01
 """The standard error of a measured ratio that the fit reckons with."""
-
-
-def milliseconds(
-    model: ir.Model, candidate: ir.Model, inputs: Mapping[str, npt.NDArray], threads: int, device: Device
-) -> LatencyRatio:
-    """The latency of the deploy form of ``candidate``, paired with that of ``model``'s."""
-    reference, other = (ir.to_proto(deploy_form(m)).SerializeToString() for m in (model, candidate))
-    return paired_latency(
-        reference, other, inputs, threads=threads, device=device, min_runs=_RUNS, blocks=_BLOCKS
-    )
 
 
 @dataclass(eq=False)
@@ -96,6 +86,7 @@ class MeasuredLatency:
         if not self._splittable:
             raise UsageError("the graph has no channel group that can split; see growpipe inspect")
         self._terms = _layers(self._groups)
+        self._deployed = _serialised_deploy_form(self.graph)
         designs = _designs(self._splittable, self._widths)
         ratios, references = [], []
         for number, widths in enumerate(designs, 1):
@@ -133,11 +124,23 @@ class MeasuredLatency:
 
         def measure() -> tuple[float, float]:
             wider = grow_graph(self.graph, net2net_plan(self._groups, self.graph, growth=added))
-            found = milliseconds(self.graph, wider, self.inputs, self.threads, self.device)
+            found = paired_latency(
+                self._deployed,
+                _serialised_deploy_form(wider),
+                self.inputs,
+                threads=self.threads,
+                device=self.device,
+                min_runs=_RUNS,
+                blocks=_BLOCKS,
+            )
             return found.ratio, found.reference_ms
 
         ratio, reference = self.share(measure)
         return float(ratio), float(reference)
+
+
+def _serialised_deploy_form(graph: ir.Model) -> bytes:
+    return bytes(ir.to_proto(deploy_form(graph)).SerializeToString())
 
 
 def _layers(groups: ChannelGroups) -> list[CostTerm]:

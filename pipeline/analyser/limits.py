@@ -72,6 +72,8 @@ class Limits:
         cost_exponent: candidates compete by gain / costᵉ. 1 spends a budget best as far as the quadratic
             prediction goes; ½ found the better widths in practice, as predictions of cheap layers are
             optimistic.
+        balance: before they compete, groups grow by fᵉ, e the balance and f the one factor for all that would
+            use all the room; 0 is not at all.
     """
 
     growth: float | None = 0.3

@@ -57,9 +57,9 @@ def spend(
         NothingToSplit, UsageError: as `select`; nothing that was tried keeps within the budget.
     """
     budget = limits.budget
+    groups = [offered.group for offered in candidates]
     if budget is None or budget.cost is None or budget.limit is None or not budget.cost.resolution:
         selection = select(candidates, model, limits, total_channels, own)
-        groups = [offered.group for offered in candidates]
         cost = None if budget is None or budget.cost is None else budget.cost.of({**own, **selection.widths})
         return Spending(selection, Expenses(model, own, budget).spent(selection.widths, groups), cost)
 
@@ -67,7 +67,9 @@ def spend(
         bounded = replace(limits, budget=replace(budget, limit=most))
         return select(candidates, model, bounded, total_channels, own)
 
-    return _by_trial(budget.cost, budget.limit, estimated, own)
+    found = _by_trial(budget.cost, budget.limit, estimated, own)
+    exact = Expenses(model, own, replace(budget, cost=None, limit=None))
+    return replace(found, spent=found.spent or exact.spent(found.selection.widths, groups))
 
 
 def _by_trial(
@@ -92,9 +94,10 @@ def _by_trial(
             f"the budget is spent: the network takes {found_low:.3g} {cost.unit} of {limit:.3g} already"
         )
     best: Selection | None = None
-    most = math.inf
+    most, selection = math.inf, estimated(math.inf)
+    if not selection.widths:
+        return Spending(selection, False, found_low)
     for _ in range(ATTEMPTS):
-        selection = estimated(most)
         if not selection.widths or (best is not None and selection.widths == best.widths):
             low = most
         elif (found := cost.tried({**own, **selection.widths})) <= limit:
@@ -108,6 +111,7 @@ def _by_trial(
         # Never so close to an end that a wrong estimate there would stop the search.
         share = (limit - found_low) / (found_high - found_low)
         most = low + min(max(share, 0.1), 0.9) * (high - low)
+        selection = estimated(most)
     if best is None:
         raise NothingToSplit(
             f"the budget is spent: all growth that was tried takes more than {limit:.3g} {cost.unit}"

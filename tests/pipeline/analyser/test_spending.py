@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,6 +135,22 @@ def test_what_bounds_growth_otherwise_leaves_a_measured_budget_unspent() -> None
     assert sum(spending.selection.widths.values()) - 10 <= 2
     assert not spending.spent
     assert len(cost.trials) == 2
+
+
+def test_other_bounds_of_a_measured_budget_can_be_spent_too() -> None:
+    spending = spent_on(Budget(macs=749, cost=Measured(line, line), limit=100.0))
+    macs = COST.macs(spending.selection.widths)
+    assert macs <= 749 < macs + COST.macs({"b": 7}) - COST.macs({})
+    assert spending.spent
+
+
+def test_what_has_no_candidate_is_not_measured() -> None:
+    nothing = [replace(one, exact_values=np.full_like(one.exact_values, 1.0)) for one in candidates()]
+    cost = Measured(line, line)
+    spending = spend(nothing, COST, Limits(growth=None, budget=Budget(cost=cost, limit=9.0)), 10, OWN)
+    assert not spending.selection.widths
+    assert not spending.spent
+    assert cost.trials == [OWN]
 
 
 def test_a_network_beyond_a_measured_budget_is_said_to_be() -> None:

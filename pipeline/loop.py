@@ -16,6 +16,7 @@ from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.loading import load_model, save_model
 from growpipe.picture import draw_run
 from growpipe.progress import log
+from growpipe.recipe import Budget
 from growpipe.round_check import check_round
 from growpipe.run_store import Run, StageRecord
 from growpipe.stages import (
@@ -78,9 +79,15 @@ def _reason_to_stop(run: Run, number: int) -> str | None:
     found = None if number == 0 else previous_stage(run, number - 1, "analyse").facts
     if found is not None and found["stopped"]:
         return str(found["stopped"])
-    if number >= run.recipe.growth.rounds:
-        return f"{run.recipe.growth.rounds} rounds of growth are done"
-    return "the budget is spent" if found is not None and found["budget_spent"] else None
+    if found is not None and found["budget_spent"]:
+        return "the budget is spent"
+    if number < run.recipe.growth.rounds:
+        return None
+    rounds = run.recipe.growth.rounds
+    done = f"growth is done, round {rounds} of {rounds}"
+    if found is None or run.recipe.budget == Budget():
+        return done
+    return f"{done}, and some of the budget is left: more rounds, or a larger share, would use it"
 
 
 def _discard(run: Run, number: int, unread: Iterable[str], *, later: bool) -> None:

@@ -204,7 +204,9 @@ def test_a_run_spends_a_budget_of_milliseconds(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
     assert "latency: network 1 of 6" in (tmp_path / "err").read_text()
-    rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    assert summary["stopped"].startswith("growth is done, round 1 of 1, and some of the budget is left")
+    rows = summary["rows"]
     assert 0 < rows[1]["cost"] < 1000
     assert rows[1]["unit"] == "ms"
     assert all(

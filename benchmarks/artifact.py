@@ -1,6 +1,6 @@
 """The accuracy of a grown network that ships, in onnxruntime, on images that it was not trained on.
 
-    GROWPIPE_DATA=FOLDER python benchmarks/artifact.py cifar10-convnet
+    GROWPIPE_DATA=FOLDER python benchmarks/artifact.py cifar10
 
 With ``cifar-10-binary.tar.gz`` in the folder the test set is the published one of 10,000 images; with
 ``cifar10-train.zip`` it is the last twentieth of the training images, which the recipe keeps out of training.
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", help="the shipped recipe that made it, e.g. cifar10-convnet")
+    parser.add_argument("recipe", help="the shipped recipe that made it, e.g. cifar10")
     args = parser.parse_args()
     path = ARTIFACTS / f"{args.recipe}.onnx"
     model = load_model(path)

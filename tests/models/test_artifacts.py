@@ -41,8 +41,9 @@ def test_an_artifact_is_what_its_recipe_describes(path: Path) -> None:
     assert f"{cost.macs():,}" in (ARTIFACTS / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_convnet_gives_an_image_the_same_logits_in_any_batch() -> None:
-    session = InferenceSession(ARTIFACTS / "cifar10-convnet.onnx", providers=["CPUExecutionProvider"])
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_an_image_has_the_same_logits_in_any_batch(path: Path) -> None:
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).random((16, 3, 32, 32), dtype=np.float32)
     (logits,) = session.run(["logits"], {"image": images})
     assert logits.shape == (16, 10)

@@ -14,6 +14,7 @@ from growpipe.summary import Row
 __all__ = ["draw_run"]
 
 _GROWN, _CONTROL = "#1b6ca8", "#b5651d"
+_MOST_WIDTHS = 6
 
 
 def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
@@ -30,6 +31,7 @@ def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
     require("matplotlib", "train", "the picture of a run")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -43,7 +45,7 @@ def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
         )
         for row in grown:
             left.annotate(
-                "-".join(map(str, row.widths)),
+                _label(row),
                 (row.parameters, 100 * (row.test_accuracy or 0)),
                 xytext=(4, -12),
                 textcoords="offset points",
@@ -57,7 +59,9 @@ def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
             left.axhline(accuracy, color=_CONTROL, lw=0.8, ls=":")
         left.set(xlabel="parameters", ylabel="test accuracy in onnxruntime, %")
         left.margins(x=0.18, y=0.15)
-        left.legend(loc="lower right", fontsize=8)
+        left.xaxis.set_major_locator(MaxNLocator(5))
+        left.xaxis.set_major_formatter(EngFormatter(sep=""))
+        figure.legend(loc="outside lower left", ncols=2, fontsize=8)
     start = 0
     for part in sorted(folder.glob(f"round-*/train/{METRICS}")):
         losses = _validation_losses(part)
@@ -72,6 +76,13 @@ def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def _label(row: Row) -> str:
+    """The widths, or where these are too many to read how many channels they are."""
+    if len(row.widths) <= _MOST_WIDTHS:
+        return "-".join(map(str, row.widths))
+    return f"{sum(row.widths):,} channels"
 
 
 def _validation_losses(path: Path) -> list[float]:

@@ -74,7 +74,7 @@ def check_limits(recipe: Recipe, groups: ChannelGroups) -> None:
 
     Raises:
         UsageError: a width or a term of the cost table names no group, a least width is above the greatest or
-            beyond the first round, or a term of the table makes no sense.
+            beyond the first round, a term of the table makes no sense, or the network is beyond the budget.
     """
     growth = recipe.growth
     own = {group.name: group.width for group in groups.groups if group.splittable}
@@ -90,8 +90,20 @@ def check_limits(recipe: Recipe, groups: ChannelGroups) -> None:
                 f"the least width of {group!r} is {least}, and {most} is the most of the first round; begin "
                 "with a wider seed network, or raise max_factor or max_widths"
             )
-    if recipe.budget.table is not None:
-        _cost_table(recipe.budget.table, groups)
+    budget = recipe.budget
+    costs: list[tuple[float, float | None, str]] = [
+        (groups.cost.parameters(), budget.parameters, "parameters"),
+        (groups.cost.macs(), budget.macs, "MACs"),
+    ]
+    if budget.table is not None:
+        table = _cost_table(budget.table, groups)
+        costs.append((table.of({g.name: g.width for g in groups.groups}), budget.table.limit, table.unit))
+    for cost, limit, unit in costs:
+        if limit is not None and cost > limit:
+            raise UsageError(
+                f"the seed network costs {cost:,.7g} {unit}, more than the budget of {limit:,.7g}; give a "
+                "larger budget, or begin with a smaller network"
+            )
 
 
 def _cost_table(asked: Table, groups: ChannelGroups) -> CostTable:

@@ -358,22 +358,34 @@ def test_widths_are_limited_by_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "message"),
+    ("settings", "message"),
     [
         (
-            '{ "features.1.0.wait" = 4 }',
+            '[growth]\nmin_widths = { "features.1.0.wait" = 4 }',
             "'features.1.0.wait' can grow, whose width the recipe limits; did you",
         ),
-        ('{ "features.1.0.weight" = 5 }', "is 5, and 4 is the most of the first round"),
-        ('{ "hidden.weight" = 6 }', "is 6, and 5 is the most of the first round"),
+        (
+            '[growth]\nmin_widths = { "features.1.0.weight" = 5 }',
+            "is 5, and 4 is the most of the first round",
+        ),
+        (
+            '[growth]\nmin_widths = { "hidden.weight" = 6 }\nmax_widths = { "hidden.weight" = 5 }',
+            "is 6, and 5 is the most of the first round",
+        ),
+        ("[budget]\nmacs = 2000", "costs 2,032 MACs, more than the budget of 2,000"),
+        ("[budget]\nparameters = 223", "costs 224 parameters, more than the budget of 223"),
+        (
+            '[budget.table]\nlimit = 1.5\nunit = "mJ"\nterms = [{ groups = ["hidden.weight"], rate = 0.5 }]',
+            "costs 2 mJ, more than the budget of 1.5",
+        ),
     ],
 )
-def test_widths_that_cannot_be_are_refused_before_training(
-    limits: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_limits_that_cannot_be_are_refused_before_training(
+    settings: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.toml"
-    limited = f'samples = 256\nmax_widths = {{ "hidden.weight" = 5 }}\nmin_widths = {limits}'
-    recipe.write_text(RECIPE.replace("samples = 256", limited))
+    head = RECIPE.partition("[growth]")[0]
+    recipe.write_text(head + settings)
     with pytest.raises(SystemExit) as stopped:
         main(["run", str(recipe), "--out", str(tmp_path / "run")])
     assert stopped.value.code == 2

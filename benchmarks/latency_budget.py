@@ -147,8 +147,8 @@ def summary(results: Mapping[str, dict[str, Any]]) -> str:
     lines += [
         "",
         "Limits of 1.25 and 1.5 times those milliseconds. In each cell: what the chosen network took over "
-        "the limit when it was chosen / when it was measured again; networks measured; **its MACs over the "
-        "seed's**.",
+        "the limit when it was chosen / when it was measured again; networks tried, the seed included; "
+        "**its MACs over the seed's**.",
         "",
         "| seed network | limit | " + " | ".join(f"align {align}" for align in ALIGNED) + " |",
         "|---|---|" + "---|" * len(ALIGNED),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from growpipe.analyser import Budget
@@ -52,15 +51,12 @@ def alignment(recipe: Recipe) -> int:
 
 
 def _latency(task: Task, graph: ir.Model, threads: int) -> MeasuredLatency:
-    names = [str(value.name) for value in graph.graph.inputs]
-    feed, _ = task.gathered(task.loaders.validation, names, limit=1)
     peers = task.run.peers
 
     def share(measure: Callable[[], Any]) -> Any:
         return broadcast(peers, None if peers.rank else measure())
 
-    sample = {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
-    return MeasuredLatency(graph, sample, threads=threads, told=log, share=share)
+    return MeasuredLatency(graph, task.one_sample(graph), threads=threads, told=log, share=share)
 
 
 def width_limits(growth: Growth) -> dict[str, tuple[int | None, int | None]]:
@@ -97,7 +93,8 @@ def check_limits(recipe: Recipe, groups: ChannelGroups) -> None:
     ]
     if budget.table is not None:
         table = _cost_table(budget.table, groups)
-        costs.append((table.of({g.name: g.width for g in groups.groups}), budget.table.limit, table.unit))
+        widths = {group.name: group.width for group in groups.groups}
+        costs.append((table.of(widths), budget.table.limit, table.unit or "by its table"))
     for cost, limit, unit in costs:
         if limit is not None and cost > limit:
             raise UsageError(

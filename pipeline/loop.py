@@ -25,7 +25,6 @@ from growpipe.stages import (
     WEIGHTS,
     analyse_round,
     export_round,
-    input_names,
     previous_stage,
     rewrite_round,
     round_stage,
@@ -33,7 +32,7 @@ from growpipe.stages import (
     train_round,
 )
 from growpipe.summary import rows_of, summary_document, summary_markdown
-from growpipe.task import Task, load_task
+from growpipe.task import Task, input_names, load_task
 
 __all__ = ["FINAL", "STAGES", "finish", "next_round", "run_all"]
 

@@ -132,6 +132,8 @@ class Budget(_Section):
     def _one_measure(self) -> Budget:
         if self.milliseconds is not None and self.table is not None:
             raise ValueError("a budget has milliseconds or a table, not both")
+        if self.threads != 1 and self.milliseconds is None:
+            raise ValueError("threads are of a budget of milliseconds; give both, or remove them")
         return self
 
 

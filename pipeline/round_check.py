@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from growpipe.checks.latency import paired_latency
@@ -24,12 +23,11 @@ from growpipe.stages import (
     GROWTH_FORM,
     PLAN,
     WEIGHTS,
-    input_names,
     previous_stage,
     round_stage,
     test_accuracy,
 )
-from growpipe.task import Task
+from growpipe.task import Task, input_names
 
 __all__ = ["check_round"]
 
@@ -124,7 +122,7 @@ def _check_split(
     if not mirror <= PARITY_TOLERANCE:
         problems.append(f"torch and ONNX differ after the split by {mirror:.1e} of the output's scale")
 
-    sample = {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
+    sample = task.one_sample(load_model(parent))
     latency = paired_latency(parent, child, sample, seconds=_LATENCY_SECONDS, level=0.95)
     return {
         "problems": problems,

@@ -34,14 +34,13 @@ from growpipe.mirror import grow, load_grown, save_grown, to_numpy
 from growpipe.optimizer_state import load_optimizer, save_optimizer
 from growpipe.rewidth import reinitialise
 from growpipe.run_store import METRICS, Run, StageRecord
-from growpipe.task import Task, as_feed
+from growpipe.task import Task, as_feed, input_names
 from growpipe.training import make_optimizer, seed_everything, train
 
 __all__ = [
     "CONTROL",
     "analyse_round",
     "export_round",
-    "input_names",
     "previous_stage",
     "rewrite_round",
     "round_stage",
@@ -178,11 +177,6 @@ def test_accuracy(task: Task, path: Path) -> dict[str, Any] | None:
     return dataclasses.asdict(accuracy(path, feed, targets))
 
 
-def input_names(model: ir.Model) -> list[str]:
-    """The graph's inputs, in order."""
-    return [str(value.name) for value in model.graph.inputs]
-
-
 def _train_into(
     folder: Path,
     task: Task,
@@ -235,23 +229,22 @@ def export_round(task: Task, number: int) -> StageRecord:
     run = task.run
     trained = previous_stage(run, number, "train")
     inputs = trained.inputs(WEIGHTS)
-    history: Path | None = None
-    if number:
-        parent = run.published(round_stage(number - 1, "rewrite"))
-        file = CHILD
-        if parent is None:  # nothing was left to split
-            parent, file = previous_stage(run, number - 1, "export"), GROWTH_FORM
+    before: Path | None = None
+    if number > 0:
+        grew = not previous_stage(run, number - 1, "analyse").facts["stopped"]
+        stage, file = ("rewrite", CHILD) if grew else ("export", GROWTH_FORM)
+        parent = previous_stage(run, number - 1, stage)
         inputs |= parent.inputs(file)
-        history = parent.folder / file
+        before = parent.folder / file
 
     def produce(folder: Path) -> dict[str, Any]:
         model = load_grown(task.build_seed(), trained.folder / WEIGHTS).eval()
         graph = _export(task, model)
-        if history is not None:
+        if before is not None:
             # The exporter knows nothing of the growth history; the graph before has it.
-            told = load_model(history).metadata_props
+            history = load_model(before).metadata_props
             graph.metadata_props.update(
-                {key: value for key, value in told.items() if key.startswith(_JOURNAL_PREFIX)}
+                {key: value for key, value in history.items() if key.startswith(_JOURNAL_PREFIX)}
             )
         save_model(graph, folder / GROWTH_FORM)
         examples = task.example_inputs()

@@ -161,7 +161,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _told(cells: Sequence[Sequence[str]]) -> list[int]:
+def _columns_in_use(cells: Sequence[Sequence[str]]) -> list[int]:
     """The columns in which there is anything."""
     return [index for index in range(len(_COLUMNS)) if any(row[index] != _ABSENT for row in cells)]
 
@@ -172,7 +172,7 @@ def print_summary(rows: Sequence[Row], title: str) -> None:
     if not console.is_terminal:
         console = Console(width=_WHOLE_WIDTH)
     cells = [_cells(row) for row in rows]
-    whole = _told(cells)
+    whole = _columns_in_use(cells)
     of_networks = [index for index in whole if index <= _COLUMNS.index("test accuracy")]
     of_splits = [index for index in whole if index not in of_networks[1:]]
     for columns in [whole] if console.width >= _WHOLE_WIDTH else [of_networks, of_splits]:
@@ -189,7 +189,7 @@ def print_summary(rows: Sequence[Row], title: str) -> None:
 def summary_markdown(rows: Sequence[Row], title: str) -> str:
     """The rows as a Markdown table."""
     cells = [_cells(row) for row in rows]
-    columns = _told(cells)
+    columns = _columns_in_use(cells)
     table = [[line[index] for index in columns] for line in (_COLUMNS, *cells)]
     lines = ["| " + " | ".join(line) + " |" for line in table]
     lines = [f"# {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:]]

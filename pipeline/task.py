@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -20,7 +21,7 @@ from growpipe.run_store import Run
 from growpipe.training import LossFunction, seed_everything
 from growpipe.user_code import call_user_code, hash_user_file, load_reference
 
-__all__ = ["Task", "as_feed", "load_task"]
+__all__ = ["Task", "as_feed", "input_names", "load_task"]
 
 _LOSSES: dict[str, LossFunction] = {
     "classification": nn.functional.cross_entropy,
@@ -96,6 +97,16 @@ class Task:
             raise UsageError("a data loader gave no batches; look at the recipe's data")
         columns = [torch.cat(column) for column in zip(*inputs, strict=True)]
         return as_feed(names, columns), to_numpy(torch.cat(targets))
+
+    def one_sample(self, graph: ir.Model) -> dict[str, npt.NDArray]:
+        """The first validation sample, a batch of one, by input name: what latency is measured on."""
+        feed, _ = self.gathered(self.loaders.validation, input_names(graph), limit=1)
+        return {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
+
+
+def input_names(graph: ir.Model) -> list[str]:
+    """The graph's inputs, in order."""
+    return [str(value.name) for value in graph.graph.inputs]
 
 
 def as_feed(names: list[str], tensors: Iterable[torch.Tensor]) -> dict[str, npt.NDArray]:

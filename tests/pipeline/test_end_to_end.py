@@ -346,15 +346,27 @@ def test_a_model_that_cannot_be_used_is_one_line_and_exit_code_2(
     assert not list((tmp_path / "run").glob("*/*/"))
 
 
+WIDEST = {"features.0.0.weight": 3, "features.1.0.weight": 4, "features.2.0.weight": 4, "hidden.weight": 5}
+
+
 def test_widths_are_limited_by_group(tmp_path: Path) -> None:
     recipe = tmp_path / "limited.toml"
-    limits = 'max_widths = { "hidden.weight" = 5 }\nmin_widths = { "features.1.0.weight" = 4 }'
+    widest = ", ".join(f'"{name}" = {width}' for name, width in WIDEST.items())
+    limits = f'max_widths = {{ {widest} }}\nmin_widths = {{ "features.1.0.weight" = 4 }}'
     recipe.write_text(RECIPE.replace("samples = 256", f"samples = 256\n{limits}"))
     folder = tmp_path / "run"
     assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
     rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
-    assert rows[1]["widths"][1] >= 4
-    assert max(row["widths"][3] for row in rows) <= 5
+    assert rows[1]["widths"] == list(WIDEST.values())
+    # Nothing may grow further: the last round trains the same network on, and its history goes with it.
+    assert [row["name"] for row in rows] == ["round 0", "round 1", "round 2", "control"]
+    assert rows[2]["widths"] == rows[1]["widths"]
+    assert (rows[2]["parity"], rows[2]["latency_ratio"]) == (None, None)
+    child, final = (
+        {p.key: p.value for p in onnx.load(folder / name).metadata_props if p.key.startswith("growpipe.")}
+        for name in ("round-00/rewrite/child.onnx", "final/growth.onnx")
+    )
+    assert child == final != {}
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_the_fit_follows_layers_channels_and_a_constant(
     assert latency.of(own) == latency.own
     assert len(measured) == len(own) + 2
     assert np.sqrt(np.mean(errors(latency, law, own) ** 2)) < 0.05
-    # As far from the truth as is what most people would take.
+    # In proportion to MACs, as most people would reckon, is further off.
     by_macs = latency.own * cost.macs({n: 2 * w for n, w in own.items()}) / cost.macs()
     assert by_macs > 1.2 * law({n: 2 * w for n, w in own.items()})
 
@@ -154,7 +154,7 @@ def test_a_real_network_in_onnxruntime(digits: ir.Model) -> None:
     sample = {digits.graph.inputs[0].name: np.random.default_rng(0).random((1, 1, 8, 8), dtype=np.float32)}
     latency = MeasuredLatency(digits, sample)
     assert latency.own > 0
-    # Two hundred times the MACs: no noise hides that.
+    # Hundreds of times the MACs: no noise hides that.
     assert latency.tried({name: 20 * width for name, width in own.items()}) > 1.5 * latency.own
 
 

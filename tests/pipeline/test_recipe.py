@@ -53,6 +53,7 @@ def test_every_shipped_recipe_is_valid() -> None:
             MINIMAL + "[budget]\nmilliseconds = 1\n" + TABLE + RATE,
             "'budget'.*or a table, not both",
         ),
+        (MINIMAL + "[budget]\nthreads = 2\n", "'budget'.*threads are of a budget of milliseconds"),
         (MINIMAL + TABLE, "wrong at 'budget.table.terms'.*required"),
         (
             MINIMAL + TABLE + 'terms = [{ groups = ["a"] }]',

@@ -308,12 +308,15 @@ class SplittingOperator:
         whole, _ = self.apply_halves({position: v[None] for position, v in enumerate(vectors)})
         return [whole[position][0] for position in range(len(vectors))]
 
-    def apply_halves(self, vectors: Mapping[int, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    def apply_halves(
+        self, vectors: Mapping[int, Tensor], batches: int | None = None
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """S·v over all samples, and (S₁ − S₂)·v for two disjoint halves of them, at the price of one product.
 
         Args:
             vectors: by position of the group [block, width, d], any number of vectors per channel; groups
                 that are left out cost nothing. What is not kept of a micro-batch is computed anew once.
+            batches: over how many micro-batches, those added first; over all by default.
 
         Returns:
             Twice, by position of the group [block, width, d]; the second is zero where a half is empty.
@@ -331,7 +334,7 @@ class SplittingOperator:
             }
             for _ in range(2)
         )
-        for batch in self._batches:
+        for batch in self._batches[:batches]:
             weights[batch.half] += batch.samples
             self._accumulate(halves[batch.half], directions, batch)
         if self.reduce is not None:

@@ -195,7 +195,7 @@ class Program:
 
         def arrive(place: Edge | Node, gradient: Tensor) -> None:
             del waiting[place]
-            if not torch.isfinite(gradient.sum()) and not torch.isfinite(gradient).all():
+            if not math.isfinite(float(gradient.sum())) and not torch.isfinite(gradient).all():
                 where = (
                     f"output of {place.name!r}" if isinstance(place, Node) else f"input of {place[0].name!r}"
                 )

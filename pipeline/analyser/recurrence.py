@@ -87,6 +87,11 @@ class Recurrence:
         self._estimate: Estimate | None = None
 
     @property
+    def applied(self) -> int:
+        """How many vectors S was applied to."""
+        return self._k
+
+    @property
     def basis(self) -> Tensor:
         """The vectors that S was applied to, and those of ``current``, [k + block, width, d]."""
         if self._next is not None:

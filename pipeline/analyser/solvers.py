@@ -19,6 +19,7 @@ from growpipe.analyser.lanczos import Extremes, Run, run_all
 from growpipe.analyser.metric import Metric
 from growpipe.analyser.operator import SplittingOperator
 from growpipe.analyser.recurrence import Estimate, Recurrence
+from growpipe.analyser.refinement import FirstBlock, Refinement
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["SOLVERS", "Contrasts", "FloatArray", "cheaper_solver", "counted_work", "solve"]
@@ -28,7 +29,7 @@ SOLVERS = ("auto", "dense", "lanczos")
 FloatArray = npt.NDArray[np.floating]
 Contrasts = tuple[list[FloatArray], list[FloatArray]]
 
-PRODUCTS_TO_NOISE, PRODUCTS_TO_TOLERANCE = 11, 26
+PRODUCTS_TO_NOISE, PRODUCTS_TO_TOLERANCE = 10, 26
 """How many products Lanczos takes from a random start, two at a visit: until its bounds are half the standard
 errors, and until they are 1 % of the spectral radii."""
 
@@ -40,6 +41,11 @@ EIGH = (350.0, 0.5)
 
 REORTHOGONALISATION = 10.0
 """A multiply-add of the reorthogonalisation, which waits for memory, in those of a product."""
+
+
+TRUST = 2.0
+"""How many times as large the bounds may be that a second block over the earlier set leaves: to do better
+takes that block and most often two more over all data."""
 
 
 def counted_work(dimension: int, work: float, products: int) -> dict[str, float]:
@@ -80,12 +86,17 @@ def solve(
     min_steps: int = 4,
     noise_share: float = 0.0,
     products: Sequence[int] | None = None,
+    earlier: int | None = None,
 ) -> tuple[Extremes, Contrasts, list[str]]:
     """The extreme eigenpairs in the metric's whitened coordinates.
 
     Lanczos is done with a group when its error bounds are within ``tolerance`` of the spectral radii, or
     ``noise_share`` times its standard errors, as shares of the spectral radii and in root mean square over
     its channels.
+
+    Where the start vectors are the ends that an earlier, smaller set has shown, the second block of products
+    is taken over that set at first (see `refinement`). A group is done with them when its bounds are within
+    ``TRUST`` times what ``noise_share`` asks for; else it goes on over all data from the first block.
 
     Args:
         operator: S over the batches.
@@ -98,6 +109,8 @@ def solve(
         noise_share: see above; 0 leaves ``tolerance`` alone.
         products: by group how many products Lanczos will need, for ``auto``; by default those of a random
             start.
+        earlier: how many micro-batches, those that were added first, are the earlier set; None where the
+            start vectors are no ends of one.
 
     Returns:
         The extremes; vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data; by group the
@@ -111,16 +124,39 @@ def solve(
         raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
     # By group the columns of S₁ − S₂ in the basis of the vectors that S was applied to.
     differences: list[list[Tensor]] = [[] for _ in start]
+    first: dict[int, FirstBlock] = {}
 
     def apply(vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        whole, difference = operator.apply_halves({i: metric.raw(i, v) for i, v in vectors.items()})
-        for i in vectors:
-            columns = runs[i].project(metric.white(i, difference.pop(i)))
-            differences[i].extend(columns.double().cpu().unbind(2))
-        return {i: metric.white(i, whole.pop(i)) for i in vectors}
+        tried = {i: v for i, v in vectors.items() if isinstance(run := runs[i], Refinement) and run.tries}
+        whole = {i: v for i, v in vectors.items() if i not in tried}
+        return products_over(None, whole) | products_over(earlier, tried)
+
+    def products_over(batches: int | None, vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        if not vectors:
+            return {}
+        products: dict[int, Tensor] = {}
+        raw = {i: metric.raw(i, v) for i, v in vectors.items()}
+        results = operator.apply_halves(raw, batches)
+        for i, v in vectors.items():
+            product, contrast = (metric.white(i, part.pop(i)) for part in results)
+            run = runs[i]
+            if isinstance(run, Refinement):
+                if run.tries:
+                    product, contrast = first[i].complete(v, product, contrast)
+                elif run.applied == 0:
+                    first[i] = FirstBlock(v, product, contrast)
+                else:
+                    first.pop(i, None)
+                    # Those of a trial go.
+                    del differences[i][run.applied :]
+            differences[i].extend(run.project(contrast).double().cpu().unbind(2))
+            products[i] = product
+        return products
 
     def noise(position: int, known: Estimate) -> float:
-        return _relative_noise(known, *_contrasts(differences[position], known))
+        run = runs[position]
+        factor = TRUST if isinstance(run, Refinement) and run.tried else 1.0
+        return factor * _relative_noise(known, *_contrasts(differences[position], known))
 
     chosen = [solver] * len(start)
     if solver == "auto":
@@ -130,10 +166,13 @@ def solve(
             cheaper_solver(v.shape[-1], work, count)
             for v, work, count in zip(start, operator.work(), expected, strict=True)
         ]
-    runs: dict[int, Run] = {
-        i: Columns(v.reshape(-1, *v.shape[-2:])[0]) if name == "dense" else Recurrence(v, max_steps)
-        for i, (v, name) in enumerate(zip(start, chosen, strict=True))
-    }
+    runs: dict[int, Run] = {}
+    for i, (v, name) in enumerate(zip(start, chosen, strict=True)):
+        block = v.reshape(-1, *v.shape[-2:])
+        if name == "dense":
+            runs[i] = Columns(block[0])
+        else:
+            runs[i] = Recurrence(block, max_steps) if earlier is None else Refinement(block, max_steps)
     extremes = run_all(apply, runs, tolerance, min_steps, noise, noise_share)
     pairs = [_contrasts(d, ends) for d, ends in zip(differences, extremes.groups, strict=True)]
     return extremes, ([low for low, _ in pairs], [high for _, high in pairs]), chosen
@@ -157,12 +196,12 @@ def _contrasts(columns: Sequence[Tensor], known: Estimate) -> tuple[FloatArray, 
             least; float64 [width, k + 1 or more].
         known: the ends.
     """
-    results = []
-    for weights in (known.minus_in, known.plus_in):
-        w = weights.double().cpu()
-        total = torch.zeros(len(w), dtype=torch.float64)
-        for k in range(w.shape[1]):
-            above = (columns[k][:, :k] * w[:, :k]).sum(1)
-            total += w[:, k] * (2 * above + columns[k][:, k] * w[:, k])
-        results.append(total.numpy())
-    return results[0], results[1]
+    k = known.minus_in.shape[1]
+    upper = torch.stack(
+        [torch.nn.functional.pad(c[:, :k], (0, k - min(k, c.shape[1]))) for c in columns[:k]], 2
+    )
+    upper = upper.triu()
+    matrix = upper + upper.triu(1).mT
+    ends = torch.stack([known.minus_in, known.plus_in]).double().cpu()
+    low, high = torch.einsum("ecj,cjk,eck->ec", ends, matrix, ends).numpy()
+    return low, high

@@ -102,12 +102,13 @@ def measure_spectra(
 ) -> Spectra:
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
 
-    On each set the extreme eigenpairs are found, warm-started from the set before. On two disjoint halves
-    of the set, q = vᵀSv gives standard errors ``|q₁ − q₂| / 2`` and two rankings of the candidates. From
-    their rank correlation ρ (Spearman's) the ranking by the whole set has the split-half reliability
-    ``R = 2ρ / (1 + ρ)``, the correlation to expect with another set as large (the Spearman-Brown formula). It
-    is stable when R reaches ``stability``; else the next set is ``stability (1 − R) / (R (1 − stability))``
-    times as large, by the same formula, and a tenth more, but half as large again at least.
+    On each set the extreme eigenpairs are found, from a random start, then from those of the set before (see
+    `refinement`). On two disjoint halves of the set, q = vᵀSv gives standard errors ``|q₁ − q₂| / 2`` and two rankings of the
+    candidates. From their rank correlation ρ (Spearman's) the ranking by the whole set has the split-half
+    reliability ``R = 2ρ / (1 + ρ)``, the correlation to expect with another set as large (the Spearman-Brown
+    formula). It is stable when R reaches ``stability``; else the next set is
+    ``stability (1 − R) / (R (1 − stability))`` times as large, by the same formula, and a tenth more, but at
+    least half as large again.
 
     Args:
         grow: given a number of samples, over all processes, the operator on at least as many, or on all there
@@ -117,7 +118,7 @@ def measure_spectra(
         solver: one of `SOLVERS`.
         tolerance: the error bound, as a share of each spectral radius.
         noise_share: a group is also done when its bounds are this share of its standard errors, in root mean
-            square over its channels; 0 for never.
+            square over its channels; 0 for never, nor is a product then taken over the set before alone.
         max_steps: the largest number of products per set.
         stability: the reliability of the ranking that is enough.
         seed: of the start vectors.
@@ -133,23 +134,26 @@ def measure_spectra(
     stages: list[dict[str, Any]] = []
     operator = grow(0)
     spent: list[int] = []
-    expected: list[int] | None
+    batches = 0
     while operator is not None:
         before = operator.products
         metric = make_metric(operator)
-        start = random_start(operator.zeros(), seed, BLOCK)
-        if raw_minus is None or raw_plus is None:
-            expected = None
-        else:
-            # About half as many products as from a random start.
-            expected = [max(LEAST, -(-count // 2)) for count in spent]
+        # Random weights rather than random whitened ones: they see what the inputs mostly are.
+        start = metric.from_raw(random_start(operator.zeros(), seed, BLOCK))
+        expected: list[int] | None = None
+        earlier: int | None = None
+        if raw_minus is not None and raw_plus is not None:
+            if noise_share > 0:
+                earlier, expected = batches, [LEAST] * len(start)
+            else:  # About half as many products as from a random start.
+                expected = [max(LEAST, -(-count // 2)) for count in spent]
             _start_from(start, metric.from_raw(raw_minus), metric.from_raw(raw_plus))
             # Their memory is wanted for the products.
             raw_minus = raw_plus = extremes = None
         names = [group.name for group in operator.groups]
         extremes, contrasts, used = solve(
             operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps,
-            min_steps=LEAST, noise_share=noise_share, products=expected,
+            min_steps=LEAST, noise_share=noise_share, products=expected, earlier=earlier,
         )  # fmt: skip
         raw_minus, raw_plus = metric.to_raw(extremes.minus), metric.to_raw(extremes.plus)
         spent = [ends.minus_in.shape[1] for ends in extremes.groups]
@@ -157,6 +161,7 @@ def measure_spectra(
         reliability = max(0.0, 2 * agreement / (1 + agreement)) if agreement > -1 else 0.0
         products += operator.products - before
         samples = operator.total(operator.samples)
+        batches = len(operator)
         stages.append(
             {
                 "samples": samples,

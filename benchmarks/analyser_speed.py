@@ -14,7 +14,8 @@
    analysis by what it keeps between products.
 5. What `auto` counts for dense and Lanczos against the time they take, group by group.
 6. What stopping early costs: the decrease of the plan it chooses by the exact spectrum.
-7. The share of the multiply-adds per second of a large convolution that one product reaches, and the widest
+7. What the ends of an earlier round would be worth as a start of Lanczos, by the training since.
+8. The share of the multiply-adds per second of a large convolution that one product reaches, and the widest
    MobileNetV1 that is analysed within the memory and ``--largest-seconds``.
 
 On a CPU times are those of the process (``time.process_time``) with one thread, so that other work on the
@@ -38,6 +39,7 @@ from analyser_problem import KEEPS, MICRO_BATCH, Bench, clock, spectra_of
 from analyser_reach import measure_largest, measure_share
 from analyser_rivals import measure_curvlinops, measure_ends
 from analyser_speed_report import summary
+from analyser_starts import measure_starts
 from command import run_command
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -273,6 +275,7 @@ def main() -> None:
     take("curvlinops", lambda: measure_curvlinops(bench, 8))
     take("ends", lambda: measure_ends(bench, arguments.published_steps))
     activation = getattr(nn, arguments.activation)
+    take("starts", lambda: measure_starts(activation, arguments.batch, device))
     take("largest", lambda: measure_largest(activation, arguments.batch, device, arguments.largest_seconds))
     name = "analyser_speed" if device.type == "cpu" else f"analyser_speed_{device.type}"
     record.append(name, results)

@@ -101,6 +101,18 @@ def summary(results: dict[str, Any]) -> str:
             f"| {rule} | {row['samples']} | {spent} | {row['choice']:.2%} | "
             f"{row['choice_and_directions']:.2%} |"
         )
+    starts = results["starts"]["rows"]
+    lines += [
+        "",
+        "Products per group of Lanczos to half the standard errors on a first set of "
+        f"{results['starts']['samples']} samples, and what the ends found before some training would save. A "
+        "round of growth trains for hundreds of steps: a round starts anew from random weights.",
+        "",
+        "| training steps since | " + " | ".join(str(row["steps"]) for row in starts) + " |",
+        "|---|" + "---|" * len(starts),
+        "| from random weights | " + " | ".join(f"{row['random']:.1f}" for row in starts) + " |",
+        "| from the old ends | " + " | ".join(f"{row['old_ends']:.1f}" for row in starts) + " |",
+    ]
     if not ends["published_reached"]:
         worst = ", ".join(f"{run['worst_error']:.0%} after {run['steps']} steps" for run in ends["published"])
         lines += ["", f"The published method had not reached 1 %: its worst errors were {worst}."]

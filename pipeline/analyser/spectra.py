@@ -103,12 +103,12 @@ def measure_spectra(
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
 
     On each set the extreme eigenpairs are found, from a random start, then from those of the set before (see
-    `refinement`). On two disjoint halves of the set, q = vᵀSv gives standard errors ``|q₁ − q₂| / 2`` and two rankings of the
-    candidates. From their rank correlation ρ (Spearman's) the ranking by the whole set has the split-half
-    reliability ``R = 2ρ / (1 + ρ)``, the correlation to expect with another set as large (the Spearman-Brown
-    formula). It is stable when R reaches ``stability``; else the next set is
-    ``stability (1 − R) / (R (1 − stability))`` times as large, by the same formula, and a tenth more, but at
-    least half as large again.
+    `refinement`). On two disjoint halves of the set, q = vᵀSv gives standard errors ``|q₁ − q₂| / 2`` and two
+    rankings of the candidates. From their rank correlation ρ (Spearman's) the ranking by the whole set has
+    the split-half reliability ``R = 2ρ / (1 + ρ)``, the correlation to expect with another set as large (the
+    Spearman-Brown formula). It is stable when R reaches ``stability``; else the next set is
+    ``stability (1 − R) / (R (1 − stability))`` times as large, by the same formula, and a tenth more, but
+    half as large again at least.
 
     Args:
         grow: given a number of samples, over all processes, the operator on at least as many, or on all there

@@ -123,7 +123,9 @@ def analyse(
         stability: the analysis set stops growing when the ranking of the candidates has this split-half
             reliability (see `spectra`); 1 uses all ``max_samples``.
         noise_share: error bounds of this share of a group's standard errors are enough, too (in root mean
-            square over its channels): what is beyond is noise of the data; 0 leaves ``tolerance`` alone.
+            square over its channels): what is beyond is noise of the data. A larger set then takes its second
+            block of products over the set before, where that does (see `refinement`). 0 leaves ``tolerance``
+            alone.
         max_samples: the largest analysis set, of which the spectra are made.
         micro_batch: how many samples are worked on at once.
         line_search_samples: how many samples a trial of a step sees.

@@ -133,14 +133,14 @@ def spectra_of(
     if keep is None:
         usual = (bench.x[:MICRO_BATCH],)
         keep = {"memory_limit": default_memory(bench.prepared.program, usual, bench.device)}
-    with processes(bench.device) as peers:
-        data, _ = collect(
-            [(bench.x[:samples], bench.y[:samples])],
-            max_samples=samples, micro_batch=MICRO_BATCH, device=bench.device, dtype=torch.float32,
-        )  # fmt: skip
-        return measure_spectra(
-            growing(bench.operator(0, **keep), data, cross_entropy, peers, bench.device),
-            metric,
-            scheme_of("m4", 3.0),
-            **options,
-        )
+    peers = processes(bench.device)
+    data, _ = collect(
+        [(bench.x[:samples], bench.y[:samples])],
+        max_samples=samples, micro_batch=MICRO_BATCH, device=bench.device, dtype=torch.float32,
+    )  # fmt: skip
+    return measure_spectra(
+        growing(bench.operator(0, **keep), data, cross_entropy, peers, bench.device),
+        metric,
+        scheme_of("m4", 3.0),
+        **options,
+    )

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from growpipe.analyser.processes import Processes
+from growpipe.analyser.processes import Processes, no_torchrun
 from growpipe.graph_ops.errors import GrowpipeError, MissingEnvironment, UsageError
 from growpipe.seeding import seed_everything
 
@@ -81,10 +81,7 @@ def launched(device: str) -> Iterator[Processes]:
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=_PATIENCE))
     except ValueError as error:
-        raise MissingEnvironment(
-            f"WORLD_SIZE is set but this is not torchrun's environment ({error}); start with torchrun, or "
-            "unset WORLD_SIZE"
-        ) from None
+        raise no_torchrun(error) from None
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
         store=store,

@@ -153,7 +153,7 @@ def analyse(
         UsageError: a wrong argument, an empty or too small analysis set, a loss that is no mean over samples,
             a model that cannot be exported.
         NothingToSplit: no group is splittable, no split lowers the loss, or the budget is spent.
-        MissingEnvironment: CUDA was asked for and is not there.
+        MissingEnvironment: CUDA was asked for and is not there, or WORLD_SIZE without torchrun's environment.
         CheckFailed: the loss or a gradient is not finite.
     """
     chosen_scheme = scheme_of(scheme, c)
@@ -191,7 +191,8 @@ def analyse(
     )
     target_device = device_of(model, device)
     started = time.perf_counter()
-    with _evaluation_mode(model), _tf32(tf32), processes(target_device) as peers:
+    peers = processes(target_device)
+    with _evaluation_mode(model), _tf32(tf32):
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
         most = max(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment
 
-__all__ = ["Processes", "processes"]
+__all__ = ["Processes", "no_torchrun", "processes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +57,34 @@ class Processes:
             )
 
 
-@contextmanager
-def processes(device: torch.device) -> Iterator[Processes]:
+def processes(device: torch.device) -> Processes:
     """The process group that is there, or that ``torchrun`` asks for; none of either is one process.
 
-    A group that is opened here (nccl for CUDA, gloo otherwise) is closed again.
+    A group that is opened here (nccl for CUDA, gloo otherwise) stays open until the process ends: processes
+    that close their group and open another wait for each other forever.
+
+    Raises:
+        MissingEnvironment: several processes are asked for, but not in torchrun's way.
     """
     if not dist.is_available():
-        yield Processes()
-        return
-    opened = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if opened:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        if dist.is_initialized():
-            yield Processes(dist.get_rank(), dist.get_world_size())
-        else:
-            yield Processes()
-    finally:
-        if opened:
-            dist.destroy_process_group()
+        return Processes()
+    if not dist.is_initialized() and os.environ.get("WORLD_SIZE", "1") != "1":
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except ValueError as error:
+            raise no_torchrun(error) from None
+        atexit.register(_close)
+    return Processes(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Processes()
+
+
+def no_torchrun(error: Exception) -> MissingEnvironment:
+    """What to say where WORLD_SIZE is set and the rest of torchrun's environment is not."""
+    return MissingEnvironment(
+        f"WORLD_SIZE is set but this is not torchrun's environment ({error}); start with torchrun, or unset "
+        "WORLD_SIZE"
+    )
+
+
+def _close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -52,7 +52,7 @@ def plans(name: str, **options: Any) -> tuple[SplitPlan, SplitPlan]:
     """Of one case by the CPU, and by the other device."""
     problem = build(name)
     batches = [(problem.x[i : i + 8], problem.y[i : i + 8]) for i in range(0, 24, 8)]
-    options |= {"growth": 0.5, "micro_batch": 8, "hold_out": False}
+    options = {"growth": 0.5, "micro_batch": 8, "hold_out": False, **options}
 
     def run(device: torch.device | None) -> SplitPlan:
         return analyse(problem.model, problem.loss_fn, batches, (problem.x[:2],), device=device, **options)
@@ -69,7 +69,13 @@ def test_an_analysis_elsewhere_gives_the_same_plan(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"storage": "bfloat16"}, {"memory_limit": 0}, {"solver": "dense", "metric": "euclidean"}]
+    "options",
+    [
+        {"storage": "bfloat16"},
+        {"memory_limit": 0},
+        {"solver": "dense", "metric": "euclidean"},
+        {"micro_batch": 2, "stability": 1.0, "solver": "lanczos", "noise_share": 2.0},
+    ],
 )
 def test_so_do_trials_and_every_way_to_find_the_spectra(options: dict[str, Any]) -> None:
     assert_same_plan(*plans("depthwise", **options))

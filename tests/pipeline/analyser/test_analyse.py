@@ -217,6 +217,15 @@ def test_cuda_that_is_not_there(problem):
         run(problem, device="cuda")
 
 
+@pytest.mark.parametrize("world", ["2", "two"])
+def test_processes_that_torchrun_did_not_start(problem, monkeypatch, world):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(MissingEnvironment, match="not torchrun's environment"):
+        run(problem)
+
+
 def test_a_spent_budget_ends_growth(problem):
     with pytest.raises(NothingToSplit, match="the budget is spent"):
         run(problem, budget=Budget(parameters=10))

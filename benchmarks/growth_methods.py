@@ -14,13 +14,14 @@ from torch import nn
 
 from growpipe import analyse
 from growpipe.analyser import Budget
+from growpipe.arrays import to_numpy
 from growpipe.export import GrowthExport, named_tensors
 from growpipe.graph_ops.dims import axis_map, channel_rows
 from growpipe.graph_ops.groups import ChannelGroups
 from growpipe.graph_ops.plan import GroupSplit, SplitPlan
 from growpipe.graph_ops.random_plan import net2net_plan, random_plan
 from growpipe.graph_ops.tensors import Displacement
-from growpipe.mirror import grow, plan_for_module, to_numpy
+from growpipe.mirror import grow, plan_for_module
 
 RANDOM_STEP = 0.5  # of the norm of the filter that is copied
 GRADMAX_STEPS = 30

@@ -22,9 +22,11 @@ import torch
 from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 
+from growpipe.arrays import to_numpy
+from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
-__all__ = ["GrowthExport", "export_growth_form", "named_tensors"]
+__all__ = ["GrowthExport", "export_growth_form", "named_tensors", "wrapped_in"]
 
 _FOLDED_SIZE_LIMIT = 1 << 20  # entries: shape arithmetic and zero biases are far below
 _TORCH_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.export.graph_signature", "pkg.torch.onnx.fx_node")
@@ -50,9 +52,16 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+def wrapped_in(model: nn.Module) -> str | None:
+    """Where DistributedDataParallel, torch.compile and the like keep the network; None where it is itself."""
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return "module"
+    return "_orig_mod" if hasattr(model, "_orig_mod") else None
+
+
 def export_growth_form(
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
+    example_inputs: Any,
     *,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -62,15 +71,20 @@ def export_growth_form(
 
     Args:
         model: in eval mode; it is not changed.
-        example_inputs: the positional inputs of ``forward``; tensors have the batch on axis 0.
+        example_inputs: the positional inputs of ``forward``, or a single one; tensors have the batch on axis
+            0.
         input_names: names of the graph's inputs; by default those of ``forward``.
         output_names: names of the graph's outputs.
         dynamic_batch: leave axis 0 of every tensor input free (named ``batch``).
 
     Raises:
-        UsageError: the model is in train mode, or cannot be exported.
+        UsageError: the model is wrapped, in train mode, or cannot be exported.
         CheckFailed: the exporter changed or lost a parameter.
     """
+    inside = wrapped_in(model)
+    if inside is not None:
+        raise UsageError(f"{type(model).__name__} wraps the network; give what is inside, its .{inside}")
+    example_inputs = as_tuple(example_inputs)
     training = next((name or "the model" for name, module in model.named_modules() if module.training), None)
     if training is not None:
         raise UsageError(
@@ -205,9 +219,8 @@ def _assert_parameters_equal(program: torch.export.ExportedProgram, graph: ir.Mo
             raise CheckFailed(
                 f"the exporter lost parameter {name!r}: the graph has no initializer of that name"
             )
-        if not np.array_equal(
-            value.const_value.numpy(), tensors[name].detach().cpu().numpy(), equal_nan=True
-        ):
+        held = to_numpy(tensors[name])
+        if not np.array_equal(value.const_value.numpy(), held, equal_nan=held.dtype.kind in "fc"):
             raise CheckFailed(f"the exporter changed parameter {name!r}: graph and module differ")
 
 

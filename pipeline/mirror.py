@@ -14,15 +14,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from growpipe.export import named_tensors
+from growpipe.arrays import to_numpy, to_torch
+from growpipe.export import named_tensors, wrapped_in
 from growpipe.graph_ops.dims import Dim, Product, grown_size
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
@@ -59,11 +57,11 @@ def grow(model: Module, plan: SplitPlan, optimizer: torch.optim.Optimizer | None
         UsageError: the plan was not made for this module, the module is wrapped, or the optimizer keeps
             state that nobody has taught us to grow.
     """
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or hasattr(
-        model, "_orig_mod"
-    ):
+    inside = wrapped_in(model)
+    if inside is not None:
         raise UsageError(
-            f"{type(model).__name__} holds on to the old parameters; grow the module inside and wrap it again"
+            f"{type(model).__name__} holds on to the old parameters; grow the network inside, its .{inside}, "
+            "and wrap it again"
         )
     tensors = named_tensors(model)
     plan.check_belongs(lambda name: to_numpy(tensors[name]), f"this {type(model).__name__}")
@@ -168,21 +166,6 @@ def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
     for module_path, values in sizes.items():
         _set_sizes(model.get_submodule(module_path), values)
     return model
-
-
-def to_numpy(tensor: torch.Tensor) -> npt.NDArray:
-    """The tensor's values; bfloat16 as ``ml_dtypes.bfloat16``, as onnx-ir has it."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-
-
-def to_torch(array: npt.NDArray) -> torch.Tensor:
-    """The inverse of `to_numpy`."""
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _replace_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

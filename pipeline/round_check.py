@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from growpipe.arrays import to_numpy
 from growpipe.checks.latency import paired_latency
 from growpipe.checks.numerics import compare, run_model
 from growpipe.checks.structure import structure_problems
@@ -16,7 +17,7 @@ from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.loading import load_model, save_model
 from growpipe.graph_ops.plan import SplitPlan
 from growpipe.graph_ops.rewrite import grow_graph
-from growpipe.mirror import load_grown, to_numpy
+from growpipe.mirror import load_grown
 from growpipe.run_store import Run, StageRecord, write_text
 from growpipe.stages import (
     CHILD,

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from growpipe import analyser
+from growpipe.arrays import to_numpy
 from growpipe.checks.accuracy import accuracy
 from growpipe.checks.numerics import compare, run_model
 from growpipe.export import export_growth_form, named_tensors
@@ -30,7 +31,7 @@ from growpipe.graph_ops.loading import load_model, save_model
 from growpipe.graph_ops.plan import SplitPlan
 from growpipe.graph_ops.rewrite import grow_graph
 from growpipe.growth_limits import alignment, budget_for, check_limits, width_limits
-from growpipe.mirror import grow, load_grown, save_grown, to_numpy
+from growpipe.mirror import grow, load_grown, save_grown
 from growpipe.optimizer_state import load_optimizer, save_optimizer
 from growpipe.rewidth import reinitialise
 from growpipe.run_store import METRICS, Run, StageRecord

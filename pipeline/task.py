@@ -13,10 +13,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from growpipe.arrays import to_numpy
 from growpipe.batches import as_tuple
 from growpipe.data import Loaders
 from growpipe.graph_ops.errors import UsageError
-from growpipe.mirror import to_numpy
 from growpipe.run_store import Run
 from growpipe.training import LossFunction, seed_everything
 from growpipe.user_code import call_user_code, hash_user_file, load_reference

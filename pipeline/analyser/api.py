@@ -47,7 +47,7 @@ def analyse(
     model: nn.Module,
     loss_fn: Loss,
     batches: Iterable[Any],
-    example_inputs: tuple[Any, ...],
+    example_inputs: Any,
     *,
     scheme: str = "m4",
     c: float = 1.25,
@@ -94,7 +94,7 @@ def analyse(
         model: the module; it is analysed in eval mode and its mode is restored.
         loss_fn: ``loss_fn(output, target)``, the mean loss over the samples of a batch, a scalar.
         batches: gives ``(inputs, target)`` pairs, and can be iterated again.
-        example_inputs: positional inputs of ``model``, for the export.
+        example_inputs: positional inputs of ``model``, or a single one, for the export.
         scheme: ``"s2d"`` (positive pairs), ``"m2"``, ``"m3"`` or ``"m4"`` (at most that many copies).
         c: the bound on Σ|w_i|, at least 1. While positive splits are left, a larger one makes the loss
             sharper and training worse; where none is left, it goes further.
@@ -192,7 +192,7 @@ def analyse(
     target_device = device_of(model, device)
     started = time.perf_counter()
     peers = processes(target_device)
-    with _evaluation_mode(model), _tf32(tf32):
+    with torch.inference_mode(False), torch.enable_grad(), _evaluation_mode(model), _tf32(tf32):
         prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
         program, groups = prepared.program, prepared.groups
         most = max(

@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from growpipe.batches import as_tuple
-from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.errors import CheckFailed, GrowpipeError, UsageError
 
 __all__ = ["MIN_SAMPLES", "MicroBatch", "check_mean_loss", "collect"]
 
@@ -187,14 +187,23 @@ def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> Non
 
     Raises:
         CheckFailed: the loss is not finite.
-        UsageError: the two differ.
+        UsageError: the two differ, or there is no loss of the batch at all.
     """
 
     def twice(leaf: Any) -> Any:
         own = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch.samples
         return torch.cat([leaf, leaf]) if own else leaf
 
-    once = loss(batch.inputs, batch.target)
+    try:
+        once = loss(batch.inputs, batch.target)
+    except (GrowpipeError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what a user's loss or torch's operators raise
+        raise UsageError(
+            f"the model or the loss fails on a batch, inputs {_described(batch.inputs)}, target "
+            f"{_described(batch.target)} (axis 0 is the batch): {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+        ) from error
     if not math.isfinite(once):
         raise CheckFailed(f"the loss of an analysis batch is {once}; analyse a trained model on finite data")
     doubled = loss(pytree.tree_map(twice, batch.inputs), pytree.tree_map(twice, batch.target))
@@ -203,3 +212,14 @@ def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> Non
             f"loss_fn is not a mean over samples: {once:.6g} on a batch, {doubled:.6g} on the same batch "
             f"twice; use reduction='mean'"
         )
+
+
+def _described(tree: Any) -> str:
+    """What the leaves are, in a few words."""
+    leaves = [
+        f"{list(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
+        if isinstance(leaf, Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(tree)
+    ]
+    return ", ".join(leaves) or "nothing"

@@ -21,9 +21,10 @@ from growpipe.analyser.program import Loss
 from growpipe.analyser.schemes import Scheme
 from growpipe.analyser.spectra import Spectra
 from growpipe.analyser.splits import is_asymmetric, split_groups
+from growpipe.arrays import to_numpy
 from growpipe.export import named_tensors
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
-from growpipe.mirror import grow_into, to_numpy
+from growpipe.mirror import grow_into
 
 __all__ = ["Proposals", "Rows", "Signs"]
 

@@ -42,6 +42,17 @@ def test_every_parameter_keeps_its_name_and_its_bits() -> None:
     assert "BatchNormalization" in {node.op_type for node in graph}
 
 
+def test_half_precision_keeps_its_bits_too() -> None:
+    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16):
+        model = Net().eval().to(dtype)
+        graph = export_growth_form(model, (torch.rand(1, 1, 8, 8, dtype=dtype),)).graph.graph
+        const = graph.initializers["conv.weight"].const_value
+        assert const is not None
+        held = torch.from_numpy(const.numpy().view(np.int16)).view(dtype)
+        assert torch.equal(held, model.conv.weight.detach())
+
+
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_the_graph_computes_what_the_module_computes(batch: int) -> None:
     torch.manual_seed(0)

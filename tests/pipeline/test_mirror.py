@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from growpipe.arrays import to_numpy
 from growpipe.export import export_growth_form, named_tensors
 from growpipe.graph_ops.dims import Atom, Fixed, Product
 from growpipe.graph_ops.errors import UsageError
@@ -18,7 +19,7 @@ from growpipe.graph_ops.groups import find_channel_groups
 from growpipe.graph_ops.plan import GroupSplit, SplitPlan, hash_parameters
 from growpipe.graph_ops.random_plan import net2net_plan
 from growpipe.graph_ops.tensors import AxisLayout, Displacement, TensorLayout
-from growpipe.mirror import grow, grow_into, load_grown, plan_for_module, save_grown, to_numpy
+from growpipe.mirror import grow, grow_into, load_grown, plan_for_module, save_grown
 
 
 class Net(nn.Module):
@@ -203,7 +204,7 @@ def test_a_plan_of_other_weights_is_refused() -> None:
 
 def test_a_wrapped_module_is_refused() -> None:
     model, plan = make()
-    with pytest.raises(UsageError, match="grow the module inside"):
+    with pytest.raises(UsageError, match="grow the network inside, its .module"):
         grow(nn.DataParallel(model), plan)
 
 

@@ -211,6 +211,42 @@ def test_wrong_arguments(problem, options, message):
         run(problem, **options)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda model, x, y: (model, x[:, :, :, :5], y),
+            r"inputs \[\d+, 1, 8, 5\] float32, target \[\d+\] int64",
+        ),
+        (lambda model, x, y: (model, x, y.float()), "expected target dtype|expected scalar type"),
+        (lambda model, x, y: (model.bfloat16(), x.bfloat16(), y), "'conv.weight' is bfloat16"),
+        (lambda model, x, y: (model.half(), x.half(), y), "'conv.weight' is float16"),
+        (lambda model, x, y: (nn.DataParallel(model), x, y), r"DataParallel wraps the network.*its \.module"),
+        (lambda model, x, y: (torch.compile(model), x, y), r"OptimizedModule wraps .*its \._orig_mod"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_models_and_batches_that_do_not_do(problem, change, message):
+    model, batches = problem
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    example = x[:2]
+    model, x, y = change(copy.deepcopy(model), x, y)
+    with pytest.raises(UsageError, match=message) as refusal:
+        analyse(model, cross_entropy, [(x, y)], (example.to(x.dtype),))
+    assert "\n" not in str(refusal.value)
+
+
+def test_gradients_are_taken_whatever_the_caller_has_turned_off(problem):
+    model, batches = problem
+    expected = run(problem).content_hash
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            assert run(problem).content_hash == expected
+            assert torch.is_inference_mode_enabled() == (off is torch.inference_mode)
+    alone = analyse(model, cross_entropy, batches, batches[0][0][:2])  # one input needs no tuple
+    assert alone.content_hash == expected
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_that_is_not_there(problem):
     with pytest.raises(MissingEnvironment, match="device 'cuda' was asked for"):

@@ -12,9 +12,10 @@ from growpipe.analyser.orientation import best_signs
 from growpipe.analyser.schemes import best_rows
 from growpipe.analyser.solvers import solve
 from growpipe.analyser.splits import is_asymmetric, split_groups
+from growpipe.arrays import to_numpy
 from growpipe.export import named_tensors
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
-from growpipe.mirror import grow, to_numpy
+from growpipe.mirror import grow
 
 C = 3.0
 

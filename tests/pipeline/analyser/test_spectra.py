@@ -21,9 +21,10 @@ from growpipe.analyser.preparation import prepare
 from growpipe.analyser.schemes import best_rows, scheme_of
 from growpipe.analyser.solvers import cheaper_solver, solve
 from growpipe.analyser.splits import is_asymmetric, split_groups
+from growpipe.arrays import to_numpy
 from growpipe.export import named_tensors
 from growpipe.graph_ops.plan import SplitPlan, hash_parameters
-from growpipe.mirror import grow, to_numpy
+from growpipe.mirror import grow
 
 problem = functools.lru_cache(maxsize=None)(build)
 C = 3.0

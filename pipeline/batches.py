@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["as_tuple", "to_device"]
+from growpipe.graph_ops.errors import UsageError
+from growpipe.user_code import call_user_code
+
+__all__ = ["as_tuple", "pairs", "to_device"]
+
+_END = object()
+
+
+def pairs(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """The ``(inputs, target)`` pairs of a loader.
+
+    Raises:
+        UsageError: it gives something else, or fails.
+    """
+    iterator = call_user_code("the data loader", iter, loader)
+    while (batch := call_user_code("the data loader", next, iterator, _END)) is not _END:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            raise UsageError(
+                f"a data loader must give (inputs, target) pairs, not {type(batch).__name__}{length}"
+            )
+        yield batch[0], batch[1]
 
 
 def as_tuple(inputs: Any) -> tuple[Any, ...]:

@@ -59,7 +59,11 @@ def compiler_errors(enabled: bool) -> Iterator[None]:
 
     try:
         yield
-    except TorchDynamoException as error:
+    except (TorchDynamoException, UsageError) as caught:
+        # What was raised in the network itself has become one line already.
+        error = caught.__cause__ if isinstance(caught, UsageError) else caught
+        if not isinstance(error, TorchDynamoException):
+            raise
         # The message begins with whose words follow.
         reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
         raise UsageError(f"the network cannot be compiled: {reason}; set train.compile = false") from error

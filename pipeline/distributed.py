@@ -28,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from growpipe.analyser.processes import Processes, no_torchrun
+from growpipe.batches import pairs
 from growpipe.graph_ops.errors import GrowpipeError, MissingEnvironment, UsageError
 from growpipe.seeding import seed_everything
 
@@ -165,7 +166,7 @@ def pieces(batches: Iterable[tuple[Any, Any]], peers: Processes, *seed: object) 
             so that all see the same batches, and whatever else is random differs between them.
     """
     if peers.world == 1:
-        for inputs, target in batches:
+        for inputs, target in pairs(batches):
             yield Piece(inputs, target, len(target))
         return
     seed_everything(*seed)
@@ -179,7 +180,7 @@ def pieces(batches: Iterable[tuple[Any, Any]], peers: Processes, *seed: object) 
         noise = torch.get_rng_state()
         torch.set_rng_state(drawing)
         try:
-            iterator = iter(source) if iterator is None else iterator
+            iterator = pairs(source) if iterator is None else iterator
             batch = next(iterator, None)
             drawing = torch.get_rng_state()
         finally:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import UsageError
+from growpipe.user_code import call_user_code
 
 __all__ = ["recalibrate"]
 
@@ -45,7 +46,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Any, Any]], *, samples
             return 0
         for inputs, _ in batches:
             arguments = as_tuple(inputs)
-            model(*arguments)
+            call_user_code("the network", model, *arguments)
             seen += len(next(value for value in arguments if isinstance(value, torch.Tensor)))
             if seen >= samples:
                 break

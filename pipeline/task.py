@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from growpipe.arrays import to_numpy
-from growpipe.batches import as_tuple
+from growpipe.batches import as_tuple, pairs
 from growpipe.data import Loaders
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run_store import Run
@@ -63,15 +64,21 @@ class Task:
         return model
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
-        """The inputs of the first validation batch, at most 8 samples."""
-        inputs, _ = next(iter(self.loaders.validation))
+        """The inputs of the first validation batch, at most 8 samples.
+
+        Raises:
+            UsageError: there is none.
+        """
+        inputs, _ = next(pairs(self.loaders.validation), (None, None))
+        if inputs is None:
+            raise UsageError("the validation loader gave no batches; look at the recipe's data")
         return tuple(tensor[:8] for tensor in as_tuple(inputs))
 
     def analysis_batches(self, samples: int) -> list[tuple[Any, Any]]:
         """Training batches of about ``samples`` samples, the same at every call."""
         seed_everything(self.run.seed, "analysis set")
         batches, count = [], 0
-        for batch in self.loaders.train:
+        for batch in pairs(self.loaders.train):
             batches.append(batch)
             count += len(batch[1])
             if count >= samples:
@@ -90,7 +97,7 @@ class Task:
         """
         inputs: list[tuple[torch.Tensor, ...]] = []
         targets: list[torch.Tensor] = []
-        for batch, target in itertools.islice(loader, limit):
+        for batch, target in itertools.islice(pairs(loader), limit):
             inputs.append(as_tuple(batch))
             targets.append(target)
         if not targets:
@@ -133,7 +140,8 @@ def load_task(run: Run) -> Task:
             f"{recipe.data} returned {type(loaders).__name__}; "
             "it should return growpipe.data.Loaders(train, validation, test)"
         )
-    loss_fn = _LOSSES[recipe.task] if recipe.loss is None else load_reference(recipe.loss, run.folder)
+    loss = _LOSSES[recipe.task] if recipe.loss is None else load_reference(recipe.loss, run.folder)
+    loss_fn = functools.partial(call_user_code, recipe.loss or f"the loss of a {recipe.task} task", loss)
     references = [reference for reference in (recipe.model, recipe.data, recipe.loss) if reference]
     config = {
         "model": recipe.model,

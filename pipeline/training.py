@@ -35,6 +35,7 @@ from growpipe.progress import progress_bar
 from growpipe.recalibration import recalibrate
 from growpipe.recipe import Training
 from growpipe.seeding import seed_everything
+from growpipe.user_code import call_user_code
 
 __all__ = ["Epoch", "Evaluation", "LossFunction", "evaluate", "make_optimizer", "seed_everything", "train"]
 
@@ -94,7 +95,7 @@ def evaluate(
     total, correct, samples = 0.0, 0.0, 0.0
     for piece in pieces(batches, peers, "evaluate"):
         target = to_device(piece.target, device)
-        output = model(*as_tuple(to_device(piece.inputs, device)))
+        output = call_user_code("the network", model, *as_tuple(to_device(piece.inputs, device)))
         total += float(loss_fn(output, target)) * piece.samples
         if classify:
             correct += float((output.argmax(1) == target).sum()) * (piece.samples / len(target))
@@ -229,7 +230,7 @@ def _unused_parameters(peers: Processes) -> Iterator[None]:
     """What torch says in a page about a parameter without a gradient, in one line."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, UsageError) as error:
         if peers.world == 1 or "Expected to have finished reduction" not in str(error):
             raise
         raise UsageError(
@@ -268,10 +269,14 @@ def _train_epoch(
         steps = waiting + 1 == settings.accumulate
         with _gradients_kept(called, not (steps or piece.last)):
             with autocast:
-                loss = loss_fn(called(*_inputs(piece.inputs, settings, device)), target)
+                output = call_user_code("the network", called, *_inputs(piece.inputs, settings, device))
+                loss = loss_fn(output, target)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise UsageError(f"{where}: the loss is {value}; lower the recipe's train.learning_rate")
+                raise UsageError(
+                    f"{where}: the loss is {value}; lower the recipe's train.learning_rate, or look at the "
+                    "data"
+                )
             (loss * (piece.weight / settings.accumulate)).backward()
         waiting += 1
         if steps:

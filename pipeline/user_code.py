@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,10 @@ def load_reference(reference: str, folder: Path | None) -> Callable[..., Any]:
         except GrowpipeError:
             raise
         except Exception as error:  # the user's module may raise anything
-            raise UsageError(f"{reference} cannot be imported: {_one_line(error)}") from error
+            beside = f"{place.replace('.', '/')}.py"
+            there = _user_path(beside, folder).is_file()
+            hint = f"; the file beside the recipe is {beside}:{attribute}" if there else ""
+            raise UsageError(f"{reference} cannot be imported: {_one_line(error)}{hint}") from error
     try:
         found: Any = module
         for part in attribute.split("."):
@@ -105,14 +109,16 @@ def _import_file(name: str, path: Path, reference: str) -> Any:
 
 
 def _innermost_line(error: BaseException) -> str:
+    """Where in the user's own code it happened, as far as one can tell."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f" (line {error.lineno})"
-    trace = error.__traceback__
-    if trace is None:
-        return ""
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+    ours = Path(__file__).parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and ours not in Path(frame.filename).parents
+    ]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _one_line(error: BaseException) -> str:

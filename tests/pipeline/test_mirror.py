@@ -204,7 +204,7 @@ def test_a_plan_of_other_weights_is_refused() -> None:
 
 def test_a_wrapped_module_is_refused() -> None:
     model, plan = make()
-    with pytest.raises(UsageError, match="grow the network inside, its .module"):
+    with pytest.raises(UsageError, match=r"grow the network inside, its \.module"):
         grow(nn.DataParallel(model), plan)
 
 

@@ -160,7 +160,7 @@ def test_a_training_killed_after_its_last_epoch_ends_with_the_same_statistics(tm
     settings = Training(recalibrate=32, learning_rate=0.05)
     states, histories = [], []
 
-    class Killed(Exception):
+    class Killed(BaseException):
         pass
 
     class Fragile(list):

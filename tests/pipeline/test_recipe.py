@@ -116,3 +116,19 @@ def test_an_exception_of_user_code_names_its_line(tmp_path: Path) -> None:
     build = load_reference("net.py:build", tmp_path)
     with pytest.raises(UsageError, match=r"net.py:build failed \(net.py, line 2\): ZeroDivisionError"):
         call_user_code("net.py:build", build, width=0)
+
+
+def test_a_file_named_like_a_module_is_pointed_at(tmp_path: Path) -> None:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "wide.py").write_text("def build(): return 5\n")
+    with pytest.raises(
+        UsageError, match=r"nets\.wide:build cannot be imported.*beside .* nets/wide\.py:build"
+    ):
+        load_reference("nets.wide:build", tmp_path)
+
+
+def test_arguments_that_are_not_taken_have_no_line_to_point_at(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def build(): return 5\n")
+    build = load_reference("net.py:build", tmp_path)
+    with pytest.raises(UsageError, match=r"net\.py:build failed: TypeError: build\(\) got an unexpected"):
+        call_user_code("net.py:build", build, width=0)

@@ -20,7 +20,7 @@ from growpipe.training import Epoch, make_optimizer, seed_everything, train
 SETTINGS = Training(learning_rate=0.05, epochs=6, patience=2, batch_size=8)
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 
@@ -194,3 +194,36 @@ def test_vectors_are_not_decayed() -> None:
     assert {p.ndim for p in groups[0]["params"]} == {2}
     assert {p.ndim for p in groups[1]["params"]} == {1}
     assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (SETTINGS.weight_decay, 0.0)
+
+
+class Absent:
+    def __iter__(self) -> Iterator[Any]:
+        yield torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+        raise KeyError("sample 8")
+
+
+class Unfinished(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("the head")
+
+
+INPUTS, TARGET = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("batches", "model", "message"),
+    [
+        (Absent(), None, r"the data loader failed \(test_training\.py, line \d+\): KeyError: 'sample 8'"),
+        (7, None, "the data loader failed: TypeError: 'int' object is not iterable"),
+        ([{"image": INPUTS}], None, r"must give \(inputs, target\) pairs, not dict$"),
+        ([(INPUTS, TARGET, TARGET)], None, "pairs, not tuple of length 3"),
+        ([(INPUTS[:, :3], TARGET)], None, "the network failed: RuntimeError: mat1 and mat2 shapes"),
+        ([(INPUTS, TARGET)], Unfinished(), r"the network failed \(test_training\.py, line \d+\): NotImpl"),
+    ],
+)
+def test_what_the_users_own_code_raises_is_one_line(batches: Any, model: Any, message: str) -> None:
+    good = make_loaders()
+    optimizer = make_optimizer(make_model(), SETTINGS)
+    with pytest.raises(UsageError, match=message) as refusal:
+        run(model or make_model(), Loaders(batches, good.validation, good.test), optimizer=optimizer)
+    assert "\n" not in str(refusal.value)

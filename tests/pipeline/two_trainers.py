@@ -23,7 +23,7 @@ from growpipe.training import evaluate, make_optimizer, seed_everything, train
 SETTINGS = {"optimizer": "sgd", "learning_rate": 0.05, "recalibrate": 32}
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -25,9 +25,7 @@ def pairs(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     while (batch := call_user_code("the data loader", next, iterator, _END)) is not _END:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-            raise UsageError(
-                f"a data loader must give (inputs, target) pairs, not {type(batch).__name__}{length}"
-            )
+            raise UsageError(f"batches must give (inputs, target) pairs, not {type(batch).__name__}{length}")
         yield batch[0], batch[1]
 
 

@@ -12,8 +12,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from growpipe.batches import as_tuple
-from growpipe.graph_ops.errors import CheckFailed, GrowpipeError, UsageError
+from growpipe.batches import as_tuple, pairs
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.user_code import call_user_code
 
 __all__ = ["MIN_SAMPLES", "MicroBatch", "check_mean_loss", "collect"]
 
@@ -87,17 +88,13 @@ def collect(
         The micro-batches of this process, numbered separately in the two parts.
 
     Raises:
-        UsageError: nothing to iterate over, no pairs, or fewer than `MIN_SAMPLES` samples in all.
+        UsageError: nothing to iterate over, no pairs, a loader that fails, or fewer samples than
+            `MIN_SAMPLES` in all.
     """
     taken = 0
     pieces: list[tuple[Any, Any, int]] = []
-    for batch in batches:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise UsageError(
-                f"batches must give (inputs, target) pairs, not {type(batch).__name__}"
-                + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-            )
-        inputs, target = as_tuple(batch[0]), batch[1]
+    for own_inputs, target in pairs(batches):
+        inputs = as_tuple(own_inputs)
         length = _length(inputs)
         if length == 0:
             raise UsageError(
@@ -194,16 +191,8 @@ def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> Non
         own = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch.samples
         return torch.cat([leaf, leaf]) if own else leaf
 
-    try:
-        once = loss(batch.inputs, batch.target)
-    except (GrowpipeError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # what a user's loss or torch's operators raise
-        raise UsageError(
-            f"the model or the loss fails on a batch, inputs {_described(batch.inputs)}, target "
-            f"{_described(batch.target)} (axis 0 is the batch): {type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
-        ) from error
+    where = f"inputs {_described(batch.inputs)}, target {_described(batch.target)} (axis 0 is the batch)"
+    once = call_user_code(f"the model or the loss on a batch, {where},", loss, batch.inputs, batch.target)
     if not math.isfinite(once):
         raise CheckFailed(f"the loss of an analysis batch is {once}; analyse a trained model on finite data")
     doubled = loss(pytree.tree_map(twice, batch.inputs), pytree.tree_map(twice, batch.target))

@@ -98,6 +98,7 @@ class Refinement:
     def advance(self, product: Tensor) -> None:
         """Take S times ``current``, or M times it."""
         if self.tries:
+            # It replaces its tensors and never writes into them: they need no copies.
             self._trial = copy.copy(self._lanczos)
             self._trial.advance(product)
         else:

@@ -265,9 +265,9 @@ def _sample(patches: Tensor, rows: int) -> Tensor:
 
 
 def _second_moment(patches: Tensor) -> Tensor:
-    """E[p pᵀ] of [..., rows, d], as float64."""
-    wide = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    return (wide.mT @ wide).double() / wide.shape[-2]
+    """E[p pᵀ] of [..., rows, d], in float64: what it is divided by later may be a thousandth of it."""
+    wide = patches.double()
+    return wide.mT @ wide / wide.shape[-2]
 
 
 def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank: int) -> Tensor | None:

@@ -23,7 +23,6 @@ from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 
 from growpipe.arrays import to_numpy
-from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["GrowthExport", "export_growth_form", "named_tensors", "wrapped_in"]
@@ -61,7 +60,7 @@ def wrapped_in(model: nn.Module) -> str | None:
 
 def export_growth_form(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: tuple[Any, ...],
     *,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -71,8 +70,7 @@ def export_growth_form(
 
     Args:
         model: in eval mode; it is not changed.
-        example_inputs: the positional inputs of ``forward``, or a single one; tensors have the batch on axis
-            0.
+        example_inputs: the positional inputs of ``forward``; tensors have the batch on axis 0.
         input_names: names of the graph's inputs; by default those of ``forward``.
         output_names: names of the graph's outputs.
         dynamic_batch: leave axis 0 of every tensor input free (named ``batch``).
@@ -84,7 +82,6 @@ def export_growth_form(
     inside = wrapped_in(model)
     if inside is not None:
         raise UsageError(f"{type(model).__name__} wraps the network; give what is inside, its .{inside}")
-    example_inputs = as_tuple(example_inputs)
     training = next((name or "the model" for name, module in model.named_modules() if module.training), None)
     if training is not None:
         raise UsageError(

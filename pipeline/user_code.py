@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -112,12 +113,13 @@ def _innermost_line(error: BaseException) -> str:
     """Where in the user's own code it happened, as far as one can tell."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f" (line {error.lineno})"
-    ours = Path(__file__).parent
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename and ours not in Path(frame.filename).parents
-    ]
+    libraries = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
+
+    def is_own(file: Path) -> bool:
+        installed = {"site-packages", "dist-packages"}.intersection(file.parts)
+        return file.is_file() and not installed and not libraries.intersection(file.parents)
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_own(Path(f.filename))]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 

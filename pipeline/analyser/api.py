@@ -30,6 +30,7 @@ from growpipe.analyser.solvers import SOLVERS
 from growpipe.analyser.spectra import measure_spectra
 from growpipe.analyser.spending import spend
 from growpipe.analyser.splits import is_asymmetric
+from growpipe.batches import as_tuple
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
 from growpipe.graph_ops.plan import SplitPlan
 
@@ -193,7 +194,9 @@ def analyse(
     started = time.perf_counter()
     peers = processes(target_device)
     with torch.inference_mode(False), torch.enable_grad(), _evaluation_mode(model), _tf32(tf32):
-        prepared = prepare(model, example_inputs, freeze, displace, Surrogate(surrogate_beta), target_device)
+        prepared = prepare(
+            model, as_tuple(example_inputs), freeze, displace, Surrogate(surrogate_beta), target_device
+        )
         program, groups = prepared.program, prepared.groups
         most = max(
             line_search_samples if epsilon is None or ranking == "realised" else 0,

@@ -191,11 +191,15 @@ def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> Non
         own = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch.samples
         return torch.cat([leaf, leaf]) if own else leaf
 
-    where = f"inputs {_described(batch.inputs)}, target {_described(batch.target)} (axis 0 is the batch)"
-    once = call_user_code(f"the model or the loss on a batch, {where},", loss, batch.inputs, batch.target)
+    def measured(inputs: Any, target: Any) -> float:
+        where = f"inputs {_described(inputs)}, target {_described(target)} (axis 0 is the batch)"
+        value: float = call_user_code(f"the model or the loss on a batch, {where},", loss, inputs, target)
+        return value
+
+    once = measured(batch.inputs, batch.target)
     if not math.isfinite(once):
         raise CheckFailed(f"the loss of an analysis batch is {once}; analyse a trained model on finite data")
-    doubled = loss(pytree.tree_map(twice, batch.inputs), pytree.tree_map(twice, batch.target))
+    doubled = measured(pytree.tree_map(twice, batch.inputs), pytree.tree_map(twice, batch.target))
     if abs(doubled - once) > 1e-3 * max(abs(once), abs(doubled), 1e-6):
         raise UsageError(
             f"loss_fn is not a mean over samples: {once:.6g} on a batch, {doubled:.6g} on the same batch "

@@ -18,7 +18,7 @@ from torch.fx import Node
 from growpipe.analyser.binding import bind_groups
 from growpipe.analyser.curvature import Surrogate
 from growpipe.analyser.program import Program
-from growpipe.batches import as_tuple, to_device
+from growpipe.batches import to_device
 from growpipe.export import export_growth_form, named_tensors
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
@@ -46,7 +46,7 @@ class Prepared:
 
 def prepare(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: tuple[Any, ...],
     freeze: Sequence[str],
     displace: Sequence[str],
     surrogate: Surrogate,
@@ -56,7 +56,7 @@ def prepare(
 
     Args:
         model: the module, in evaluation mode.
-        example_inputs: positional inputs of it, or a single one, for the export.
+        example_inputs: positional inputs of it, for the export.
         freeze: names or globs of tensors that stay as they are, on all their axes.
         displace: what is displaced, a selection of `DISPLACEABLE`.
         surrogate: the curvature of kinked activations.
@@ -75,7 +75,7 @@ def prepare(
                 f"parameter {name!r} is {str(dtype).removeprefix('torch.')}, too coarse for second "
                 "derivatives; analyse and grow the network as model.float()"
             )
-    here, example_inputs = _on_cpu(model), to_device(as_tuple(example_inputs), "cpu")
+    here, example_inputs = _on_cpu(model), to_device(example_inputs, "cpu")
     export = export_growth_form(here, example_inputs)
     groups = find_channel_groups(export.graph, freeze)
     splittable = [group for group in groups.groups if group.splittable]

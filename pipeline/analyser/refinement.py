@@ -80,11 +80,11 @@ class Refinement:
     @property
     def tried(self) -> bool:
         """Whether the last product was one with M."""
-        return self._trial is not None and self.applied == self._lanczos.block
+        return self._trial is not None
 
     @property
     def _latest(self) -> Recurrence:
-        return self._trial if self._trial is not None and self.tried else self._lanczos
+        return self._lanczos if self._trial is None else self._trial
 
     @property
     def current(self) -> Tensor:
@@ -103,6 +103,7 @@ class Refinement:
             self._trial.advance(product)
         else:
             self._lanczos.advance(product)
+            self._trial = None
 
     def project(self, covectors: Tensor) -> Tensor:
         return self._lanczos.project(covectors)

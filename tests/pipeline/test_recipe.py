@@ -132,3 +132,10 @@ def test_arguments_that_are_not_taken_have_no_line_to_point_at(tmp_path: Path) -
     build = load_reference("net.py:build", tmp_path)
     with pytest.raises(UsageError, match=r"net\.py:build failed: TypeError: build\(\) got an unexpected"):
         call_user_code("net.py:build", build, width=0)
+
+
+def test_the_line_is_the_users_own_also_where_a_library_raises(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import json\ndef build():\n    return json.loads('no json')\n")
+    build = load_reference("net.py:build", tmp_path)
+    with pytest.raises(UsageError, match=r"net\.py:build failed \(net\.py, line 3\): JSONDecodeError"):
+        call_user_code("net.py:build", build)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from growpipe.data import Loaders
-from growpipe.data.batches import Batches
+from growpipe.data.array_batches import Batches
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["RBFNet", "build", "loaders", "teacher"]

@@ -13,18 +13,18 @@ from growpipe.graph_ops.errors import GrowpipeError
 
 # Name: where it lives. Commands are imported only when called, so that `growpipe check` starts without torch.
 COMMANDS = {
-    "analyse": "growpipe.commands.stages:analyse",
+    "analyse": "growpipe.commands.stage_commands:analyse",
     "check": "growpipe.commands.check:check",
-    "check-round": "growpipe.commands.stages:check_round",
+    "check-round": "growpipe.commands.stage_commands:check_round",
     "deploy": "growpipe.commands.deploy:deploy",
-    "export": "growpipe.commands.stages:export",
+    "export": "growpipe.commands.stage_commands:export",
     "grow": "growpipe.commands.grow:grow",
     "inspect": "growpipe.commands.inspect:inspect",
     "plan": "growpipe.commands.plan:plan",
-    "report": "growpipe.commands.stages:report",
-    "rewrite": "growpipe.commands.stages:rewrite",
+    "report": "growpipe.commands.stage_commands:report",
+    "rewrite": "growpipe.commands.stage_commands:rewrite",
     "run": "growpipe.commands.run:run",
-    "train": "growpipe.commands.stages:train",
+    "train": "growpipe.commands.stage_commands:train",
 }
 
 
@@ -55,8 +55,9 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> Any:
     """The entry point: runs `cli`, prints a `GrowpipeError` as one line and exits with its code.
 
-    Under ``torchrun`` one process prints it: the first that fails (see `growpipe.distributed.launched`), or
-    the first of all where each fails alike before it meets the others.
+    Under ``torchrun`` only one process prints the error: the one that failed first (see
+    `growpipe.parallel.distributed.launched`), or rank 0 if all fail identically before the process group
+    exists.
     """
     try:
         code = cli.main(args=args, standalone_mode=False)

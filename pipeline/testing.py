@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from growpipe.checks.context import TorchReference
 from growpipe.checks.formats.text import to_text
-from growpipe.checks.inputs import Dataset
+from growpipe.checks.measure.inputs import Dataset
+from growpipe.checks.measure.sessions import Device
 from growpipe.checks.policy import Policy
 from growpipe.checks.report import CheckReport
-from growpipe.checks.run import run_checks
-from growpipe.checks.sessions import Device
+from growpipe.checks.runner import run_checks
 from growpipe.graph_ops.errors import UnsafeModel, UsageError
-from growpipe.graph_ops.loading import load_model
+from growpipe.graph_ops.files.load_save import load_model
 
 __all__ = ["assert_export_ok"]
 
@@ -75,7 +75,7 @@ def assert_export_ok(
 
 
 def _in_process(module: Any) -> TorchReference:
-    from growpipe.checks.torch_module import run_module
+    from growpipe.checks.child.torch_reference import run_module
 
     def run(
         inputs: Mapping[str, npt.NDArray], double: bool, modules: Sequence[str]

@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from growpipe.analyser.calibration import Calibration, calibrate
-from growpipe.analyser.curvature import Surrogate
-from growpipe.analyser.data import MIN_SAMPLES, MicroBatch, check_mean_loss, collect
-from growpipe.analyser.limits import Budget, Limits
-from growpipe.analyser.line_search import EPSILONS, START, LineSearch, line_search
-from growpipe.analyser.metric import METRICS, GrowingMetric
-from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.choice.calibration import Calibration, calibrate
+from growpipe.analyser.choice.line_search import EPSILONS, START, LineSearch, line_search
+from growpipe.analyser.choice.plan_splits import is_asymmetric
+from growpipe.analyser.choice.proposals import Proposals
+from growpipe.analyser.choice.schemes import scheme_of
+from growpipe.analyser.choice.spending import spend
+from growpipe.analyser.curvature.metric import METRICS, GrowingMetric
+from growpipe.analyser.curvature.operator import SplittingOperator
 from growpipe.analyser.preparation import default_memory, device_of, prepare
-from growpipe.analyser.processes import Processes, processes
-from growpipe.analyser.program import Loss
-from growpipe.analyser.proposals import Proposals
-from growpipe.analyser.schemes import scheme_of
-from growpipe.analyser.solvers import SOLVERS
-from growpipe.analyser.spectra import measure_spectra
-from growpipe.analyser.spending import spend
-from growpipe.analyser.splits import is_asymmetric
-from growpipe.batches import as_tuple
+from growpipe.analyser.program.activations import Surrogate
+from growpipe.analyser.program.program import Loss
+from growpipe.analyser.samples import MIN_SAMPLES, MicroBatch, check_mean_loss, collect
+from growpipe.analyser.spectra.solvers import SOLVERS
+from growpipe.analyser.spectra.spectra import measure_spectra
+from growpipe.budgets.budget import Budget, Limits
+from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
-from growpipe.graph_ops.plan import SplitPlan
+from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.parallel.processes import Processes, processes
 
 __all__ = ["RANKING_SAMPLES", "analyse"]
 
@@ -102,7 +102,7 @@ def analyse(
         growth: the share of channels to add; None means 0.3 without a budget, and no such bound with one.
         epsilon: the step ε in the metric's unit; None searches.
         budget: what the grown network may cost in parameters, MACs, or any other cost (see
-            `growpipe.analyser.limits.Budget`); with a growth share both hold.
+            `growpipe.budgets.budget.Budget`); with a growth share both hold.
         metric: ``"euclidean"`` (‖δ‖² in parameter units) or ``"input"`` (δᵀ E[p pᵀ] δ, see `metric`).
         damping: of the input metric, as a share of the mean eigenvalue of Σ.
         displace: what is displaced: ``"weights"`` (of mixing producers), ``"filters"`` (depthwise),

@@ -15,14 +15,14 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.fx import Node
 
-from growpipe.analyser.binding import bind_groups
-from growpipe.analyser.curvature import Surrogate
-from growpipe.analyser.program import Program
-from growpipe.batches import to_device
-from growpipe.export import export_growth_form, named_tensors
+from growpipe.analyser.program.activations import Surrogate
+from growpipe.analyser.program.binding import bind_groups
+from growpipe.analyser.program.program import Program
+from growpipe.data.loader_items import to_device
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
-from growpipe.graph_ops.groups import ChannelGroups, find_channel_groups
-from growpipe.rigid import rigid_groups
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
+from growpipe.torch_module.export import export_growth_form, named_tensors
+from growpipe.torch_module.rigid_groups import rigid_groups
 
 __all__ = ["Prepared", "default_memory", "device_of", "functional", "prepare"]
 

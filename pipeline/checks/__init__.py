@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from growpipe.checks.report import CheckReport, CheckResult, Finding
-from growpipe.checks.run import run_checks
+from growpipe.checks.runner import run_checks
 
 __all__ = ["CheckReport", "CheckResult", "Finding", "run_checks"]

@@ -14,12 +14,12 @@ import onnx
 import onnx_ir as ir
 
 from growpipe.checks.baseline import Baseline
-from growpipe.checks.inputs import Dataset, InputSpec, batch_dims, input_specs, random_inputs
+from growpipe.checks.child.sandbox import ModelCrashed, ModelHung, Sandbox
+from growpipe.checks.measure.inputs import Dataset, InputSpec, batch_dims, input_specs, random_inputs
+from growpipe.checks.measure.sessions import Device
 from growpipe.checks.policy import Policy
-from growpipe.checks.sandbox import ModelCrashed, ModelHung, Sandbox
-from growpipe.checks.sessions import Device
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
-from growpipe.graph_ops.loading import load_model
+from growpipe.graph_ops.files.load_save import load_model
 
 __all__ = ["Context", "InputSet", "NotRunnable", "TorchReference"]
 

@@ -16,11 +16,11 @@ from rich.text import Text
 from growpipe.checks.baseline import write_baseline, write_beside
 from growpipe.checks.formats import DOCUMENTS, FORMATS
 from growpipe.checks.formats.text import MARKS
+from growpipe.checks.measure.sessions import PROVIDERS
 from growpipe.checks.policy import load_policy
 from growpipe.checks.registry import Check, all_checks, explain
 from growpipe.checks.report import CheckReport, overall_exit_code
-from growpipe.checks.run import run_checks
-from growpipe.checks.sessions import PROVIDERS
+from growpipe.checks.runner import run_checks
 from growpipe.graph_ops.errors import UsageError
 from growpipe.suggestions import did_you_mean
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from growpipe.commands.output import count, print_json
-from growpipe.graph_ops.bundle import write_bundle
-from growpipe.graph_ops.loading import load_model
+from growpipe.graph_ops.edit.bundle import write_bundle
+from growpipe.graph_ops.files.load_save import load_model
 
 __all__ = ["deploy"]
 

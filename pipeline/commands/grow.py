@@ -7,12 +7,12 @@ import os
 import click
 
 from growpipe.commands.output import count, print_json, say
+from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import CheckFailed, UsageError
-from growpipe.graph_ops.groups import find_channel_groups
-from growpipe.graph_ops.loading import check_target, load_model, save_model
-from growpipe.graph_ops.plan import SplitPlan
-from growpipe.graph_ops.rewrite import grow_graph
-from growpipe.graph_ops.widths import check_structure
+from growpipe.graph_ops.files.load_save import check_target, load_model, save_model
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.onnx_tools.width_check import check_structure
+from growpipe.graph_ops.plan.split_plan import SplitPlan
 
 __all__ = ["grow"]
 

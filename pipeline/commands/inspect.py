@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from growpipe.commands.output import count, print_json, print_table
-from growpipe.graph_ops.dims import atoms_of
-from growpipe.graph_ops.groups import ChannelGroup, ChannelGroups, find_channel_groups
-from growpipe.graph_ops.journal import read_history
-from growpipe.graph_ops.loading import load_model
+from growpipe.graph_ops.axes.dims import atoms_of
+from growpipe.graph_ops.edit.history import read_history
+from growpipe.graph_ops.files.load_save import load_model
+from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
 
 __all__ = ["inspect"]
 

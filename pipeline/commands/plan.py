@@ -8,9 +8,9 @@ import click
 
 from growpipe.commands.output import count, print_json, print_table
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.groups import find_channel_groups
-from growpipe.graph_ops.loading import load_model
-from growpipe.graph_ops.random_plan import net2net_plan, random_plan
+from growpipe.graph_ops.files.load_save import load_model
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
 
 __all__ = ["plan"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from growpipe.environment import require
-from growpipe.recipe import Recipe, load_recipe
+from growpipe.run.recipe import Recipe, load_recipe
 
 __all__ = ["run", "with_rounds"]
 
@@ -36,11 +36,11 @@ def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_j
     """
     require("torch", "train", "growpipe run")
     require("onnxruntime", "cpu", "growpipe run")
-    from growpipe.distributed import launched
     from growpipe.environment import is_follower, resolve_device
-    from growpipe.loop import run_all, title_of
-    from growpipe.run_store import Run
-    from growpipe.summary import print_summary, rows_of
+    from growpipe.parallel.distributed import launched
+    from growpipe.run.loop import run_all, title_of
+    from growpipe.run.store import Run
+    from growpipe.run.summary import print_summary, rows_of
 
     loaded, folder = load_recipe(recipe)
     resolved = resolve_device(device)

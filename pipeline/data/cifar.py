@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 
 from growpipe.data import Loaders
+from growpipe.data.array_batches import Batches
 from growpipe.data.augment import crop_and_flip, to_float
-from growpipe.data.batches import Batches
 from growpipe.data.images import open_images, read_images
 from growpipe.data.location import locate
-from growpipe.data.splits import first_of_each, held_out
+from growpipe.data.train_test import first_of_each, held_out
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["cifar10", "cifar100", "parse_records"]

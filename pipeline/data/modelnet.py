@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from growpipe.data import Loaders
-from growpipe.data.batches import Batches
+from growpipe.data.array_batches import Batches
 from growpipe.data.location import locate
 from growpipe.data.meshes import parse_off, sample_surface
-from growpipe.data.splits import held_out
+from growpipe.data.train_test import held_out
 from growpipe.environment import require
 from growpipe.graph_ops.errors import UsageError
 

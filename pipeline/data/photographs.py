@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from growpipe.data import Loaders
 from growpipe.data.images import ImageSet, open_images
 from growpipe.data.location import locate
-from growpipe.data.splits import first_of_each, held_out
+from growpipe.data.train_test import first_of_each, held_out
 from growpipe.environment import require
 from growpipe.graph_ops.errors import UsageError
 

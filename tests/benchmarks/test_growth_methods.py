@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import growth_methods
 import numpy as np
 import pytest
 import torch
-from growth_methods import CHOOSERS, METHODS, RANDOM_STEP, Moment
 from torch import nn
 
+from benchmarks.growth import methods as growth_methods
+from benchmarks.growth.methods import CHOOSERS, METHODS, RANDOM_STEP, Moment
 from growpipe import grow
-from growpipe.export import export_growth_form
-from growpipe.graph_ops.groups import find_channel_groups
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.models.convnet import build
 from growpipe.seeding import seed_everything
+from growpipe.torch_module.export import export_growth_form
 
 WIDTHS = (4, 5, 6, 7)
 ADDED = (2, 1, 3, 2)

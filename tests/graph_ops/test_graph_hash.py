@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.groups import find_channel_groups
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 
 
 def values(*shape: int) -> str:

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from onnxruntime import InferenceSession
 
 from growpipe.cli import cli
-from growpipe.graph_ops.groups import find_channel_groups
-from growpipe.graph_ops.loading import load_model
-from growpipe.recipe import load_recipe
+from growpipe.graph_ops.files.load_save import load_model
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.run.recipe import load_recipe
 
 ARTIFACTS = Path(__file__).parents[2] / "models" / "artifacts"
 MODELS = sorted(ARTIFACTS.glob("*.onnx"))

@@ -7,8 +7,8 @@ import torch
 
 from growpipe.analyser import analyse
 from growpipe.graph_ops.errors import NothingToSplit
-from growpipe.mirror import grow
 from growpipe.models import rbf
+from growpipe.torch_module.grow_module import grow
 
 X = torch.linspace(-5, 5, 400, dtype=torch.float64)[:, None]
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from growpipe.checks.numerics import run_model
-from growpipe.export import export_growth_form
+from growpipe.checks.measure.compare import run_model
+from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.groups import find_channel_groups
-from growpipe.graph_ops.loading import save_model
-from growpipe.graph_ops.random_plan import random_plan
-from growpipe.graph_ops.rewrite import grow_graph
-from growpipe.mirror import grow
+from growpipe.graph_ops.files.load_save import save_model
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.plan.data_free import random_plan
 from growpipe.models import mobilenet, pointcloud, rbf
-from growpipe.rewidth import with_widths
+from growpipe.torch_module.export import export_growth_form
+from growpipe.torch_module.grow_module import grow
+from growpipe.torch_module.widen import with_widths
 
 V1 = (3, 2, 4, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 4)
 CLOUDS = (2, 12, 3)

@@ -11,12 +11,12 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from growpipe.checks.numerics import run_model
+from growpipe.checks.measure.compare import run_model
 from growpipe.cli import cli
 from growpipe.graph_ops.errors import UsageError
 from growpipe.models import rbf
-from growpipe.recipe import load_recipe, shipped_recipes
-from growpipe.training import make_optimizer, seed_everything, train
+from growpipe.run.recipe import load_recipe, shipped_recipes
+from growpipe.training.train import make_optimizer, seed_everything, train
 from growpipe.user_code import load_reference
 
 EVERYWHERE = ("digits", "rbf", "shapes", "shapes-pointnet")

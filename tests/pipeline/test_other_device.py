@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, build
-from other_device import DEVICE, other_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from growpipe import analyse, environment, grow
-from growpipe.analyser.curvature import Surrogate
-from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingOperator
 from growpipe.analyser.preparation import prepare
+from growpipe.analyser.program.activations import Surrogate
 from growpipe.cli import main
 from growpipe.data import Loaders
-from growpipe.graph_ops.plan import SplitPlan
-from growpipe.recipe import Training
-from growpipe.run_store import Run
-from growpipe.training import evaluate, make_optimizer, train
+from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.run.recipe import Training
+from growpipe.run.store import Run
+from growpipe.training.train import evaluate, make_optimizer, train
+from tests.helpers.other_device import DEVICE, other_device
+from tests.helpers.splitting_cases import CASES, build
 
 
 def test_the_stand_in_refuses_what_cuda_refuses() -> None:

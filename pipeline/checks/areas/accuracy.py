@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from growpipe.checks.accuracy import wilson_interval
 from growpipe.checks.context import Context
-from growpipe.checks.inputs import Dataset
+from growpipe.checks.measure.accuracy import wilson_interval
+from growpipe.checks.measure.inputs import Dataset
 from growpipe.checks.registry import check
 from growpipe.checks.report import Outcome, failed, inconclusive, passed, skipped
 

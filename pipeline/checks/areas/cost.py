@@ -11,8 +11,8 @@ from growpipe.checks.context import Context
 from growpipe.checks.policy import Budget
 from growpipe.checks.registry import check
 from growpipe.checks.report import Outcome, failed, passed, skipped
-from growpipe.graph_ops.cost import is_running_statistic
-from growpipe.graph_ops.groups import find_channel_groups
+from growpipe.graph_ops.cost.cost import is_running_statistic
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 
 __all__: list[str] = []
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy.typing as npt
 
 from growpipe.checks.context import Context
-from growpipe.checks.inputs import batch_dims
-from growpipe.checks.latency import LatencyRatio
+from growpipe.checks.measure.inputs import batch_dims
+from growpipe.checks.measure.latency import LatencyRatio
 from growpipe.checks.registry import check
 from growpipe.checks.report import Outcome, failed, inconclusive, passed, skipped, warned
 
@@ -84,7 +84,7 @@ def budget(context: Context) -> Outcome:
 
 
 def measure(context: Context, reference: Path, limit: float | None) -> LatencyRatio:
-    """`growpipe.checks.latency.paired_latency` in the sandbox."""
+    """`growpipe.checks.measure.latency.paired_latency` in the sandbox."""
     policy = context.policy.latency
     given = _timed_inputs(context, policy.batch_size)
     same = reference == context.path or reference != context.reference

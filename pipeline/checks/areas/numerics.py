@@ -10,12 +10,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from growpipe.checks.context import Context, InputSet, as_torch_outputs
-from growpipe.checks.divergence import last_of_module
-from growpipe.checks.inputs import batch_dims, is_batch_name
-from growpipe.checks.numerics import Divergence, compare
+from growpipe.checks.measure.compare import Divergence, compare
+from growpipe.checks.measure.inputs import batch_dims, is_batch_name
+from growpipe.checks.measure.tolerance import Tolerance, default_relative, with_float64
+from growpipe.checks.measure.trace import last_of_module
 from growpipe.checks.registry import check
 from growpipe.checks.report import Finding, Outcome, failed, passed, skipped, warned
-from growpipe.checks.tolerance import Tolerance, default_relative, with_float64
 from growpipe.graph_ops.errors import GrowpipeError
 
 __all__: list[str] = []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from growpipe.checks.context import Context
+from growpipe.checks.measure.sessions import PROVIDERS
 from growpipe.checks.registry import check
 from growpipe.checks.report import Finding, Outcome, failed, passed
-from growpipe.checks.sessions import PROVIDERS
 
 __all__: list[str] = []
 

@@ -10,10 +10,10 @@ import onnx
 import onnx_ir as ir
 
 from growpipe.checks.context import Context
-from growpipe.checks.divergence import module_of
+from growpipe.checks.measure.protos import all_graphs, all_nodes
+from growpipe.checks.measure.trace import module_of
 from growpipe.checks.registry import LOAD, check
 from growpipe.checks.report import Finding, Outcome, failed, passed
-from growpipe.checks.walk import all_graphs, all_nodes
 
 __all__: list[str] = []
 

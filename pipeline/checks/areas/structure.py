@@ -12,11 +12,11 @@ import onnx_ir as ir
 from onnx import GraphProto, NodeProto, TensorProto
 
 from growpipe.checks.context import Context
-from growpipe.checks.divergence import module_of
+from growpipe.checks.measure.protos import all_graphs, all_nodes, subgraphs
+from growpipe.checks.measure.trace import module_of
 from growpipe.checks.registry import check
 from growpipe.checks.report import Finding, Outcome, failed, passed, skipped
-from growpipe.checks.walk import all_graphs, all_nodes, subgraphs
-from growpipe.graph_ops.widths import check_widths
+from growpipe.graph_ops.onnx_tools.width_check import check_widths
 
 __all__: list[str] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from growpipe.checks.formats.github import to_github
-from growpipe.checks.formats.json_form import to_json
+from growpipe.checks.formats.json_report import to_json
 from growpipe.checks.formats.junit import to_junit
 from growpipe.checks.formats.markdown import to_markdown
 from growpipe.checks.formats.sarif import to_sarif

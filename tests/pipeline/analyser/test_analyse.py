@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from growpipe.analyser import Budget, analyse
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, NothingToSplit, UsageError
-from growpipe.graph_ops.plan import SplitPlan
-from growpipe.mirror import grow
+from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.torch_module.grow_module import grow
 
 
 class Net(nn.Module):

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn.functional import batch_norm, cross_entropy
 
 from growpipe.analyser import preparation
-from growpipe.analyser.curvature import Surrogate
-from growpipe.analyser.lanczos import random_start
-from growpipe.analyser.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingOperator
 from growpipe.analyser.preparation import functional, prepare
-from growpipe.export import export_growth_form
+from growpipe.analyser.program.activations import Surrogate
+from growpipe.analyser.spectra.drive import random_start
+from growpipe.torch_module.export import export_growth_form
 
 
 class OwnStatistics(nn.Module):

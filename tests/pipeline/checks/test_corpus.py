@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broken_models import BROKEN, without_cuda
-from good_models import GOOD, cnn, save
 
 from growpipe.checks import run_checks
-from growpipe.checks.sandbox import Sandbox
+from growpipe.checks.child.sandbox import Sandbox
+from tests.helpers.broken_models import BROKEN, without_cuda
+from tests.helpers.good_models import GOOD, cnn, save
 
 BAD = ("failed", "unsafe", "missing", "inconclusive")
 

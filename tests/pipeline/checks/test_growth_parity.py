@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from good_models import cnn, save
 
 from growpipe.checks import CheckReport, run_checks
-from growpipe.graph_ops.groups import find_channel_groups
-from growpipe.graph_ops.loading import load_model, save_model
-from growpipe.graph_ops.random_plan import random_plan
-from growpipe.graph_ops.rewrite import grow_graph
+from growpipe.graph_ops.edit.grow_graph import grow_graph
+from growpipe.graph_ops.files.load_save import load_model, save_model
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.plan.data_free import random_plan
+from tests.helpers.good_models import cnn, save
 
 
 def grown_report(folder: Path, epsilon: float, spoil: bool = False) -> CheckReport:

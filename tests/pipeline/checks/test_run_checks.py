@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from broken_models import labelled, slow_cnn
-from good_models import CNN_BODY, build, cnn, cnn_weights, normal, save
 
 from growpipe.checks import run_checks
 from growpipe.checks.baseline import load_baseline, write_baseline
+from growpipe.checks.child.sandbox import Sandbox
 from growpipe.checks.policy import Policy, load_policy
 from growpipe.checks.registry import LOAD, all_checks, explain, select
 from growpipe.checks.report import Outcome
-from growpipe.checks.sandbox import Sandbox
 from growpipe.graph_ops.errors import UnsafeModel, UsageError
+from tests.helpers.broken_models import labelled, slow_cnn
+from tests.helpers.good_models import CNN_BODY, build, cnn, cnn_weights, normal, save
 
 TODAY = datetime.date(2030, 6, 1)
 

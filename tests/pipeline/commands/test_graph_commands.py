@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from growpipe.cli import main
-from growpipe.graph_ops.loading import load_model, save_model
-from growpipe.graph_ops.plan import SplitPlan
+from growpipe.graph_ops.files.load_save import load_model, save_model
+from growpipe.graph_ops.plan.split_plan import SplitPlan
 
 BODY = """
     a = Conv<pads=[1,1,1,1]>(x, w1)

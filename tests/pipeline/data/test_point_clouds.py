@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from growpipe.data import modelnet, shapes
+from growpipe.data import modelnet
+from growpipe.data import synthetic_shapes as shapes
 from growpipe.data.meshes import parse_off, sample_surface
 from growpipe.graph_ops.errors import UsageError
 

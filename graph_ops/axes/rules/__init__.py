@@ -1,0 +1,50 @@
+"""What each operator does to the axes of its tensors: one module per family, collected in `RULES`.
+
+A rule is a function of the analysis and a node. It states the axes of the outputs, unifies axes that hold
+the same channels, freezes axes on which the operator does not treat channels separately, names the weights
+that make or mix channels, and which attributes and integer inputs spell out lengths. It raises
+`growpipe.graph_ops.axes.inference.UnknownShape` when it cannot tell. An operator without a rule is a barrier.
+"""
+
+from __future__ import annotations
+
+from growpipe.graph_ops.axes.inference import Rule
+from growpipe.graph_ops.axes.rules import (
+    attention,
+    constants,
+    contraction,
+    convolution,
+    elementwise,
+    indexing,
+    joining,
+    layout,
+    normalisation,
+    pooling,
+    quantisation,
+    reduction,
+    sampling,
+)
+from growpipe.graph_ops.axes.rules import shape_operators as shapes
+
+__all__ = ["RULES"]
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("", operator): rule
+    for family in (
+        attention,
+        constants,
+        contraction,
+        convolution,
+        elementwise,
+        indexing,
+        joining,
+        layout,
+        normalisation,
+        pooling,
+        quantisation,
+        reduction,
+        sampling,
+        shapes,
+    )
+    for operator, rule in family.RULES.items()
+}

@@ -1,0 +1,119 @@
+"""Conv and ConvTranspose of any rank, grouped and depthwise included."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.axis import Axis, product, root
+from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape
+from growpipe.graph_ops.axes.integers import Size
+from growpipe.graph_ops.axes.rules.windows import window_sizes
+
+__all__ = ["RULES"]
+
+
+def conv(analysis: Analysis, node: ir.Node) -> None:
+    """``x[b, g·i, *s] * W[g·o, i, *k] → y[b, g·o, *s']``: i is mixed, o is made, g passes through.
+
+    A depthwise convolution is the case i = o = 1.
+    """
+    batch, channels, *space = analysis.axes_of(node, 0)
+    out, inner, *kernel = analysis.axes_of(node, 1)
+    if not analysis.is_weight(node, 1):
+        analysis.freeze(node, [channels, out], 1, analysis.no_weight(node, 1))
+    groups = analysis.attribute(node, "group", 1)
+    if groups == 1:
+        analysis.unify(node, channels, inner, 1)
+        part = out
+    else:
+        group, part = _groups(analysis, node, groups, out)
+        analysis.unify(node, channels, product([group, inner]), 1)
+    analysis.mixed(node, 1, 1)
+    analysis.made(node, 1, 0, part)
+    analysis.freeze(node, kernel, None, "a window of the convolution")
+    _bias(analysis, node, out)
+    sizes = [root(axis).size for axis in kernel]
+    after = window_sizes(analysis, node, space, sizes)
+    result = [analysis.fixed(node, i + 2, size) for i, size in enumerate(after)]
+    analysis.output(node, [batch, out, *result])
+    analysis.count(node, _elements(kernel), [batch, out, inner, *result])
+
+
+def conv_transpose(analysis: Analysis, node: ir.Node) -> None:
+    """``x[b, g·i, *s] * W[g·i, o, *k] → y[b, g·o, *s']``.
+
+    In a grouped one that is not depthwise, g and i stand on one axis of the weight with different roles;
+    the number of groups is then frozen.
+    """
+    batch, channels, *space = analysis.axes_of(node, 0)
+    inner, out, *kernel = analysis.axes_of(node, 1)
+    if not analysis.is_weight(node, 1):
+        analysis.freeze(node, [channels, out], 1, analysis.no_weight(node, 1))
+    groups = analysis.attribute(node, "group", 1)
+    analysis.unify(node, channels, inner, 1)
+    if groups == 1:
+        analysis.mixed(node, 1, 0)
+        made = out
+    else:
+        group, part = _groups(analysis, node, groups, inner)
+        if root(part).size != 1:
+            analysis.freeze(node, group, 1, "groups of a transposed convolution")
+        analysis.mixed(node, 1, 0, part)
+        made = product([group, out])
+    analysis.made(node, 1, 1)
+    analysis.freeze(node, kernel, None, "a window of the convolution")
+    _bias(analysis, node, made)
+    strides = analysis.attribute(node, "strides", [1] * len(space))
+    sizes = [root(axis).size for axis in kernel]
+    after = _transposed_sizes(analysis, node, space, sizes, strides)
+    result = [analysis.fixed(node, i + 2, size) for i, size in enumerate(after)]
+    analysis.output(node, [batch, made, *result])
+    analysis.count(node, _elements(kernel), [batch, channels, out, *space])
+
+
+def _groups(analysis: Analysis, node: ir.Node, groups: int, axis: Axis) -> tuple[Axis, Axis]:
+    """Divide the axis of a grouped weight into (groups, rest); the attribute follows."""
+    total = root(axis).size
+    if total is None or total % groups:
+        raise UnknownShape(f"{total} channels do not divide into {groups} groups")
+    group, part = Axis(groups), Axis(total // groups)
+    analysis.unify(node, axis, product([group, part]), 0)
+    analysis.follow(node, "group", [Size(group)])
+    return group, part
+
+
+def _bias(analysis: Analysis, node: ir.Node, channels: Axis) -> None:
+    if analysis.input(node, 2) is not None:
+        (bias,) = analysis.axes_of(node, 2)
+        analysis.unify(node, bias, channels, 1)
+
+
+def _elements(kernel: list[Axis]) -> int:
+    return math.prod(root(axis).size or 1 for axis in kernel)
+
+
+def _transposed_sizes(
+    analysis: Analysis, node: ir.Node, space: list[Axis], kernel: list[int | None], strides: list[int]
+) -> list[int | None]:
+    rank = len(space)
+    stated = analysis.attribute(node, "output_shape")
+    if stated:
+        return list(stated)[-rank:]
+    pads = analysis.attribute(node, "pads", [0] * 2 * rank)
+    dilations = analysis.attribute(node, "dilations", [1] * rank)
+    extra = analysis.attribute(node, "output_padding", [0] * rank)
+    automatic = analysis.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    sizes: list[int | None] = []
+    for i, axis in enumerate(space):
+        size, width = root(axis).size, kernel[i]
+        if size is None or width is None or automatic:
+            sizes.append(None)
+        else:
+            reach = (width - 1) * dilations[i] + 1
+            sizes.append(strides[i] * (size - 1) + extra[i] + reach - pads[i] - pads[i + rank])
+    return sizes
+
+
+RULES: dict[str, Rule] = {"Conv": conv, "ConvTranspose": conv_transpose}

@@ -1,0 +1,91 @@
+"""Operators that treat every element by itself: axes are unified, lengths of 1 broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.axis import Axis, root
+from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape
+
+__all__ = ["RULES", "broadcast", "elementwise"]
+
+
+def broadcast(analysis: Analysis, node: ir.Node, operands: Sequence[Sequence[Axis]]) -> list[Axis]:
+    """The axes of the operands broadcast together, aligned at the end as numpy does."""
+    rank = max((len(axes) for axes in operands), default=0)
+    result = []
+    for position in range(rank):
+        here = [axes[position - rank + len(axes)] for axes in operands if len(axes) >= rank - position]
+        wide = [axis for axis in here if root(axis).size != 1]
+        if not wide:
+            result.append(here[0])
+            continue
+        sized = [axis for axis in wide if root(axis).size is not None]
+        opaque = [axis for axis in wide if root(axis).size is None and root(axis).kind == "leaf"]
+        if sized and opaque:
+            reason = "an axis of unknown length may broadcast"
+            analysis.freeze(node, [*sized, *opaque], position, reason)
+            result.append(sized[0])
+            continue
+        for axis in wide[1:]:
+            analysis.unify(node, wide[0], axis, position)
+        result.append(wide[0])
+    return result
+
+
+def elementwise(analysis: Analysis, node: ir.Node) -> None:
+    """All inputs broadcast together; every output has the common axes."""
+    present = [index for index, value in enumerate(node.inputs) if value is not None]
+    axes = broadcast(analysis, node, [analysis.axes_of(node, index) for index in present])
+    for index in range(len(node.outputs)):
+        analysis.output(node, axes, index)
+
+
+def first_input(analysis: Analysis, node: ir.Node) -> None:
+    """Output 0 has the axes of input 0; the other inputs are scalars."""
+    for index in range(1, len(node.inputs)):
+        if node.inputs[index] is not None and any(
+            root(axis).size != 1 for axis in analysis.axes_of(node, index)
+        ):
+            raise UnknownShape(f"input {index} is not a scalar")
+    for index in range(len(node.outputs)):
+        analysis.output(node, analysis.axes_of(node, 0), index)
+
+
+def parametric_relu(analysis: Analysis, node: ir.Node) -> None:
+    """The slope broadcasts to the input, never the other way."""
+    axes = analysis.axes_of(node, 0)
+    broadcast(analysis, node, [axes, analysis.axes_of(node, 1)])
+    analysis.output(node, axes)
+
+
+def cast(analysis: Analysis, node: ir.Node) -> None:
+    """Same axes; a weight stays a weight."""
+    axes = analysis.axes_of(node, 0)
+    analysis.output(node, axes)
+    analysis.view(node, [(axis,) for axis in range(len(axes))])
+
+
+def cast_like(analysis: Analysis, node: ir.Node) -> None:
+    axes = analysis.axes_of(node, 0)
+    analysis.output(node, axes)
+    analysis.view(node, [(axis,) for axis in range(len(axes))])
+
+
+_ELEMENTWISE = """
+Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil
+Celu Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish IsInf IsNaN
+LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or Pow Reciprocal Relu Round Selu Shrink
+Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
+"""
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
+    "Cast": cast,
+    "CastLike": cast_like,
+    "Clip": first_input,
+    "Dropout": first_input,
+    "PRelu": parametric_relu,
+}

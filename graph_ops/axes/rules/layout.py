@@ -1,0 +1,188 @@
+"""Operators that rearrange elements without changing them."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.axis import Axis, match, product, root
+from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape, size_of
+from growpipe.graph_ops.axes.integers import Expression, Size, evaluate
+from growpipe.graph_ops.axes.rules.shape_operators import axis_from
+
+__all__ = ["RULES", "axes_argument", "reshape_view"]
+
+
+def identity(analysis: Analysis, node: ir.Node) -> None:
+    axes = analysis.axes_of(node, 0)
+    analysis.output(node, axes)
+    analysis.view(node, [(axis,) for axis in range(len(axes))])
+
+
+def transpose(analysis: Analysis, node: ir.Node) -> None:
+    axes = analysis.axes_of(node, 0)
+    order = analysis.attribute(node, "perm") or list(reversed(range(len(axes))))
+    analysis.output(node, [axes[source] for source in order])
+    analysis.view(node, [(source,) for source in order])
+
+
+def squeeze(analysis: Analysis, node: ir.Node) -> None:
+    axes = analysis.axes_of(node, 0)
+    dropped = axes_argument(analysis, node, len(axes))
+    if dropped is None:
+        if any(root(axis).size is None for axis in axes):
+            raise UnknownShape("which axes have length 1 is not known")
+        dropped = [position for position, axis in enumerate(axes) if root(axis).size == 1]
+    kept = [position for position in range(len(axes)) if position not in dropped]
+    analysis.output(node, [axes[position] for position in kept])
+    analysis.view(node, [(position,) for position in kept])
+
+
+def unsqueeze(analysis: Analysis, node: ir.Node) -> None:
+    axes = analysis.axes_of(node, 0)
+    given = axes_argument(analysis, node, None)
+    if given is None:
+        raise UnknownShape("the new axes are not known")
+    rank = len(axes) + len(given)
+    inserted = {position % rank for position in given}
+    old = iter(range(len(axes)))
+    sources = [None if position in inserted else next(old) for position in range(rank)]
+    analysis.output(node, [Axis(1) if source is None else axes[source] for source in sources])
+    analysis.view(node, [() if source is None else (source,) for source in sources])
+
+
+def flatten(analysis: Analysis, node: ir.Node) -> None:
+    axes = analysis.axes_of(node, 0)
+    at = analysis.attribute(node, "axis", 1)
+    at = at + len(axes) if at < 0 else at
+    analysis.output(node, [product(axes[:at]), product(axes[at:])])
+    analysis.view(node, [tuple(range(at)), tuple(range(at, len(axes)))])
+
+
+def reshape(analysis: Analysis, node: ir.Node) -> None:
+    """The same elements in row-major order: outer and inner factors are matched."""
+    axes = analysis.axes_of(node, 0)
+    target = analysis.ints(node, 1)
+    if target is None:
+        raise UnknownShape("the wanted shape is not known")
+    keep_zero = bool(analysis.attribute(node, "allowzero", 0))
+    result: list[Axis] = []
+    elements: list[Expression] = []
+    inferred = None
+    for position, element in enumerate(target.elements):
+        length = evaluate(element, size_of)
+        if length == 0 and not keep_zero:
+            result.append(axes[position])
+            elements.append(None)
+        elif length == -1:
+            inferred = position
+            result.append(Axis())
+            elements.append(None)
+        else:
+            result.append(axis_from(analysis, node, element))
+            elements.append(Size(result[-1]))
+    if inferred is not None:
+        result[inferred].size = _inferred_length(axes, result, inferred)
+    match(axes, result, analysis.barrier(node, inferred, "the reshape regroups the channels"))
+    if inferred is not None and root(result[inferred]).size is None and root(result[inferred]).kind == "leaf":
+        analysis.freeze(node, result[inferred], inferred, "its length is not known")
+    analysis.follow(node, 1, elements)
+    analysis.output(node, result)
+    sizes = [root(axis).size for axis in axes], [root(axis).size for axis in result]
+    view = reshape_view(*sizes)
+    if view is not None:
+        analysis.view(node, view)
+
+
+def reshape_view(before: list[int | None], after: list[int | None]) -> list[tuple[int, ...]] | None:
+    """For each axis after a reshape, the axes before it whose elements it runs over; None where unknown."""
+    if None in before or None in after or 0 in before:
+        return None
+    old = [size for size in before if size is not None]
+    new = [size for size in after if size is not None]
+    spans = [(math.prod(old[i + 1 :]), math.prod(old[i:])) for i in range(len(old))]
+    view = []
+    for i in range(len(new)):
+        inner, outer = math.prod(new[i + 1 :]), math.prod(new[i:])
+        view.append(tuple(j for j, (low, high) in enumerate(spans) if low < outer and inner < high))
+    return view
+
+
+def axes_argument(analysis: Analysis, node: ir.Node, rank: int | None, index: int = 1) -> list[int] | None:
+    """The ``axes`` of a node, an attribute in old opsets and an input in new ones, not negative given a rank.
+
+    None where the node has none.
+
+    Raises:
+        UnknownShape: they are computed from data.
+    """
+    axes = analysis.attribute(node, "axes")
+    if axes is None:
+        if analysis.input(node, index) is None:
+            return None
+        value = analysis.ints(node, index)
+        if value is None:
+            raise UnknownShape("its axes are not known")
+        axes = [evaluate(element, size_of) for element in value.elements]
+        if None in axes:
+            raise UnknownShape("its axes are not known")
+    return [axis % rank if rank else axis for axis in axes]
+
+
+def depth_to_space(analysis: Analysis, node: ir.Node) -> None:
+    batch, channels, *space = analysis.axes_of(node, 0)
+    block = analysis.attribute(node, "blocksize")
+    total = root(channels).size
+    if total is None:
+        raise UnknownShape("the number of channels is not known")
+    kept, blocks = Axis(total // block**2), Axis(block**2)
+    analysis.freeze(node, blocks, 1, "channels become pixels")
+    depth_first = analysis.attribute(node, "mode", b"DCR") in ("DCR", b"DCR")
+    analysis.unify(node, channels, product([blocks, kept] if depth_first else [kept, blocks]), 1)
+    grown = [_scaled(axis, block) for axis in space]
+    analysis.output(node, [batch, kept, *(analysis.fixed(node, i + 2, s) for i, s in enumerate(grown))])
+
+
+def space_to_depth(analysis: Analysis, node: ir.Node) -> None:
+    batch, channels, *space = analysis.axes_of(node, 0)
+    block = analysis.attribute(node, "blocksize")
+    blocks = Axis(block**2)
+    analysis.freeze(node, blocks, 1, "pixels become channels")
+    sizes = [root(axis).size for axis in space]
+    shrunk = [None if size is None else size // block for size in sizes]
+    analysis.output(
+        node,
+        [batch, product([blocks, channels]), *(analysis.fixed(node, i + 2, s) for i, s in enumerate(shrunk))],
+    )
+
+
+def _scaled(axis: Axis, factor: int) -> int | None:
+    size = root(axis).size
+    return None if size is None else size * factor
+
+
+def _inferred_length(axes: list[Axis], result: list[Axis], inferred: int) -> int | None:
+    """The length that -1 stands for, where unknown lengths cancel."""
+    before = [root(axis) for axis in axes]
+    after = [root(axis) for position, axis in enumerate(result) if position != inferred]
+    for axis in [axis for axis in after if axis.size is None]:
+        if axis in before:
+            before.remove(axis)
+            after.remove(axis)
+    sizes = [axis.size for axis in before], [axis.size for axis in after]
+    if None in sizes[0] or None in sizes[1] or 0 in sizes[1]:
+        return None
+    return math.prod(s for s in sizes[0] if s is not None) // math.prod(s for s in sizes[1] if s is not None)
+
+
+RULES: dict[str, Rule] = {
+    "DepthToSpace": depth_to_space,
+    "Flatten": flatten,
+    "Identity": identity,
+    "Reshape": reshape,
+    "SpaceToDepth": space_to_depth,
+    "Squeeze": squeeze,
+    "Transpose": transpose,
+    "Unsqueeze": unsqueeze,
+}

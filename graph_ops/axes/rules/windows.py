@@ -1,0 +1,37 @@
+"""Output lengths of operators that slide a window: convolutions and pooling."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.axis import Axis, root
+from growpipe.graph_ops.axes.inference import Analysis
+
+__all__ = ["window_sizes"]
+
+
+def window_sizes(
+    analysis: Analysis, node: ir.Node, space: list[Axis], kernel: list[int | None]
+) -> list[int | None]:
+    """The spatial lengths after a convolution or pooling; None where they are not known."""
+    rank = len(space)
+    strides = analysis.attribute(node, "strides", [1] * rank)
+    dilations = analysis.attribute(node, "dilations", [1] * rank)
+    pads = analysis.attribute(node, "pads", [0] * 2 * rank)
+    automatic = analysis.attribute(node, "auto_pad", "NOTSET")
+    round_up = bool(analysis.attribute(node, "ceil_mode", 0))
+    sizes: list[int | None] = []
+    for i, axis in enumerate(space):
+        size, width = root(axis).size, kernel[i]
+        if size is None or width is None:
+            sizes.append(None)
+        elif automatic in ("SAME_UPPER", "SAME_LOWER"):
+            sizes.append(-(-size // strides[i]))
+        else:
+            padding = 0 if automatic == "VALID" else pads[i] + pads[i + rank]
+            span = size + padding - ((width - 1) * dilations[i] + 1)
+            steps = -(-span // strides[i]) if round_up else span // strides[i]
+            if round_up and steps * strides[i] >= size + (0 if automatic == "VALID" else pads[i]):
+                steps -= 1  # the last window would start in the padding at the end
+            sizes.append(steps + 1)
+    return sizes

@@ -1,0 +1,79 @@
+"""What rules state about a graph besides the axes of its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.axis import Axis
+from growpipe.graph_ops.axes.integers import Expression
+
+__all__ = ["Axes", "Follow", "MacTerm", "Use", "View", "node_name", "operator_name"]
+
+Axes = list[Axis]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class View:
+    """A tensor that is a rearranged constant: `Transpose`, `Reshape`, `Cast`... of a weight.
+
+    Attributes:
+        base: the initializer, or the output of the Constant node.
+        axes: for each axis of the view, the axes of ``base`` that it runs over.
+    """
+
+    base: ir.Value
+    axes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(eq=False, slots=True)
+class Use:
+    """How one input of one node uses a weight; what is neither ``made`` nor ``mixed`` is carried.
+
+    ``axes`` are those of the weight in this use: shared by all uses, except where one tensor of zeros or ones
+    serves unrelated nodes. ``made`` and ``mixed`` hold (axis of the weight, the part of it that is meant).
+    """
+
+    base: ir.Value
+    node: ir.Node
+    index: int
+    axes: Axes
+    made: list[tuple[int, Axis]] = field(default_factory=list)
+    mixed: list[tuple[int, Axis]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Follow:
+    """An attribute or an integer input of a node that spells out lengths, and must follow when axes grow.
+
+    Attributes:
+        node: the node.
+        target: the name of an attribute, or the index of an input.
+        elements: the wanted values, None for those that stay.
+    """
+
+    node: ir.Node
+    target: str | int
+    elements: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class MacTerm:
+    """Multiply-accumulates of one node: ``constant`` times the product of the lengths."""
+
+    node: ir.Node
+    constant: int
+    axes: tuple[Axis, ...]
+
+
+def node_name(node: ir.Node) -> str:
+    """The name of a node, or of its first output where it has none."""
+    if node.name:
+        return node.name
+    return next((value.name for value in node.outputs if value.name), "")
+
+
+def operator_name(node: ir.Node) -> str:
+    """The operator type, with its domain where that is not ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"

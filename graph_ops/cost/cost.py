@@ -1,0 +1,97 @@
+"""What a graph costs as a function of the widths of its channel groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.axis import Axis, root
+from growpipe.graph_ops.axes.dims import Dim, Fixed, grown_size
+from growpipe.graph_ops.axes.inference import Analysis
+from growpipe.graph_ops.axes.statements import node_name
+
+__all__ = ["CostModel", "CostTerm", "cost_model", "is_running_statistic"]
+
+CostKind = Literal["parameters", "macs"]
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerm:
+    """``constant`` times the product of the lengths of ``dims``.
+
+    Attributes:
+        kind: what is counted.
+        name: the initializer, or the node.
+        constant: a whole number.
+        dims: the dimensions that hold channel groups; all other lengths are in ``constant``.
+    """
+
+    kind: CostKind
+    name: str
+    constant: int
+    dims: tuple[Dim, ...]
+
+    def value(self, widths: Mapping[str, int]) -> int:
+        return self.constant * math.prod(grown_size(dim, widths) for dim in self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """The cost of a graph: a sum of terms, so that others can differentiate it.
+
+    Multiply-accumulates are those of convolutions and matrix products for one sample; an axis of unknown
+    length other than the batch counts as 1. Parameters are the elements of all floating-point tensors in
+    the graph but the running statistics of batch norms, as ``sum(p.numel() for p in module.parameters())``.
+    """
+
+    terms: tuple[CostTerm, ...]
+
+    def parameters(self, widths: Mapping[str, int] | None = None) -> int:
+        """The number of parameters when the groups in ``widths`` have those widths."""
+        return self._total("parameters", widths or {})
+
+    def macs(self, widths: Mapping[str, int] | None = None) -> int:
+        """Multiply-accumulates per sample when the groups in ``widths`` have those widths."""
+        return self._total("macs", widths or {})
+
+    def _total(self, kind: CostKind, widths: Mapping[str, int]) -> int:
+        return sum(term.value(widths) for term in self.terms if term.kind == kind)
+
+
+def cost_model(analysis: Analysis, dim_of: Callable[[Axis], Dim]) -> CostModel:
+    """Collect the terms of a solved graph; ``dim_of`` gives the dimension of an axis."""
+    batch = {root(axis) for axis in analysis.batch}
+
+    def term(kind: CostKind, name: str, constant: int, axes: list[Axis]) -> CostTerm:
+        dims = []
+        for axis in axes:
+            if root(axis) in batch:
+                continue
+            dim = dim_of(axis)
+            if isinstance(dim, Fixed):
+                constant *= dim.size
+            else:
+                dims.append(dim)
+        return CostTerm(kind, name, constant, tuple(dims))
+
+    terms = [
+        term("parameters", value.name or "", 1, analysis.axes[value])
+        for value, tensor in analysis.tensors.items()
+        if _is_floating(tensor) and analysis.axes[value] and not is_running_statistic(value)
+    ]
+    terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in analysis.macs]
+    return CostModel(tuple(terms))
+
+
+def _is_floating(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype.is_floating_point()
+
+
+def is_running_statistic(value: ir.Value) -> bool:
+    """Whether a tensor is nothing but the running mean or variance of batch norms: data, no parameter."""
+    uses = value.uses()
+    return bool(uses) and all(use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in uses)

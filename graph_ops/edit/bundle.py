@@ -1,0 +1,92 @@
+"""The deployable bundle: a folder with the model and a card that says what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.edit.history import read_history
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.load_save import save_model
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+
+__all__ = ["CARD", "MODEL", "model_card", "write_bundle"]
+
+MODEL = "model.onnx"
+CARD = "card.json"
+_FORMAT_VERSION = 1
+
+
+def write_bundle(model: ir.Model, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write the deploy form of a model and its card as ``folder``, whole or not at all; return the card.
+
+    A bundle that is already there is replaced.
+
+    Raises:
+        UsageError: ``folder`` is there and is neither empty nor a bundle, or its parent is not there.
+        CheckFailed: the deploy form is not sound.
+    """
+    target = Path(os.path.abspath(folder))
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent}; make it first")
+    if target.exists() and not (target / CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} is there and is no bundle; choose another folder")
+    form = deploy_form(model)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        staging.chmod(0o755)
+        save_model(form, staging / MODEL)
+        card = model_card(form, sorted(staging.iterdir()))
+        (staging / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        if target.exists():
+            shutil.rmtree(target)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return card
+
+
+def model_card(model: ir.Model, files: Iterable[Path] = ()) -> dict[str, Any]:
+    """What a user of the model must know, as JSON values.
+
+    Keys: ``inputs`` and ``outputs`` (name, type, shape; a symbolic length is its name, an unknown one null),
+    ``opsets``, ``ir_version``, ``parameters``, ``macs`` (per sample), ``growth`` (the history, oldest first),
+    ``files`` (bytes and SHA-256 of each).
+    """
+    cost = find_channel_groups(model).cost
+    return {
+        "format_version": _FORMAT_VERSION,
+        "inputs": [_describe(value) for value in model.graph.inputs],
+        "outputs": [_describe(value) for value in model.graph.outputs],
+        "opsets": dict(model.graph.opset_imports),
+        "ir_version": model.ir_version,
+        "parameters": cost.parameters(),
+        "macs": cost.macs(),
+        "growth": [asdict(step) for step in read_history(model)],
+        "files": {path.name: _describe_file(path) for path in files},
+    }
+
+
+def _describe(value: ir.Value) -> dict[str, Any]:
+    shape = value.shape
+    return {
+        "name": value.name,
+        "type": None if value.dtype is None else value.dtype.name.lower(),
+        "shape": None if shape is None else [d if isinstance(d, int) else d.value for d in shape],
+    }
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,210 @@
+"""Plans that need no data: random signed splits, and the exact duplication of Net2Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.dims import channel_rows
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
+from growpipe.graph_ops.plan.grow_tensor import Displacement, TensorLayout
+from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
+
+__all__ = ["net2net_plan", "random_plan", "read_parameter"]
+
+
+def random_plan(
+    groups: ChannelGroups,
+    model: ir.Model,
+    *,
+    growth: float | Mapping[str, int],
+    epsilon: float = 0.0,
+    seed: int = 0,
+    max_coefficient: float = 2.0,
+) -> SplitPlan:
+    """A split of random channels with random signed coefficients, in every splittable group.
+
+    The coefficients of the copies of one channel sum to 1. At ε > 0 the copies leave their source in random
+    directions, through the weights that make the channel: ``Σ w_i δ_i = 0`` and ``max ‖δ_i‖ = 1`` over all of
+    a channel's weights together, as in S3D (arXiv 2003.10392), but blind.
+
+    Args:
+        groups: the channel groups of ``model``.
+        model: gives the parameters the plan belongs to.
+        growth: the share of channels to add to each group, at least one channel each; or by group name the
+            number of channels to add.
+        epsilon: the step ε; at 0 the function is preserved exactly.
+        seed: the same seed gives the same plan.
+        max_coefficient: the bound on every |w_i|, at least 1.
+
+    Raises:
+        UsageError: an argument is out of range, or no group can split.
+    """
+    if not max_coefficient >= 1:
+        raise UsageError(f"max_coefficient must be at least 1, not {max_coefficient}")
+
+    def coefficients(copies: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        return _signed(copies, max_coefficient, rng)
+
+    return _blind_plan(groups, model, growth, epsilon, seed, "random", coefficients)
+
+
+def net2net_plan(
+    groups: ChannelGroups, model: ir.Model, *, growth: float | Mapping[str, int], seed: int = 0
+) -> SplitPlan:
+    """Exact duplication of random channels: m copies with coefficient 1/m each, no displacement.
+
+    Net2WiderNet of Chen, Goodfellow, Shlens, arXiv 1511.05641. Arguments and errors as for `random_plan`.
+    """
+    return _blind_plan(groups, model, growth, 0.0, seed, "net2net", lambda m, _: np.full(m, 1.0 / m))
+
+
+def read_parameter(model: ir.Model) -> Callable[[str], npt.NDArray]:
+    """What gives the tensor of a name, among the initializers and the Constant nodes of the main graph.
+
+    Raises:
+        KeyError: by what is returned, where there is no such tensor.
+    """
+    constants = {
+        node.outputs[0].name: node.attributes["value"].as_tensor()
+        for node in model.graph
+        if node.op_type == "Constant" and "value" in node.attributes
+    }
+
+    def read(name: str) -> npt.NDArray:
+        value = model.graph.initializers.get(name)
+        tensor = value.const_value if value is not None else constants.get(name)
+        if tensor is None:
+            raise KeyError(name)
+        return tensor.numpy()
+
+    return read
+
+
+def _blind_plan(
+    groups: ChannelGroups,
+    model: ir.Model,
+    growth: float | Mapping[str, int],
+    epsilon: float,
+    seed: int,
+    scheme: str,
+    coefficients: Callable[[int, np.random.Generator], npt.NDArray[np.float64]],
+) -> SplitPlan:
+    added = _added_channels(groups, growth)
+    layouts = groups.restricted(added)
+    read = read_parameter(model)
+    taken: set[str] = set()
+    splits = []
+    for number, group in enumerate(group for group in groups.groups if group.splittable):
+        if group.name not in added:
+            continue
+        # One generator per group: what happens to a group does not depend on the others.
+        rng = np.random.default_rng([seed, number])
+        source, weights = _split(group.width, added[group.name], coefficients, rng)
+        displacements: dict[str, Displacement] = {}
+        if epsilon > 0:
+            displacements = _random_displacements(group, source, weights, layouts, read, taken, rng)
+        splits.append(GroupSplit(group.name, group.width, source, weights, displacements))
+    return SplitPlan(
+        groups=tuple(splits),
+        layouts=layouts,
+        epsilon=epsilon,
+        graph_hash=groups.graph_hash,
+        parameters_hash=hash_parameters(layouts, read),
+        scheme=scheme,
+        notes={"growth": dict(growth) if isinstance(growth, Mapping) else growth, "seed": seed},
+    )
+
+
+def _added_channels(groups: ChannelGroups, growth: float | Mapping[str, int]) -> dict[str, int]:
+    """By group the number of channels to add."""
+    if isinstance(growth, Mapping):
+        unknown = next((name for name in growth if not groups[name].splittable), None)
+        if unknown is not None:
+            raise UsageError(f"group {unknown!r} cannot split: {groups[unknown].barrier}")
+        if not growth or min(growth.values()) < 1:
+            raise UsageError(f"growth names no channels to add: {dict(growth)}")
+        return dict(growth)
+    if not 0 < growth <= 100:
+        raise UsageError(f"growth is the share of channels to add, above 0 and at most 100, not {growth}")
+    added = {group.name: max(1, round(growth * group.width)) for group in groups.groups if group.splittable}
+    if not added:
+        raise UsageError("no channel group of the model can split; `growpipe inspect` says why")
+    return added
+
+
+def _split(
+    width: int,
+    added: int,
+    coefficients: Callable[[int, np.random.Generator], npt.NDArray[np.float64]],
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Copy ``added`` random channels, every channel once before any is copied twice."""
+    rounds = -(-added // width)
+    copied = np.concatenate([rng.permutation(width) for _ in range(rounds)])[:added]
+    source = np.concatenate([np.arange(width), copied]).astype(np.int64)
+    weights = np.ones(len(source))
+    for channel in np.unique(copied):
+        copies = np.flatnonzero(source == channel)
+        weights[copies] = coefficients(len(copies), rng)
+    return source, weights
+
+
+def _signed(copies: int, bound: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """``copies`` numbers of at most ``bound`` in size that sum to 1."""
+    weights = np.empty(copies)
+    rest = 1.0
+    for i in range(copies - 1):
+        reach = bound * (copies - 1 - i)  # what the remaining ones can make up for
+        weights[i] = rng.uniform(max(-bound, rest - reach), min(bound, rest + reach))
+        rest -= weights[i]
+    weights[-1] = rest
+    return rng.permutation(weights)
+
+
+def _random_displacements(
+    group: ChannelGroup,
+    source: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float64],
+    layouts: Mapping[str, TensorLayout],
+    read: Callable[[str], npt.NDArray],
+    taken: set[str],
+    rng: np.random.Generator,
+) -> dict[str, Displacement]:
+    """Random δ with ``Σ w_i δ_i = 0`` for the copies of each channel, on the weights that make the channels.
+
+    A weight that makes the channels of two groups on two axes is displaced for the first of them.
+    """
+    copies = np.bincount(source)[source]
+    displaced = np.flatnonzero(copies > 1)
+    directions: dict[str, tuple[int, npt.NDArray]] = {}
+    for member in group.members:
+        layout = layouts.get(member.tensor)
+        if member.role != "made" or layout is None or member.tensor in taken | directions.keys():
+            continue
+        dtype = read(member.tensor).dtype
+        if not np.issubdtype(dtype, np.floating):
+            continue
+        entries = channel_rows(layout.axes[member.axis].dim, group.name).shape[1]
+        others = layout.shape[: member.axis] + layout.shape[member.axis + 1 :]
+        precision = np.float64 if dtype == np.float64 else np.float32
+        values = rng.standard_normal((len(displaced), entries, *others), dtype=precision)
+        directions[member.tensor] = (member.axis, values)
+    taken.update(directions)
+    for channel in np.unique(source[displaced]):
+        rows = np.flatnonzero(source[displaced] == channel)
+        w = weights[displaced[rows]]
+        norms = np.zeros(len(rows))
+        for _, values in directions.values():
+            flat = values[rows].reshape(len(rows), -1)
+            flat = flat - np.outer(w, w @ flat) / (w @ w)
+            values[rows] = flat.reshape(len(rows), *values.shape[1:])
+            norms += np.square(flat).sum(axis=1)
+        longest = np.sqrt(norms.max())
+        for _, values in directions.values():
+            values[rows] /= longest
+    return {name: Displacement(axis, displaced, values) for name, (axis, values) in directions.items()}

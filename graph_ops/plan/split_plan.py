@@ -1,0 +1,347 @@
+"""The split plan: which channels are copied, with which coefficients and displacements. Data, no behaviour.
+
+Written by the analyser, by the random baseline and by Net2Net; read by the ONNX rewriter, the torch mirror
+and the optimizer-state carrier. On disk a plan is a folder of ``plan.json`` and ``plan.safetensors``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from growpipe.graph_ops.axes.dims import Offspring, atoms_of, dim_from_json, dim_to_json
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.hashes import hash_contents, hash_parameters
+from growpipe.graph_ops.plan.grow_tensor import AxisLayout, Displacement, TensorLayout, grow_tensor
+
+__all__ = ["GroupSplit", "SplitPlan", "hash_parameters"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSplit:
+    """What happens to the channels of one group.
+
+    The first ``width`` grown channels are the original ones (their first copies), in order; the further
+    copies follow.
+
+    Attributes:
+        group: the name of the channel group.
+        width: the number of channels before the split.
+        source: int64 [grown width], the channel each grown channel is a copy of.
+        coefficient: float64 [grown width], w_i; sums to 1 over the copies of each channel.
+        displacements: by parameter name, δ_i at ε = 1.
+        predicted_change: predicted change of loss at the plan's ε, (ε²/2) Σ w δᵀSδ over the channels;
+            None when nobody predicted one.
+    """
+
+    group: str
+    width: int
+    source: npt.NDArray[np.int64]
+    coefficient: npt.NDArray[np.float64]
+    displacements: Mapping[str, Displacement] = field(default_factory=dict)
+    predicted_change: float | None = None
+
+    def __post_init__(self) -> None:
+        source, coefficient = self.source, self.coefficient
+        if source.ndim != 1 or source.shape != coefficient.shape or len(source) < self.width:
+            raise UsageError(
+                f"group {self.group!r}: source {source.shape} and coefficient {coefficient.shape} must be "
+                f"vectors of one length, at least the width {self.width}"
+            )
+        if not np.array_equal(source[: self.width], np.arange(self.width)) or (
+            len(source) and not 0 <= source.min() <= source.max() < self.width
+        ):
+            raise UsageError(
+                f"group {self.group!r}: grown channels must begin with 0..{self.width - 1}, in order"
+            )
+        totals = np.bincount(source, weights=coefficient, minlength=self.width)
+        if not np.allclose(totals, 1.0, rtol=0.0, atol=1e-9):
+            worst = int(np.abs(totals - 1.0).argmax())
+            raise UsageError(
+                f"group {self.group!r}: the coefficients of channel {worst} sum to {totals[worst]}, not to 1"
+            )
+        for name, displacement in self.displacements.items():
+            channels = displacement.channels
+            if len(channels) != len(displacement.values) or (
+                len(channels) and not 0 <= channels.min() <= channels.max() < len(source)
+            ):
+                raise UsageError(
+                    f"group {self.group!r}: the displacement of {name!r} names channels it has not"
+                )
+
+    @property
+    def grown_width(self) -> int:
+        return len(self.source)
+
+    @property
+    def offspring(self) -> Offspring:
+        return Offspring(self.source, self.coefficient)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitPlan:
+    """A signed split of some channel groups of one model.
+
+    Attributes:
+        groups: the groups that split, each once.
+        layouts: every parameter that one of those groups touches.
+        epsilon: the step ε; the function is preserved exactly at 0.
+        graph_hash: `ChannelGroups.graph_hash` of the graph that the plan was made for.
+        parameters_hash: `hash_parameters` of the parameters in ``layouts``.
+        scheme: what made the plan, e.g. ``"m4"``, ``"random"``.
+        c: the bound on Σ|w_i|; None where the scheme has none.
+        metric: in which ‖δ‖ ≤ 1, ``"euclidean"`` or ``"input"``.
+        surrogate: the curvature used for activations that have none, e.g. ``"softplus(beta=3)"``;
+            None when every second derivative was exact.
+        predicted_change: predicted change of loss of the whole plan at its ε; None without a prediction.
+        realised_change: the change of loss measured at its ε, on samples held out from the analysis.
+        notes: further facts about how the plan was made; JSON values.
+    """
+
+    groups: tuple[GroupSplit, ...]
+    layouts: Mapping[str, TensorLayout]
+    epsilon: float
+    graph_hash: str
+    parameters_hash: str
+    scheme: str
+    c: float | None = None
+    metric: str = "euclidean"
+    surrogate: str | None = None
+    predicted_change: float | None = None
+    realised_change: float | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [group.group for group in self.groups]
+        if len(set(names)) != len(names):
+            raise UsageError(f"a plan splits a group twice: {sorted(names)}")
+        if not np.isfinite(self.epsilon) or self.epsilon < 0:
+            raise UsageError(f"epsilon must be finite and not negative, not {self.epsilon}")
+        if self.c is not None and self.c < 1:
+            raise UsageError(f"c bounds the sum of |w_i| and is at least 1, not {self.c}")
+        for group in self.groups:
+            for name, displacement in group.displacements.items():
+                layout = self.layouts.get(name)
+                if layout is None or not 0 <= displacement.axis < len(layout.axes):
+                    raise UsageError(f"group {group.group!r} displaces {name!r}, whose layout the plan lacks")
+
+    @property
+    def offspring(self) -> dict[str, Offspring]:
+        return {group.group: group.offspring for group in self.groups}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The grown width of every group that splits."""
+        return {group.group: group.grown_width for group in self.groups}
+
+    @property
+    def added_channels(self) -> int:
+        return sum(group.grown_width - group.width for group in self.groups)
+
+    def with_epsilon(self, epsilon: float) -> SplitPlan:
+        """The same plan at another ε. Predictions scale with ε²; a measured change does not carry over."""
+        scale = (epsilon / self.epsilon) ** 2 if self.epsilon else None
+
+        def scaled(change: float | None) -> float | None:
+            if change is None:
+                return None
+            if epsilon == 0.0:
+                return 0.0
+            return None if scale is None else change * scale
+
+        return replace(
+            self,
+            epsilon=epsilon,
+            groups=tuple(replace(g, predicted_change=scaled(g.predicted_change)) for g in self.groups),
+            predicted_change=scaled(self.predicted_change),
+            realised_change=self.realised_change if epsilon == self.epsilon else None,
+        )
+
+    def grow_parameter(self, name: str, array: npt.NDArray) -> npt.NDArray:
+        """The grown parameter; one that the plan does not touch is returned as it is."""
+        layout = self.layouts.get(name)
+        if layout is None:
+            return array
+        displacements = {g.group: g.displacements[name] for g in self.groups if name in g.displacements}
+        return grow_tensor(array, layout, self.offspring, displacements, self.epsilon)
+
+    def check_belongs(self, read: Callable[[str], npt.NDArray], where: str) -> None:
+        """Refuse a model that the plan was not made for.
+
+        Args:
+            read: gives the parameter of a name, KeyError where there is none.
+            where: how to call the model in the message.
+
+        Raises:
+            UsageError: a parameter is missing, has another shape, or has other values.
+        """
+        for name, layout in self.layouts.items():
+            try:
+                shape = read(name).shape
+            except KeyError:
+                raise UsageError(f"the plan was not made for {where}: it has no parameter {name!r}") from None
+            if tuple(shape) != layout.shape:
+                raise UsageError(
+                    f"the plan was not made for {where}: {name!r} is {tuple(shape)}, not {layout.shape}"
+                )
+        if hash_parameters(self.layouts, read) != self.parameters_hash:
+            raise UsageError(
+                f"the plan was not made for {where}: parameter values differ; analyse that model again"
+            )
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of everything the plan says."""
+        document, tensors = self._serialise()
+        digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+        digest.update(hash_contents(tensors, tensors.__getitem__).encode())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as the folder ``path``, replacing a plan that is there; whole or not at all.
+
+        Raises:
+            UsageError: ``path`` is there and is no plan.
+        """
+        target = Path(path)
+        if target.exists() and not (target / "plan.json").is_file():
+            raise UsageError(f"{target} is there and is no plan; choose another path")
+        document, tensors = self._serialise()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            staging.chmod(0o755)
+            save_file(tensors, staging / "plan.safetensors")
+            (staging / "plan.json").write_text(json.dumps(document, indent=1) + "\n")
+            if target.exists():
+                shutil.rmtree(target)
+            staging.rename(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> SplitPlan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            UsageError: there is no plan at ``path``, or it is damaged or of another format version.
+        """
+        folder = Path(path)
+        try:
+            document = json.loads((folder / "plan.json").read_text())
+            tensors = load_file(folder / "plan.safetensors")
+        except FileNotFoundError:
+            raise UsageError(
+                f"there is no plan at {folder}: expected plan.json and plan.safetensors"
+            ) from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UsageError(f"the plan at {folder} cannot be read: {error}") from None
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if version != FORMAT_VERSION:
+            raise UsageError(f"the plan at {folder} has format version {version}; this is {FORMAT_VERSION}")
+        try:
+            return _deserialise(document, tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"the plan at {folder} is damaged: {type(error).__name__} {error}") from None
+
+    def _serialise(self) -> tuple[dict[str, Any], dict[str, npt.NDArray]]:
+        tensors: dict[str, npt.NDArray] = {}
+        groups = []
+        for group in self.groups:
+            tensors[f"{group.group}/source"] = group.source
+            tensors[f"{group.group}/coefficient"] = group.coefficient
+            for name, displacement in group.displacements.items():
+                tensors[f"{group.group}/channels/{name}"] = displacement.channels
+                tensors[f"{group.group}/values/{name}"] = displacement.values
+            groups.append(
+                {
+                    "group": group.group,
+                    "width": group.width,
+                    "grown_width": group.grown_width,
+                    "displaced": {name: d.axis for name, d in group.displacements.items()},
+                    "predicted_change": group.predicted_change,
+                }
+            )
+        widths = {
+            atom.name: atom.size
+            for layout in self.layouts.values()
+            for axis in layout.axes
+            for atom in atoms_of(axis.dim)
+        }
+        document = {
+            "format_version": FORMAT_VERSION,
+            "scheme": self.scheme,
+            "c": self.c,
+            "metric": self.metric,
+            "surrogate": self.surrogate,
+            "epsilon": self.epsilon,
+            "predicted_change": self.predicted_change,
+            "realised_change": self.realised_change,
+            "graph_hash": self.graph_hash,
+            "parameters_hash": self.parameters_hash,
+            "groups": groups,
+            "widths": widths,
+            "layouts": {
+                name: [{"dim": dim_to_json(axis.dim), "role": axis.role} for axis in layout.axes]
+                for name, layout in self.layouts.items()
+            },
+            "notes": dict(self.notes),
+        }
+        return document, {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+
+
+def _deserialise(document: dict[str, Any], tensors: Mapping[str, npt.NDArray]) -> SplitPlan:
+    widths = document["widths"]
+    return SplitPlan(
+        groups=tuple(
+            GroupSplit(
+                group=entry["group"],
+                width=entry["width"],
+                source=tensors[f"{entry['group']}/source"],
+                coefficient=tensors[f"{entry['group']}/coefficient"],
+                displacements={
+                    name: Displacement(
+                        axis,
+                        tensors[f"{entry['group']}/channels/{name}"],
+                        tensors[f"{entry['group']}/values/{name}"],
+                    )
+                    for name, axis in entry["displaced"].items()
+                },
+                predicted_change=entry["predicted_change"],
+            )
+            for entry in document["groups"]
+        ),
+        layouts={
+            name: TensorLayout(tuple(AxisLayout(dim_from_json(a["dim"], widths), a["role"]) for a in axes))
+            for name, axes in document["layouts"].items()
+        },
+        **{
+            key: document[key]
+            for key in (
+                "epsilon",
+                "graph_hash",
+                "parameters_hash",
+                "scheme",
+                "c",
+                "metric",
+                "surrogate",
+                "predicted_change",
+                "realised_change",
+                "notes",
+            )
+        },
+    )

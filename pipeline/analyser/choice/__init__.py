@@ -1,0 +1,4 @@
+"""Which channels split, how, and how far.
+
+Enters: eigenpairs, a cost model and a budget. Leaves: a `SplitPlan` with its ε.
+"""

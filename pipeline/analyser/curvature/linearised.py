@@ -1,0 +1,63 @@
+"""S·v of a group that is no chain: by automatic differentiation along its paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growpipe.analyser.program.binding import BoundGroup
+from growpipe.analyser.program.captured import Captured
+from growpipe.analyser.program.program import Program
+
+__all__ = ["Linearised"]
+
+
+@dataclass(frozen=True, eq=False)
+class Linearised:
+    """∇_θ of the scalar of one batch and group, as a graph that can be differentiated again and again.
+
+    Attributes:
+        theta: the group's displaced tensors, by name.
+        gradients: ∇_θ by name; without a graph where it does not depend on θ.
+    """
+
+    theta: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(program: Program, batch: Captured, group: BoundGroup) -> Linearised:
+        """From what a batch leaves constant."""
+        names = dict.fromkeys(block.tensor for block in group.blocks)
+        theta = {name: program.tensor(name).detach().clone().requires_grad_() for name in names}
+        with torch.enable_grad():
+            scalar = program.scalar([group], batch, theta)
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
+                scalar, list(theta.values()), create_graph=True, allow_unused=True
+            )
+        filled = {
+            name: torch.zeros_like(theta[name]) if gradient is None else gradient
+            for name, gradient in zip(names, gradients, strict=True)
+        }
+        return Linearised(theta, filled)
+
+    def product(self, direction: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+        """S·v by name, of the tensors' shapes; what is absent is zero.
+
+        Args:
+            direction: v, by name.
+            keep: whether there will be further products.
+        """
+        live = [(g, direction[name]) for name, g in self.gradients.items() if g.requires_grad]
+        if not live:
+            return {}
+        results = torch.autograd.grad(
+            [g for g, _ in live],
+            list(self.theta.values()),
+            [v for _, v in live],
+            retain_graph=keep,
+            allow_unused=True,
+        )
+        return {name: r for name, r in zip(self.theta, results, strict=True) if r is not None}

@@ -1,0 +1,288 @@
+"""Where a channel group lives in an exported program: producers, per-channel path, consumer edges.
+
+Channel groups are found on the ONNX graph and nowhere else; a group names its tensors, and initializers keep
+the parameter names. So the part of the program between the named producers and consumers is found by
+reachability, without a second table of rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from growpipe.graph_ops.axes.dims import channel_rows
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.groups.channel_groups import ChannelGroup, Member
+from growpipe.graph_ops.plan.grow_tensor import TensorLayout
+
+__all__ = ["DISPLACEABLE", "Block", "BoundGroup", "Edge", "bind_groups", "placeholders"]
+
+Edge = tuple[Node, Node]
+"""A consumer edge: the mixing consumer, and the node whose value enters it."""
+
+DISPLACEABLE = ("weights", "filters", "biases", "affine")
+"""Weights of mixing producers, depthwise filters, the biases of both, batch-norm scale and shift."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The part of a group's θ that lies in one tensor.
+
+    Attributes:
+        tensor: the parameter's name.
+        axis: the axis of the tensor on which the channels stand.
+        rows: int64 [width, entries], the entries of that axis that belong to each channel.
+        shape: the shape of the tensor.
+        mixing: whether the tensor mixes its producer's inputs (a filter bank, a matrix); otherwise it acts
+            on each channel alone (a depthwise filter, a bias, an affine entry).
+    """
+
+    tensor: str
+    axis: int
+    rows: Tensor
+    shape: tuple[int, ...]
+    mixing: bool
+
+    @property
+    def width(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The lengths of all other axes."""
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+    @property
+    def dimension(self) -> int:
+        """The number of entries of one channel, d."""
+        return self.rows.shape[1] * math.prod(self.others)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The entries of every channel: [width, d] from a tensor of ``shape``."""
+        moved = tensor.movedim(self.axis, 0)
+        return moved[self.rows.to(tensor.device)].reshape(self.width, self.dimension)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """The inverse of `gather`: a tensor of ``shape`` from [width, d], zero where no channel is."""
+        rows = self.rows.reshape(-1).to(values.device)
+        moved = values.new_zeros((self.shape[self.axis], *self.others))
+        moved[rows] = values.reshape(len(rows), *self.others)
+        return moved.movedim(0, self.axis)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundGroup:
+    """A channel group and its place in the program.
+
+    Attributes:
+        group: the channel group.
+        blocks: what is displaced, θ.
+        path: every node whose value depends on θ and reaches a consumer edge.
+        parameters: the nodes of ``path`` that depend on parameters alone.
+        cut: the nodes of ``path`` whose data inputs are held constant (the mixing producers).
+        edges: the consumer edges e, (consumer, source).
+    """
+
+    group: ChannelGroup
+    blocks: tuple[Block, ...]
+    path: frozenset[Node] = field(repr=False)
+    parameters: frozenset[Node] = field(repr=False)
+    cut: frozenset[Node] = field(repr=False)
+    edges: tuple[Edge, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.group.name
+
+    @property
+    def width(self) -> int:
+        return self.group.width
+
+    @property
+    def dimension(self) -> int:
+        """The number of displaced entries per channel, d."""
+        return sum(block.dimension for block in self.blocks)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [block.dimension for block in self.blocks]
+
+    def varies(self, source: Node, user: Node) -> bool:
+        """Whether ``user`` sees ``source`` as a function of θ."""
+        if source not in self.path or user not in self.path:
+            return False
+        return user not in self.cut or source in self.parameters
+
+
+def placeholders(program: ExportedProgram) -> dict[Node, str]:
+    """The name of the parameter, buffer or constant behind every placeholder that is no user input."""
+    names = {
+        spec.arg.name: spec.target
+        for spec in program.graph_signature.input_specs
+        if spec.kind is not InputKind.USER_INPUT and spec.target is not None
+    }
+    return {
+        node: names[node.name]
+        for node in program.graph_module.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    }
+
+
+def _is_displaced(member: Member, displace: Sequence[str]) -> bool:
+    if member.role == "made":
+        return "weights" in displace
+    if member.role != "carried":
+        return False
+    convolution = member.operator in {"Conv", "ConvTranspose"}
+    if convolution and member.input == "W":
+        return "filters" in displace
+    if member.operator in {"Conv", "ConvTranspose", "Gemm", "Add"} and member.input in {"A", "B", "C"}:
+        return "biases" in displace
+    return member.operator == "BatchNormalization" and member.input in {"scale", "B"} and "affine" in displace
+
+
+def bind_groups(
+    program: ExportedProgram,
+    groups: Iterable[ChannelGroup],
+    layouts: Mapping[str, TensorLayout],
+    aliases: Mapping[str, str],
+    displace: Sequence[str] = ("weights",),
+) -> tuple[BoundGroup, ...]:
+    """Find every group in the program.
+
+    Args:
+        program: functional ATen, in evaluation mode.
+        groups: the groups to find; all splittable.
+        layouts: of every tensor of the groups.
+        aliases: for every parameter name of the program the name under which the groups know it (they
+            differ for tied parameters).
+        displace: what is displaced, a selection of `DISPLACEABLE`.
+
+    Raises:
+        UsageError: ``displace`` names something else.
+        CheckFailed: a group's producers or consumers are not in the program.
+    """
+    unknown = [name for name in displace if name not in DISPLACEABLE]
+    if unknown or not displace:
+        raise UsageError(
+            f"displace names what is displaced, some of {', '.join(DISPLACEABLE)}; not {', '.join(unknown)}"
+        )
+    nodes = list(program.graph_module.graph.nodes)
+    names = {node: aliases.get(name, name) for node, name in placeholders(program).items()}
+    constant = _constant_nodes(nodes, names)
+    return tuple(_bind(nodes, names, constant, group, layouts, displace) for group in groups)
+
+
+def _constant_nodes(nodes: Sequence[Node], names: Mapping[Node, str]) -> dict[Node, frozenset[str]]:
+    """The nodes that depend on no input, and the parameters each is computed from."""
+    constant: dict[Node, frozenset[str]] = {}
+    for node in nodes:
+        if node.op == "placeholder":
+            if node in names:
+                constant[node] = frozenset({names[node]})
+        elif node.op == "get_attr":
+            constant[node] = frozenset()
+        elif node.op == "call_function" and all(source in constant for source in node.all_input_nodes):
+            constant[node] = frozenset().union(*(constant[source] for source in node.all_input_nodes))
+    return constant
+
+
+def _bind(
+    nodes: Sequence[Node],
+    names: Mapping[Node, str],
+    constant: Mapping[Node, frozenset[str]],
+    group: ChannelGroup,
+    layouts: Mapping[str, TensorLayout],
+    displace: Sequence[str],
+) -> BoundGroup:
+    known = set(names.values())
+    by_role = {
+        role: {member.tensor for member in group.members if member.role == role}
+        for role in ("made", "carried", "mixed")
+    }
+    for role in ("made", "mixed"):
+        for tensor in sorted(by_role[role] - known):
+            raise CheckFailed(
+                f"group {group.name!r}: its tensor {tensor!r} is no parameter of the exported program; "
+                f"freeze the group or register the tensor as a parameter"
+            )
+    # A tensor with two entries per channel on one axis, like a fused gate and up projection, is one block.
+    places = dict.fromkeys(
+        (member.tensor, member.axis, member.role == "made")
+        for member in group.members
+        if _is_displaced(member, displace) and member.tensor in known
+    )
+    blocks = tuple(
+        Block(
+            tensor,
+            axis,
+            torch.from_numpy(channel_rows(layouts[tensor].axes[axis].dim, group.name)),
+            layouts[tensor].shape,
+            mixing,
+        )
+        for tensor, axis, mixing in places
+    )
+    displaced = {block.tensor for block in blocks}
+    varying: set[Node] = set()
+    cut: set[Node] = set()
+    edges: list[Edge] = []
+    for node in nodes:
+        if node.op == "placeholder":
+            if names.get(node) in displaced:
+                varying.add(node)
+            continue
+        if node.op != "call_function":
+            continue
+        sources = node.all_input_nodes
+        if node in constant:
+            if any(source in varying for source in sources):
+                varying.add(node)
+            continue
+        origins = frozenset().union(*(constant[source] for source in sources if source in constant))
+        data = [source for source in sources if source in varying and source not in constant]
+        parameters_vary = any(source in varying and source in constant for source in sources)
+        consumes, produces = bool(origins & by_role["mixed"]), bool(origins & by_role["made"])
+        if consumes:
+            edges.extend((node, source) for source in data)
+        if consumes or produces:
+            if produces and parameters_vary:
+                varying.add(node)
+                cut.add(node)
+        elif data or parameters_vary:
+            varying.add(node)
+    if not edges:
+        raise CheckFailed(
+            f"group {group.name!r}: no consumer is reached from its displaced tensors in the exported "
+            f"program; freeze the group"
+        )
+    useful = _reaching(edges, varying, cut, constant)
+    used = {names[node] for node in useful if node in names}
+    blocks = tuple(block for block in blocks if block.tensor in used)
+    parameters = frozenset(node for node in useful if node in constant)
+    return BoundGroup(group, blocks, frozenset(useful), parameters, frozenset(cut & useful), tuple(edges))
+
+
+def _reaching(
+    edges: Sequence[Edge], varying: set[Node], cut: set[Node], constant: Mapping[Node, frozenset[str]]
+) -> set[Node]:
+    """The varying nodes from which an edge can be reached."""
+    useful: set[Node] = set()
+    pending = [source for _, source in edges]
+    while pending:
+        node = pending.pop()
+        if node in useful:
+            continue
+        useful.add(node)
+        pending.extend(
+            source
+            for source in node.all_input_nodes
+            if source in varying and (node not in cut or source in constant)
+        )
+    return useful

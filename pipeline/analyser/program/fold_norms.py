@@ -1,0 +1,108 @@
+"""What a pass over the whole program may do faster because no parameter moves in it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from growpipe.analyser.program.convolution import conv_nd
+
+__all__ = ["FROZEN", "FoldedNorm", "foldable_norms", "is_fixed"]
+
+aten = torch.ops.aten
+
+FROZEN: dict[Any, Callable[..., Tensor]] = dict.fromkeys(
+    (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), partial(conv_nd, frozen=True)
+)
+"""What stands in for an operator whose parameters nobody differentiates by."""
+
+# Producers whose output channels are axis 0 of their weight, the second argument; a bias is the third.
+_AFFINE = {*FROZEN, aten.linear.default}
+
+
+# Batch normalisation in evaluation mode: the position of eps.
+_EPS = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
+
+
+def is_fixed(arguments: Iterable[Any], state: Mapping[Node, Any]) -> bool:
+    """Whether all nodes among the arguments are parameters, buffers or constants of the program."""
+    return all(a in state for a in arguments if isinstance(a, Node))
+
+
+def foldable_norms(
+    nodes: Iterable[Node], state: Mapping[Node, Any], recorded: AbstractSet[Node]
+) -> dict[Node, Node]:
+    """By producer the normalisation behind it, where nothing reads what lies between them.
+
+    In evaluation mode the two are one affine map, which takes one pass over memory instead of two and leaves
+    autograd one activation less to hold.
+
+    Args:
+        nodes: of the program.
+        state: its parameters, buffers and constants.
+        recorded: the nodes whose own values are wanted.
+    """
+    found = {}
+    for norm in nodes:
+        if norm.target not in _EPS or norm.kwargs:
+            continue
+        made, *parameters = norm.args[:5]
+        if (
+            isinstance(made, Node)
+            and made.target in _AFFINE
+            and not made.kwargs
+            and len(made.users) == 1
+            and made not in recorded
+            and is_fixed(made.args[1:], state)
+            # Channels are axis 1: not so behind a linear map of sequences, or without a batch.
+            and made.meta["val"].ndim == state[made.args[1]].ndim  # type: ignore[index]
+            and all(node in state for node in parameters)
+            and (
+                norm.target is aten.batch_norm.default
+                or all(user.target is operator.getitem and user.args[1] == 0 for user in norm.users)
+            )
+        ):
+            found[made] = norm
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedNorm:
+    """A producer and the normalisation behind it as one affine map.
+
+    Attributes:
+        made: the producer.
+        weight: its weight times the normalisation's scale per output channel.
+        offset: of the output, [out].
+    """
+
+    made: Node
+    weight: Tensor
+    offset: Tensor
+
+    @staticmethod
+    def of(made: Node, norm: Node, state: Mapping[Node, Any]) -> FoldedNorm:
+        """Of a producer and its normalisation that `foldable_norms` has found."""
+        scale, shift, mean, var = (state[node] for node in norm.args[1:5])  # type: ignore[index]
+        factor = scale * torch.rsqrt(var + norm.args[_EPS[norm.target]])  # type: ignore[index]
+        weight = state[made.args[1]]  # type: ignore[index]
+        bias = made.args[2] if len(made.args) > 2 else None
+        centre = mean if bias is None else mean - state[bias]  # type: ignore[index]
+        return FoldedNorm(
+            made, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), shift - centre * factor
+        )
+
+    def __call__(self, read: Callable[[Node], Any]) -> Any:
+        """The output of the normalisation straight from the producer's input."""
+        x, *rest = map_arg((self.made.args[0], *self.made.args[3:]), read)
+        target: Callable[..., Any] = FROZEN.get(self.made.target, self.made.target)  # type: ignore[arg-type]
+        return target(x, self.weight, self.offset, *rest)

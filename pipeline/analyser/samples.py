@@ -1,0 +1,218 @@
+"""The analysis set: micro-batches of real data on the device, and the checks of the loss."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from growpipe.data.loader_items import as_tuple, pairs
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.user_code import call_user_code
+
+__all__ = ["MIN_SAMPLES", "MicroBatch", "check_mean_loss", "collect"]
+
+MIN_SAMPLES = 16
+"""The least number of samples for an analysis: two halves of eight."""
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Inputs and target of some samples, on the device.
+
+    Attributes:
+        number: its place among the micro-batches of all processes.
+        start: how many samples those before it hold.
+        count: how many micro-batches all processes have.
+    """
+
+    inputs: tuple[Any, ...]
+    target: Any
+    samples: int
+    number: int
+    start: int
+    count: int
+
+
+def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device=device, dtype=dtype) if value.is_floating_point() else value.to(device)
+
+
+def _length(tree: Any) -> int:
+    for leaf in pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return int(leaf.shape[0])
+    return 0
+
+
+def _slice(tree: Any, start: int, stop: int, length: int) -> Any:
+    return pytree.tree_map(
+        lambda leaf: (
+            leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == length else leaf
+        ),
+        tree,
+    )
+
+
+def collect(
+    batches: Iterable[Any],
+    *,
+    max_samples: int,
+    micro_batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    shard: tuple[int, int] = (0, 1),
+    held_out: int = 0,
+) -> tuple[list[MicroBatch], list[MicroBatch]]:
+    """Samples of ``batches`` in micro-batches: to analyse, and held out.
+
+    Args:
+        batches: gives ``(inputs, target)`` pairs; axis 0 of every tensor is the batch.
+        max_samples: how many to analyse at most, the first ones, over all processes.
+        micro_batch: the largest number of samples worked on at once.
+        device: where they go.
+        dtype: of floating inputs and targets.
+        shard: (rank, world size): the process keeps every world-size-th micro-batch.
+        held_out: how many to hold out at most, of those that come next. Where there are too few, the last
+            quarter of all is held out, but never so many that fewer than `MIN_SAMPLES` are left.
+
+    Returns:
+        The micro-batches of this process, numbered separately in the two parts.
+
+    Raises:
+        UsageError: nothing to iterate over, no pairs, a loader that fails, or fewer samples than
+            `MIN_SAMPLES` in all.
+    """
+    taken = 0
+    pieces: list[tuple[Any, Any, int]] = []
+    for own_inputs, target in pairs(batches):
+        inputs = as_tuple(own_inputs)
+        length = _length(inputs)
+        if length == 0:
+            raise UsageError(
+                "a batch has no samples: its inputs hold no tensor with a batch axis of at least 1"
+            )
+        use = min(length, max_samples + held_out - taken)
+        for start in range(0, use, micro_batch):
+            stop = min(start + micro_batch, use)
+            pieces.append(
+                (_slice(inputs, start, stop, length), _slice(target, start, stop, length), stop - start)
+            )
+        taken += use
+        if taken >= max_samples + held_out:
+            break
+    if taken == 0:
+        raise UsageError("batches is empty; give a loader with data that can be iterated again")
+    if taken < MIN_SAMPLES:
+        raise UsageError(
+            f"the analysis set has {taken} samples, fewer than the {MIN_SAMPLES} that two halves need; "
+            f"give more batches"
+        )
+    rank, world = shard
+    unseen = min(held_out, max(taken - max_samples, min(taken // 4, taken - MIN_SAMPLES)))
+    # The cut is one of samples, so that it is the same for any number of processes.
+    kept, trials = _cut(pieces, taken - unseen)
+    # Two halves, and something to grow by, in every process.
+    if len(kept) < max(4, 2 * world):
+        kept = _finer(kept, max(4, 2 * world))
+    # What a trial shows has a standard error, from the differences between micro-batches.
+    if trials and len(trials) < max(4, world):
+        trials = _finer(trials, max(4, world))
+
+    def part(chosen: Sequence[tuple[Any, Any, int]]) -> list[MicroBatch]:
+        starts = [0, *itertools.accumulate(samples for *_, samples in chosen)]
+        return [
+            MicroBatch(
+                pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), inputs),
+                pytree.tree_map(lambda leaf: _cast(leaf, device, dtype), target),
+                samples,
+                number,
+                starts[number],
+                len(chosen),
+            )
+            for number, (inputs, target, samples) in list(enumerate(chosen))[rank::world]
+        ]
+
+    return part(kept), part(trials)
+
+
+def _cut(
+    pieces: Sequence[tuple[Any, Any, int]], samples: int
+) -> tuple[list[tuple[Any, Any, int]], list[tuple[Any, Any, int]]]:
+    """The first ``samples`` samples, and the others."""
+    first: list[tuple[Any, Any, int]] = []
+    rest: list[tuple[Any, Any, int]] = []
+    for inputs, target, count in pieces:
+        here = max(0, min(count, samples))
+        samples -= here
+        for part, start, stop in ((first, 0, here), (rest, here, count)):
+            if stop > start:
+                part.append(
+                    (_slice(inputs, start, stop, count), _slice(target, start, stop, count), stop - start)
+                )
+    return first, rest
+
+
+def _finer(pieces: Sequence[tuple[Any, Any, int]], wanted: int) -> list[tuple[Any, Any, int]]:
+    """The same samples in at least ``wanted`` pieces."""
+    share = math.ceil(sum(samples for *_, samples in pieces) / wanted)
+    finer = []
+    for inputs, target, samples in pieces:
+        parts = max(1, math.ceil(samples / share))
+        bounds = [round(k * samples / parts) for k in range(parts + 1)]
+        for start, stop in itertools.pairwise(bounds):
+            finer.append(
+                (_slice(inputs, start, stop, samples), _slice(target, start, stop, samples), stop - start)
+            )
+    return finer
+
+
+def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> None:
+    """Refuse a loss that is not a mean over samples: a batch and the same batch twice must have one loss.
+
+    Args:
+        loss: ``(inputs, target) →`` the loss.
+        batch: any batch.
+
+    Raises:
+        CheckFailed: the loss is not finite.
+        UsageError: the two differ, or there is no loss of the batch at all.
+    """
+
+    def twice(leaf: Any) -> Any:
+        own = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == batch.samples
+        return torch.cat([leaf, leaf]) if own else leaf
+
+    def measured(inputs: Any, target: Any) -> float:
+        where = f"inputs {_described(inputs)}, target {_described(target)} (axis 0 is the batch)"
+        value: float = call_user_code(f"the model or the loss on a batch, {where},", loss, inputs, target)
+        return value
+
+    once = measured(batch.inputs, batch.target)
+    if not math.isfinite(once):
+        raise CheckFailed(f"the loss of an analysis batch is {once}; analyse a trained model on finite data")
+    doubled = measured(pytree.tree_map(twice, batch.inputs), pytree.tree_map(twice, batch.target))
+    if abs(doubled - once) > 1e-3 * max(abs(once), abs(doubled), 1e-6):
+        raise UsageError(
+            f"loss_fn is not a mean over samples: {once:.6g} on a batch, {doubled:.6g} on the same batch "
+            f"twice; use reduction='mean'"
+        )
+
+
+def _described(tree: Any) -> str:
+    """What the leaves are, in a few words."""
+    leaves = [
+        f"{list(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
+        if isinstance(leaf, Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(tree)
+    ]
+    return ", ".join(leaves) or "nothing"

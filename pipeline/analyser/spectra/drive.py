@@ -1,0 +1,186 @@
+"""Batched block Lanczos: both ends of the spectrum of many symmetric matrices at once, from products alone.
+
+Every channel of every group has Krylov spaces of its own; one call of the operator advances all of them by a
+block of vectors. What the operator computes anew at every call it so computes for several vectors at once.
+Full reorthogonalisation keeps the small projected matrices honest (without it, converged ends come back as
+ghosts). A channel's recurrence ends early when its Krylov space is exhausted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from growpipe.analyser.spectra.recurrence import Ends, Estimate, Recurrence
+from growpipe.graph_ops.errors import CheckFailed
+
+__all__ = ["Apply", "Extremes", "Run", "lanczos", "random_start", "run_all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Extremes:
+    """The extreme eigenpairs of every channel of every group.
+
+    Attributes:
+        groups: one entry for every group.
+        steps: how often the operator was called.
+        group_products: the number of vectors it was applied to per channel, summed over the groups.
+    """
+
+    groups: tuple[Ends, ...]
+    steps: int
+    group_products: int
+
+    @property
+    def low(self) -> list[Tensor]:
+        return [ends.low for ends in self.groups]
+
+    @property
+    def high(self) -> list[Tensor]:
+        return [ends.high for ends in self.groups]
+
+    @property
+    def minus(self) -> list[Tensor]:
+        return [ends.minus for ends in self.groups]
+
+    @property
+    def plus(self) -> list[Tensor]:
+        return [ends.plus for ends in self.groups]
+
+    @property
+    def error(self) -> list[Tensor]:
+        return [ends.error for ends in self.groups]
+
+    @property
+    def relative_error(self) -> float:
+        """The worst error bound over all channels, as a share of the channel's spectral radius."""
+        return max((float(s.max()) for ends in self.groups if (s := ends.shares()).numel()), default=0.0)
+
+
+def random_start(like: Sequence[Tensor], seed: int, block: int | None = None) -> list[Tensor]:
+    """Normal entries from a generator of its own, the same on every device.
+
+    Args:
+        like: tensors of the shapes, types and devices wanted.
+        seed: of the generator.
+        block: how many of each, in an axis before the others; one and no such axis by default.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    leading = () if block is None else (block,)
+    return [
+        torch.randn(*leading, *v.shape, generator=generator, dtype=torch.float64).to(
+            device=v.device, dtype=v.dtype
+        )
+        for v in like
+    ]
+
+
+class Run(Protocol):
+    """One group on its way to its extreme eigenpairs, a product at a time."""
+
+    @property
+    def current(self) -> Tensor:
+        """The vectors to apply S to next, [block, width, d]."""
+
+    @property
+    def done(self) -> bool:
+        """Whether no further product is needed."""
+
+    def advance(self, product: Tensor) -> None:
+        """Take S times ``current``, [block, width, d]."""
+
+    def project(self, covectors: Tensor) -> Tensor:
+        """Inner products of [block, width, d] with the vectors S was applied to and ``current``.
+
+        Returns:
+            [width, k + block, block].
+        """
+
+    def preview(self) -> Estimate | None:
+        """What is known so far, with error bounds; None where that is nothing yet."""
+
+    def ends(self) -> Ends:
+        """The result."""
+
+
+Apply = Callable[[dict[int, Tensor]], Mapping[int, Tensor]]
+"""S·v of some groups: by position [block, width, d] to [block, width, d], symmetric per channel."""
+
+
+def lanczos(
+    apply: Apply,
+    start: Sequence[Tensor],
+    *,
+    tolerance: float = 1e-2,
+    max_steps: int = 40,
+    min_steps: int = 4,
+    noise: Callable[[int, Estimate], float] | None = None,
+    noise_share: float = 0.5,
+) -> Extremes:
+    """λ−, v−, λ+, v+ of every channel.
+
+    A group is done when for each of its channels both ends are within ``tolerance`` times the channel's
+    spectral radius, when its Krylov spaces are exhausted, or after ``max_steps`` products; no product is
+    spent on it from then on. A Ritz value is off by no more than its residual ``r = ‖S v − λ v‖``, and
+    ``r² / gap`` where that is less, gap the distance to the next Ritz value less its own residual (Parlett,
+    The Symmetric Eigenvalue Problem, theorem 11.7.1).
+
+    Args:
+        apply: the operator: of the groups it is given [block, width, d] to the same, symmetric per channel.
+        start: start vectors, for every group [block, width, d], or [width, d] for one; no first row zero.
+        tolerance: the bound on the error, as a share of the spectral radius.
+        max_steps: the largest number of vectors that S is applied to, per channel.
+        min_steps: the least number before the bound is trusted.
+        noise: by position of a group and its estimate the standard errors of the eigenvalues as shares of the
+            spectral radii, in root mean square. A group is also done when its error bounds are
+            ``noise_share`` times that, likewise.
+        noise_share: see ``noise``; 0 leaves ``tolerance`` alone.
+
+    Raises:
+        CheckFailed: a start vector is zero, or a product is not finite.
+    """
+    runs: dict[int, Run] = {i: Recurrence(v, max_steps) for i, v in enumerate(start)}
+    return run_all(apply, runs, tolerance, min_steps, noise, noise_share)
+
+
+def run_all(
+    apply: Apply,
+    runs: dict[int, Run],
+    tolerance: float = 0.0,
+    min_steps: int = 4,
+    noise: Callable[[int, Estimate], float] | None = None,
+    noise_share: float = 0.0,
+) -> Extremes:
+    """All groups to their end, each with its own solver; the other arguments are those of `lanczos`.
+
+    Args:
+        runs: by position of the group. A group that is done is taken out, so that its memory is free.
+
+    Raises:
+        CheckFailed: a product is not finite.
+    """
+    found: dict[int, Ends] = {}
+    spent = dict.fromkeys(runs, 0)
+    steps = 0
+    while runs:
+        products = apply({i: run.current for i, run in runs.items()})
+        steps += 1
+        for i, run in list(runs.items()):
+            if not torch.isfinite(products[i].sum()):
+                raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
+            spent[i] += len(products[i])
+            run.advance(products[i])
+            enough = run.done
+            if not enough and spent[i] >= min_steps and (known := run.preview()) is not None:
+                shares = known.shares()
+                enough = shares.numel() == 0 or bool((shares <= tolerance).all())
+                if not enough and noise is not None and noise_share > 0:
+                    enough = float(shares.square().mean().sqrt()) <= noise_share * noise(i, known)
+            if enough:
+                found[i] = run.ends()
+                del runs[i]
+    return Extremes(tuple(found[i] for i in sorted(found)), steps, sum(spent.values()))

@@ -1,0 +1,115 @@
+"""From the ends that an earlier, smaller set has shown to those of all data, by hardly more than one block.
+
+The first block P of old ends is applied over all data. For the second one, what the first leaves over, the
+earlier set alone may do, in the place of S:
+
+    M = S P + P S − P S P + (1 − P) S' (1 − P)
+
+with P the projection on the first block too, and S' that of the earlier set. M is symmetric, and S itself on
+the first block. So its ends are off only by what S' − S makes of the rest of a vector, outside the block, and
+that rest is itself as small as S' − S: to third order, where those of the block alone are off to second.
+
+No third block is taken with M: the ends would turn towards those of S' again, and so to the noise of the
+earlier set. Where two blocks are not enough, Lanczos goes on with S itself from the first one.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growpipe.analyser.spectra.recurrence import Ends, Estimate, Recurrence
+
+__all__ = ["FirstBlock", "Refinement"]
+
+
+@dataclass(frozen=True, eq=False)
+class FirstBlock:
+    """One group's first block over all data; [block, width, d] each.
+
+    Attributes:
+        vectors: P, orthonormal per channel.
+        product: S P.
+        contrast: (S₁ − S₂) P, for two disjoint halves of the data.
+    """
+
+    vectors: Tensor
+    product: Tensor
+    contrast: Tensor
+
+    def complete(self, v: Tensor, product: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
+        """M v, and likewise for S₁ − S₂, from S' v and (S'₁ − S'₂) v, for v orthogonal to P.
+
+        What of a product lies in P is that of all data: Pᵀ S v = (S P)ᵀ v. All are [block, width, d].
+        """
+        results = []
+        for seen, partial in ((self.product, product), (self.contrast, contrast)):
+            missing = torch.einsum("kcd,scd->kcs", seen, v)
+            missing = missing - torch.einsum("kcd,scd->kcs", self.vectors, partial)
+            results.append(partial + torch.einsum("kcs,kcd->scd", missing, self.vectors))
+        return results[0], results[1]
+
+
+class Refinement:
+    """Block Lanczos that applies M to its second block first, and S only where that was not enough.
+
+    Args:
+        start: the first block, [block, width, d].
+        steps: the largest number of vectors that S is applied to.
+    """
+
+    def __init__(self, start: Tensor, steps: int) -> None:
+        self._lanczos = Recurrence(start, steps)
+        self._trial: Recurrence | None = None
+
+    @property
+    def applied(self) -> int:
+        """How many vectors S itself was applied to."""
+        return self._lanczos.applied
+
+    @property
+    def tries(self) -> bool:
+        """Whether the next product may be one with M."""
+        after_first = self.applied == self._lanczos.block
+        # Two blocks that are the whole space have bounds of 0, whatever the product was with.
+        return self._trial is None and after_first and self._lanczos.limit > 2 * self._lanczos.block
+
+    @property
+    def tried(self) -> bool:
+        """Whether the last product was one with M."""
+        return self._trial is not None
+
+    @property
+    def _latest(self) -> Recurrence:
+        return self._lanczos if self._trial is None else self._trial
+
+    @property
+    def current(self) -> Tensor:
+        """The vectors to apply S to next, or M where it `tries`; [block, width, d]."""
+        return self._lanczos.current
+
+    @property
+    def done(self) -> bool:
+        return self._latest.done
+
+    def advance(self, product: Tensor) -> None:
+        """Take S times ``current``, or M times it."""
+        if self.tries:
+            # It replaces its tensors and never writes into them: they need no copies.
+            self._trial = copy.copy(self._lanczos)
+            self._trial.advance(product)
+        else:
+            self._lanczos.advance(product)
+            self._trial = None
+
+    def project(self, covectors: Tensor) -> Tensor:
+        return self._lanczos.project(covectors)
+
+    def preview(self) -> Estimate:
+        return self._latest.preview()
+
+    def ends(self) -> Ends:
+        return self._latest.ends()

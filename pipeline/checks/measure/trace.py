@@ -1,0 +1,202 @@
+"""The first node at which two models part, or at which one leaves the finite numbers."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from growpipe.checks.measure.compare import compare
+from growpipe.checks.measure.sessions import Device, open_session
+from growpipe.graph_ops.errors import CheckFailed
+
+__all__ = ["first_diverging", "first_not_finite", "last_of_module", "module_of", "place_of"]
+
+Place = dict[str, Any]
+"""``node``, ``operator``, ``tensor`` and ``module`` of a node, and what was found there under ``detail``."""
+
+PER_RUN = 64
+"""Values kept per run: all at once would need the memory of the whole forward pass."""
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_NAMESPACE = "namespace"
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """The torch module that a node was exported from, as far as the exporter wrote it down; else ''."""
+    metadata = {entry.key: entry.value for entry in node.metadata_props}
+    if _SCOPES in metadata:
+        try:
+            scopes = ast.literal_eval(metadata[_SCOPES])
+            return str(scopes[-2]) if len(scopes) >= 2 else ""
+        except (ValueError, SyntaxError, TypeError, IndexError):
+            return ""
+    if _NAMESPACE in metadata:
+        parts = [part.partition(":")[0].strip() for part in metadata[_NAMESPACE].split("/")]
+        return parts[-2] if len(parts) >= 2 else ""
+    # The older exporter names nodes "/features/features.0/Conv".
+    if node.name.startswith("/") and node.name.count("/") >= 2:
+        return ".".join(_unrepeated(node.name.strip("/").split("/")[:-1]))
+    return ""
+
+
+def _unrepeated(parts: list[str]) -> list[str]:
+    """``features/features.0`` is one path, ``features.0``: every part may repeat its parent."""
+    path: list[str] = []
+    for part in parts:
+        if path and part.startswith(path[-1] + "."):
+            path[-1] = part
+        else:
+            path.append(part)
+    return path
+
+
+def last_of_module(model: onnx.ModelProto) -> dict[str, str]:
+    """Per torch module the first output of the last node that was exported from it."""
+    return {
+        module: node.output[0] for node in model.graph.node if (module := module_of(node)) and node.output
+    }
+
+
+def place_of(node: onnx.NodeProto, tensor: str, detail: str) -> Place:
+    return {
+        "node": node.name,
+        "operator": node.op_type,
+        "tensor": tensor,
+        "module": module_of(node),
+        "detail": detail,
+    }
+
+
+def first_not_finite(
+    path: str | os.PathLike[str], inputs: Mapping[str, npt.NDArray], *, device: Device = "cpu"
+) -> Place | None:
+    """The first node that makes a NaN or an infinity, in the order of the graph; None where none does."""
+    model = onnx.load(path)
+    producer = _producers(model)
+    for values in _intermediates(model, list(producer), inputs, device=device, optimised=False):
+        for tensor, value in values.items():
+            if value.dtype.kind in "fV":
+                bad = int(np.count_nonzero(~np.isfinite(value.astype(np.float64))))
+                if bad:
+                    return place_of(
+                        producer[tensor], tensor, f"{bad} of {value.size} values are NaN or infinite"
+                    )
+    return None
+
+
+def first_diverging(
+    path: str | os.PathLike[str],
+    inputs: Mapping[str, npt.NDArray],
+    limit: float,
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    expected: Mapping[str, npt.NDArray] | None = None,
+    device: Device = "cpu",
+    reference_optimised: bool = False,
+) -> Place | None:
+    """The first node whose output is further than ``limit`` (relative) from the reference's.
+
+    Args:
+        path: the candidate.
+        inputs: by the names of the candidate; the reference's are taken by position where names differ.
+        limit: as the ``relative`` of `growpipe.checks.measure.compare.Divergence`.
+        reference: the other model. Values are matched by name and shape, else by aligning the operators.
+        expected: instead of ``reference``, values by the candidate's tensor names.
+        device: where both run.
+        reference_optimised: run the reference with graph optimisation.
+
+    Returns:
+        The place, or None where no comparable value diverges.
+    """
+    model = onnx.load(path)
+    producer = _producers(model)
+    if reference is not None:
+        other = onnx.load(reference)
+        pairs = _matched(model, other)
+        given = [i.name for i in model.graph.input if i.name in inputs]
+        wanted = [
+            i.name for i in other.graph.input if i.name not in {t.name for t in other.graph.initializer}
+        ]
+        other_inputs = (
+            {n: inputs[n] for n in wanted}
+            if all(n in inputs for n in wanted)
+            else {n: inputs[g] for n, g in zip(wanted, given, strict=False)}
+        )
+        ours = _intermediates(model, list(pairs), inputs, device=device, optimised=False)
+        theirs = _intermediates(
+            other, list(pairs.values()), other_inputs, device=device, optimised=reference_optimised
+        )
+        compared: Iterable[tuple[dict[str, npt.NDArray], dict[str, npt.NDArray]]] = zip(
+            ours, theirs, strict=True
+        )
+    else:
+        known = {name: value for name, value in (expected or {}).items() if name in producer}
+        pairs = {name: name for name in producer if name in known}
+        compared = (
+            (values, {name: known[name] for name in values})
+            for values in _intermediates(model, list(pairs), inputs, device=device, optimised=False)
+        )
+    for values, references in compared:
+        for tensor, value in values.items():
+            target = references[pairs[tensor]]
+            if value.shape != target.shape or value.dtype.kind not in "fV" or target.dtype.kind not in "fV":
+                continue
+            found = compare({tensor: target}, {tensor: value})
+            if found.relative > limit:
+                detail = f"relative difference {found.relative:.3g} (limit {limit:.3g})"
+                return place_of(producer[tensor], tensor, detail)
+    return None
+
+
+def _producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in model.graph.node for name in node.output if name}
+
+
+def _matched(model: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, str]:
+    """The candidate's tensors, in its order, with the tensor of the reference that each corresponds to."""
+    ours, theirs = _producers(model), _producers(other)
+    pairs = {
+        name: name for name, node in ours.items() if name in theirs and theirs[name].op_type == node.op_type
+    }
+    if len(pairs) * 4 >= min(len(ours), len(theirs)):
+        return pairs
+    a = [(name, node.op_type) for name, node in ours.items()]
+    b = [(name, node.op_type) for name, node in theirs.items()]
+    blocks = difflib.SequenceMatcher(None, [x[1] for x in a], [x[1] for x in b], autojunk=False)
+    return {
+        a[block.a + i][0]: b[block.b + i][0]
+        for block in blocks.get_matching_blocks()
+        for i in range(block.size)
+    }
+
+
+def _intermediates(
+    model: onnx.ModelProto,
+    tensors: list[str],
+    inputs: Mapping[str, npt.NDArray],
+    *,
+    device: Device,
+    optimised: bool,
+) -> Iterator[dict[str, npt.NDArray]]:
+    """The values of these tensors, in their order, some at a time."""
+    declared = {o.name: o for o in model.graph.output}
+    for start in range(0, len(tensors), PER_RUN):
+        part = tensors[start : start + PER_RUN]
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        del probe.graph.output[:]
+        wanted = list(dict.fromkeys(part))
+        probe.graph.output.extend(declared.get(n, onnx.ValueInfoProto(name=n)) for n in wanted)
+        try:
+            serialised = probe.SerializeToString()
+        except ValueError:
+            raise CheckFailed("the model is too large to look at its inner values") from None
+        values = open_session(serialised, optimised=optimised, device=device).run(inputs)
+        yield {name: values[name] for name in part if name in values}

@@ -1,0 +1,116 @@
+"""``growpipe train|export|analyse|rewrite|check-round|report DIR``: one stage of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from growpipe.environment import is_follower, require, resolve_device
+
+__all__ = ["analyse", "check_round", "export", "report", "rewrite", "train"]
+
+_directory = click.argument("directory", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+_round = click.option(
+    "--round",
+    "number",
+    type=click.IntRange(min=0),
+    help="The round; by default the first that lacks the stage.",
+)
+
+
+def _do(
+    directory: Path,
+    stage: str,
+    number: int | None,
+    recipe: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Do a stage of the run in ``directory``, which ``recipe`` starts if there is none."""
+    require("torch", "train", f"growpipe {stage}")
+    require("onnxruntime", "cpu", f"growpipe {stage}")
+    from growpipe.parallel.distributed import broadcast, launched
+    from growpipe.run.loop import STAGES, announced, next_round
+    from growpipe.run.recipe import load_recipe
+    from growpipe.run.store import Run
+    from growpipe.run.task import load_task
+
+    starts = recipe is not None and not (directory / "run.json").exists()
+    resolved = resolve_device(device) if starts else Run.open(directory).device
+    with launched(resolved) as peers:
+        # Another process may have seen what the first has made since.
+        if recipe is not None and broadcast(peers, starts):
+            loaded, folder = load_recipe(recipe)
+            opened = Run.create(directory, loaded, folder, seed=seed, device=resolved, peers=peers)
+        else:
+            opened = Run.open(directory, peers)
+        with opened.locked():
+            chosen = next_round(opened, stage) if number is None else number
+            record = announced(STAGES[stage](load_task(opened), chosen))
+    if not is_follower():
+        click.echo(record.folder)
+
+
+@click.command()
+@_directory
+@_round
+@click.option("--recipe", help="Start the run with this recipe if DIR holds none yet.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def train(directory: Path, number: int | None, recipe: str | None, device: str, seed: int) -> None:
+    """Train the network of a round. Prints the folder of the stage."""
+    _do(directory, "train", number, recipe, device, seed)
+
+
+@click.command()
+@_directory
+@_round
+def export(directory: Path, number: int | None) -> None:
+    """Export the trained network of a round to ONNX in growth form. Prints the folder of the stage."""
+    _do(directory, "export", number)
+
+
+@click.command()
+@_directory
+@_round
+def analyse(directory: Path, number: int | None) -> None:
+    """Find the split plan of a round. Prints the folder of the stage."""
+    _do(directory, "analyse", number)
+
+
+@click.command()
+@_directory
+@_round
+def rewrite(directory: Path, number: int | None) -> None:
+    """Apply the plan of a round to the ONNX graph and to the torch module. Prints the folder of the stage."""
+    _do(directory, "rewrite", number)
+
+
+@click.command("check-round")
+@_directory
+@_round
+def check_round(directory: Path, number: int | None) -> None:
+    """Check the network of a round, and its split, in onnxruntime. Prints the folder of the stage."""
+    _do(directory, "check", number)
+
+
+@click.command()
+@_directory
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def report(directory: Path, as_json: bool) -> None:
+    """Print the summary of a run, finished or not."""
+    require("torch", "train", "growpipe report")
+    from growpipe.run.loop import FINAL, title_of
+    from growpipe.run.store import Run
+    from growpipe.run.summary import print_summary, rows_of, summary_document
+
+    opened = Run.open(directory)
+    rows = rows_of(opened)
+    final = opened.published(FINAL)
+    document = summary_document(opened, rows, final.facts["stopped"] if final else "not finished")
+    if as_json:
+        click.echo(json.dumps(document, indent=1))
+        return
+    print_summary(rows, title_of(opened))

@@ -1,0 +1,237 @@
+"""Recipes: what a run trains, grows and spends, as validated TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.suggestions import did_you_mean
+
+__all__ = ["Budget", "Growth", "Recipe", "Training", "load_recipe", "shipped_recipes"]
+
+Share = Annotated[float, Field(gt=0.0, le=10.0)]
+Width = Annotated[int, Field(ge=1)]
+Reference = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Training(_Section):
+    """How each stage of training goes.
+
+    Before the last growth the network trains at a constant rate for ``epochs`` (``trigger = "period"``), or
+    until the validation loss has not improved for ``patience`` epochs if that comes first (``"plateau"``).
+    The last stage is the long one: ``final_epochs`` with the rate falling to zero along a cosine. (Growing
+    early and training long afterwards is worth several points.)
+
+    ``accumulate`` batches make one step; ``precision`` is that of the products under autocast, parameters
+    stay float32; ``channels_last`` is the memory format of images; ``threads`` is how many torch uses on the
+    CPU, by default all cores (a small network trains fastest on one).
+
+    ``recalibrate``: at the end of each stage the running statistics of batch norm are averaged anew over this
+    many training samples (see `growpipe.recalibrate`); 0 keeps training's running averages. ``compile`` runs
+    training steps through `torch.compile`.
+
+    Under ``torchrun`` ``batch_size`` is that of all processes together, and ``sync_batch_norm`` lets batch
+    norm see the whole batch (CUDA only).
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(default=1e-2, gt=0.0)
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=1e-2, ge=0.0)
+    batch_size: int = Field(default=64, ge=1)
+    epochs: int = Field(default=30, ge=1)
+    final_epochs: int = Field(default=60, ge=1)
+    patience: int = Field(default=5, ge=1)
+    trigger: Literal["plateau", "period"] = "plateau"
+    accumulate: int = Field(default=1, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    threads: int | None = Field(default=None, ge=1)
+    recalibrate: int = Field(default=1024, ge=0)
+    compile: bool = False
+    sync_batch_norm: bool = False
+
+
+class Growth(_Section):
+    """How the network grows in one round; see `growpipe.analyser.analyse`."""
+
+    rounds: int = Field(default=3, ge=0)
+    share: Share = 0.5
+    scheme: Literal["s2d", "m2", "m3", "m4"] = "m4"
+    c: float = Field(default=1.25, ge=1.0)
+    metric: Literal["euclidean", "input"] = "input"
+    ranking: Literal["realised", "predicted"] = "realised"
+    """Groups compete by what each realises by itself, or by the quadratic prediction."""
+    max_factor: float = Field(default=2.0, gt=1.0)
+    """No group grows beyond this multiple of its width in one round."""
+    balance: float = Field(default=0.5, ge=0.0, le=1.0)
+    """How much of the growth every group gets before they compete: 0 is none, 1 keeps the proportions."""
+    epsilon: float | None = Field(default=None, ge=0.0)
+    samples: int = Field(default=1024, ge=1)
+    align: int | None = Field(default=None, ge=1)
+    """Groups that grow end at a multiple of this width: 16 under a budget of milliseconds, else 1."""
+    freeze: tuple[str, ...] = ()
+    min_widths: dict[str, Width] = {}
+    """By channel group the width to grow to at least, in the first round."""
+    max_widths: dict[str, Width] = {}
+    """By channel group the width never to grow beyond."""
+    finish: Literal["continue", "retrain"] = "continue"
+    """The last stage trains the grown weights on, or the found widths from scratch."""
+
+
+class TableTerm(_Section):
+    """One term: ``rate`` times the widths of ``groups``, or the ``costs`` of one group at some ``widths``."""
+
+    groups: tuple[str, ...] = Field(min_length=1)
+    rate: float | None = Field(default=None, ge=0.0)
+    widths: tuple[int, ...] | None = None
+    costs: tuple[float, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TableTerm:
+        if self.rate is not None:
+            if self.widths is not None or self.costs is not None:
+                raise ValueError("a term has a rate, or widths and costs, not both")
+        elif self.widths is None or self.costs is None or len(self.groups) != 1:
+            raise ValueError("give a rate, or one group with widths and costs")
+        return self
+
+
+class Table(_Section):
+    """A cost that somebody else knows; see `growpipe.graph_ops.cost.cost_table.CostTable`."""
+
+    limit: float = Field(gt=0.0)
+    unit: str = ""
+    base: float = Field(default=0.0, ge=0.0)
+    terms: tuple[TableTerm, ...] = Field(min_length=1)
+
+
+class Budget(_Section):
+    """The most that the finished network may cost; None is no limit.
+
+    ``milliseconds`` are those of one sample through the deploy form in onnxruntime on the machine of the run,
+    on its CPU, with so many ``threads`` within an operator; see `growpipe.budgets.measured_latency`.
+    """
+
+    parameters: int | None = Field(default=None, ge=1)
+    macs: int | None = Field(default=None, ge=1)
+    milliseconds: float | None = Field(default=None, gt=0.0)
+    threads: int = Field(default=1, ge=1)
+    table: Table | None = None
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Budget:
+        if self.milliseconds is not None and self.table is not None:
+            raise ValueError("a budget has milliseconds or a table, not both")
+        if self.threads != 1 and self.milliseconds is None:
+            raise ValueError("threads are of a budget of milliseconds; give both, or remove them")
+        return self
+
+
+class Recipe(_Section):
+    """One run.
+
+    ``model``, ``data`` and ``loss`` are ``file.py:name`` (relative to the recipe) or ``package.module:name``.
+    ``model`` is called with ``model_options`` and returns an ``nn.Module``; ``data`` is called with
+    ``batch_size``, ``seed`` and ``data_options`` and returns `growpipe.data.Loaders`; ``loss`` is called with
+    ``(output, target)`` and returns a mean over samples.
+    """
+
+    name: str = Field(min_length=1)
+    model: Reference
+    data: Reference
+    task: Literal["classification", "regression"] = "classification"
+    loss: Reference | None = None
+    model_options: dict[str, Any] = {}
+    data_options: dict[str, Any] = {}
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+    train: Training = Training()
+    growth: Growth = Growth()
+    budget: Budget = Budget()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples(cls, data: Any) -> Any:
+        # TOML has arrays only; strict validation wants the tuples that a frozen model holds.
+        return _tupled(data)
+
+
+def _tupled(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: value if key.endswith("_options") else _tupled(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return tuple(_tupled(value) for value in data)
+    return data
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """The names of the recipes that ship with growpipe."""
+    files = resources.files("growpipe.models").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def load_recipe(name_or_path: str) -> tuple[Recipe, Path | None]:
+    """Read a shipped recipe by name, or a TOML file by path.
+
+    Returns:
+        The recipe, and the folder that its ``file.py:name`` references start from (None for a shipped one).
+
+    Raises:
+        UsageError: there is no such recipe, or it has an unknown key, a wrong type or a wrong value.
+    """
+    shipped = shipped_recipes()
+    folder: Path | None = None
+    if name_or_path in shipped:
+        text = resources.files("growpipe.models").joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+    else:
+        path = Path(name_or_path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            if path.suffix != ".toml" and not path.exists():
+                hint = did_you_mean(name_or_path, shipped) or f"; shipped recipes: {', '.join(shipped)}"
+                raise UsageError(f"there is no recipe {name_or_path!r}{hint}") from None
+            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise UsageError(f"the recipe {path} cannot be read: {reason}") from None
+        folder = path.parent
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the recipe {name_or_path} is no TOML: {error}") from None
+    return parse_recipe(data, name_or_path), folder
+
+
+def parse_recipe(data: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe; ``where`` names it in the message.
+
+    Raises:
+        UsageError: with the first fault found, and a suggestion for a misspelt key.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        if fault["type"] == "extra_forbidden":
+            hint = did_you_mean(str(fault["loc"][-1]), _fields(fault["loc"][:-1])) or "; remove it"
+            raise UsageError(f"the recipe {where} has an unknown key {key!r}{hint}") from None
+        raise UsageError(f"the recipe {where} is wrong at {key!r}: {fault['msg']}") from None
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,210 @@
+"""The summary of a run: a row per round, the control last; as a table, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.run.stages.stages import CONTROL, round_stage
+from growpipe.run.store import Run
+
+__all__ = ["Row", "print_summary", "rows_of", "summary_document", "summary_markdown"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of a run.
+
+    Attributes:
+        name: ``round 0`` …, or ``control``.
+        widths: of the channel groups, in graph order.
+        parameters: number of parameters.
+        macs: multiply-accumulates per sample.
+        epochs: trained in all, up to this network.
+        test_accuracy: measured in onnxruntime; None for a regression.
+        latency_ratio, latency_low, latency_high: this network over its parent, batch 1, with the interval.
+        epsilon: of the split that made this network.
+        predicted_change, realised_change: change of loss at that split.
+        parity: parent against child at ε = 0, relative to the output's scale.
+        cost: of this network, where the budget is of something else than parameters and MACs, in ``unit``.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    parameters: int
+    macs: int
+    epochs: int
+    test_accuracy: float | None
+    latency_ratio: float | None = None
+    latency_low: float | None = None
+    latency_high: float | None = None
+    epsilon: float | None = None
+    predicted_change: float | None = None
+    realised_change: float | None = None
+    parity: float | None = None
+    cost: float | None = None
+    unit: str = ""
+
+
+def rows_of(run: Run) -> list[Row]:
+    """A row per checked round, and the control where it was trained and checked."""
+    rows: list[Row] = []
+    epochs = 0
+    number = 0
+    split: dict[str, Any] = {}
+    while (checked := run.published(round_stage(number, "check"))) is not None:
+        trained = run.published(round_stage(number, "train"))
+        exported = run.published(round_stage(number, "export"))
+        if trained is None or exported is None:
+            break
+        epochs += trained.facts["epochs"]
+        rows.append(
+            Row(
+                f"round {number}",
+                tuple(exported.facts["widths"].values()),
+                exported.facts["parameters"],
+                exported.facts["macs"],
+                epochs,
+                _accuracy(checked.facts["test_accuracy"]),
+                **split,
+            )
+        )
+        analysed = run.published(round_stage(number, "analyse"))
+        if analysed is None or not (analysed.facts["stopped"] or "latency" in checked.facts):
+            break
+        split = {} if analysed.facts["stopped"] else _split_facts(analysed.facts, checked.facts)
+        number += 1
+    control = run.published(CONTROL)
+    if control is not None and rows:
+        facts = control.facts
+        rows.append(
+            Row(
+                "control",
+                tuple(facts["widths"].values()),
+                facts["parameters"],
+                facts["macs"],
+                facts["epochs"],
+                _accuracy(facts["test_accuracy"]),
+            )
+        )
+    return rows
+
+
+def _split_facts(analysed: Mapping[str, Any], checked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row tells of the split that made its network."""
+    latency = checked["latency"]
+    return {
+        "latency_ratio": latency["ratio"],
+        "latency_low": latency["low"],
+        "latency_high": latency["high"],
+        "epsilon": analysed["epsilon"],
+        "predicted_change": analysed["predicted_change"],
+        "realised_change": analysed["realised_change"],
+        "parity": checked["parity"],
+        "cost": analysed.get("cost"),
+        "unit": analysed.get("unit", ""),
+    }
+
+
+def _accuracy(measured: dict[str, Any] | None) -> float | None:
+    return None if measured is None else float(measured["value"])
+
+
+_ABSENT = "-"
+_WHOLE_WIDTH = 195  # characters that the table with all columns needs
+_COLUMNS = (
+    "network",
+    "widths",
+    "parameters",
+    "MACs",
+    "cost",
+    "epochs",
+    "test accuracy",
+    "latency / parent",
+    "ε",
+    "Δloss predicted",
+    "Δloss realised",
+    "realised / predicted",
+    "parity at ε = 0",
+)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def shown(value: float | None, form: str) -> str:
+        return _ABSENT if value is None else format(value, form)
+
+    latency = _ABSENT
+    if row.latency_ratio is not None:
+        latency = f"{row.latency_ratio:.2f} [{row.latency_low:.2f}, {row.latency_high:.2f}]"
+    ratio = None
+    if row.predicted_change and row.realised_change is not None:
+        ratio = row.realised_change / row.predicted_change
+    return (
+        row.name,
+        " ".join(map(str, row.widths)),
+        f"{row.parameters:,}",
+        f"{row.macs:,}",
+        f"{shown(row.cost, '.3g')} {row.unit}".strip(),
+        str(row.epochs),
+        shown(row.test_accuracy, ".1%"),
+        latency,
+        shown(row.epsilon, ".3g"),
+        shown(row.predicted_change, "+.4f"),
+        shown(row.realised_change, "+.4f"),
+        shown(ratio, ".2f"),
+        shown(row.parity, ".1e"),
+    )
+
+
+def _columns_in_use(cells: Sequence[Sequence[str]]) -> list[int]:
+    """The columns in which there is anything."""
+    return [index for index in range(len(_COLUMNS)) if any(row[index] != _ABSENT for row in cells)]
+
+
+def print_summary(rows: Sequence[Row], title: str) -> None:
+    """Print the rows on stdout: one table where there is room for it, else networks and splits apart."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WHOLE_WIDTH)
+    cells = [_cells(row) for row in rows]
+    whole = _columns_in_use(cells)
+    of_networks = [index for index in whole if index <= _COLUMNS.index("test accuracy")]
+    of_splits = [index for index in whole if index not in of_networks[1:]]
+    for columns in [whole] if console.width >= _WHOLE_WIDTH else [of_networks, of_splits]:
+        table = Table(title=title, title_justify="left")
+        for index in columns:
+            table.add_column(_COLUMNS[index], justify="left" if index < 2 else "right", overflow="fold")
+        for row in cells:
+            if any(row[index] != _ABSENT for index in columns if index):
+                table.add_row(*(row[index] for index in columns))
+        console.print(table)
+        title = ""
+
+
+def summary_markdown(rows: Sequence[Row], title: str) -> str:
+    """The rows as a Markdown table."""
+    cells = [_cells(row) for row in rows]
+    columns = _columns_in_use(cells)
+    table = [[line[index] for index in columns] for line in (_COLUMNS, *cells)]
+    lines = ["| " + " | ".join(line) + " |" for line in table]
+    lines = [f"# {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:]]
+    return "\n".join(lines) + "\n"
+
+
+def summary_document(run: Run, rows: Sequence[Row], stopped: str) -> dict[str, Any]:
+    """``summary.json``: the rows, what ended the run, and what it was."""
+    grown = [row for row in rows if row.name != "control"]
+    if not grown:
+        raise UsageError(f"{run.path} has no checked round yet; run: growpipe run --out {run.path}")
+    return {
+        "format_version": 1,
+        "recipe": run.recipe.name,
+        "seed": run.seed,
+        "stopped": stopped,
+        "rows": [asdict(row) for row in rows],
+    }

@@ -1,0 +1,157 @@
+"""What a recipe's references stand for: the seed network, the data and the loss."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from growpipe.data import Loaders
+from growpipe.data.loader_items import as_tuple, pairs
+from growpipe.graph_ops.errors import UsageError
+from growpipe.run.store import Run
+from growpipe.torch_module.outputs import to_numpy
+from growpipe.training.train import LossFunction, seed_everything
+from growpipe.user_code import call_user_code, hash_user_file, load_reference
+
+__all__ = ["Task", "as_feed", "input_names", "load_task"]
+
+_LOSSES: dict[str, LossFunction] = {
+    "classification": nn.functional.cross_entropy,
+    "regression": nn.functional.mse_loss,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe's model, data and loss, imported.
+
+    Attributes:
+        run: whose recipe it is.
+        loaders: the data.
+        loss_fn: ``(output, target)`` to a mean over samples.
+        classify: whether accuracy is measured.
+        config: what of the recipe all stages that touch the model or the data depend on, with the hashes of
+            the user's files.
+    """
+
+    run: Run
+    loaders: Loaders
+    loss_fn: LossFunction
+    classify: bool
+    config: Mapping[str, Any]
+
+    def build_seed(self) -> nn.Module:
+        """The seed network as the recipe's ``model`` builds it, initialised from the run's seed.
+
+        Raises:
+            UsageError: it is no ``nn.Module``.
+        """
+        recipe = self.run.recipe
+        seed_everything(self.run.seed, "seed network")
+        builder = load_reference(recipe.model, self.run.folder)
+        model = call_user_code(recipe.model, builder, **recipe.model_options)
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"{recipe.model} returned {type(model).__name__}, not an nn.Module")
+        return model
+
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+        """The inputs of the first validation batch, at most 8 samples.
+
+        Raises:
+            UsageError: there is none.
+        """
+        inputs, _ = next(pairs(self.loaders.validation), (None, None))
+        if inputs is None:
+            raise UsageError("the validation loader gave no batches; look at the recipe's data")
+        return tuple(tensor[:8] for tensor in as_tuple(inputs))
+
+    def analysis_batches(self, samples: int) -> list[tuple[Any, Any]]:
+        """Training batches of about ``samples`` samples, the same at every call."""
+        seed_everything(self.run.seed, "analysis set")
+        batches, count = [], 0
+        for batch in pairs(self.loaders.train):
+            batches.append(batch)
+            count += len(batch[1])
+            if count >= samples:
+                break
+        return batches
+
+    def gathered(
+        self, loader: Iterable[tuple[Any, Any]], names: list[str], limit: int | None = None
+    ) -> tuple[dict[str, npt.NDArray], npt.NDArray]:
+        """All inputs of a loader by graph input name, and the targets, as arrays.
+
+        Args:
+            loader: of `loaders`.
+            names: the graph's inputs, in order.
+            limit: the most batches.
+        """
+        inputs: list[tuple[torch.Tensor, ...]] = []
+        targets: list[torch.Tensor] = []
+        for batch, target in itertools.islice(pairs(loader), limit):
+            inputs.append(as_tuple(batch))
+            targets.append(target)
+        if not targets:
+            raise UsageError("a data loader gave no batches; look at the recipe's data")
+        columns = [torch.cat(column) for column in zip(*inputs, strict=True)]
+        return as_feed(names, columns), to_numpy(torch.cat(targets))
+
+    def one_sample(self, graph: ir.Model) -> dict[str, npt.NDArray]:
+        """The first validation sample, a batch of one, by input name: what latency is measured on."""
+        feed, _ = self.gathered(self.loaders.validation, input_names(graph), limit=1)
+        return {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
+
+
+def input_names(graph: ir.Model) -> list[str]:
+    """The graph's inputs, in order."""
+    return [str(value.name) for value in graph.graph.inputs]
+
+
+def as_feed(names: list[str], tensors: Iterable[torch.Tensor]) -> dict[str, npt.NDArray]:
+    """Positional tensors as what onnxruntime is fed."""
+    return {name: np.ascontiguousarray(to_numpy(t)) for name, t in zip(names, tensors, strict=True)}
+
+
+def load_task(run: Run) -> Task:
+    """Import what the run's recipe names, and set torch's threads to the recipe's.
+
+    Raises:
+        UsageError: a reference cannot be imported, or does not give what it should.
+    """
+    recipe = run.recipe
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    make_loaders = load_reference(recipe.data, run.folder)
+    load_reference(recipe.model, run.folder)
+    loaders = call_user_code(
+        recipe.data, make_loaders, batch_size=recipe.train.batch_size, seed=run.seed, **recipe.data_options
+    )
+    if not isinstance(loaders, Loaders):
+        raise UsageError(
+            f"{recipe.data} returned {type(loaders).__name__}; "
+            "it should return growpipe.data.Loaders(train, validation, test)"
+        )
+    loss = _LOSSES[recipe.task] if recipe.loss is None else load_reference(recipe.loss, run.folder)
+    loss_fn = functools.partial(call_user_code, recipe.loss or f"the loss of a {recipe.task} task", loss)
+    references = [reference for reference in (recipe.model, recipe.data, recipe.loss) if reference]
+    config = {
+        "model": recipe.model,
+        "model_options": recipe.model_options,
+        "data": recipe.data,
+        "data_options": recipe.data_options,
+        "task": recipe.task,
+        "loss": recipe.loss,
+        "user_files": {reference: hash_user_file(reference, run.folder) for reference in references},
+        "seed": run.seed,
+        "device": run.device,
+    }
+    return Task(run, loaders, loss_fn, recipe.task == "classification", config)

@@ -1,0 +1,86 @@
+"""Networks of given widths, freshly initialised: for retraining what growth found, and as its rivals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups
+from growpipe.graph_ops.plan.data_free import net2net_plan
+from growpipe.torch_module.export import GrowthExport
+from growpipe.torch_module.grow_module import grow, plan_for_module
+
+__all__ = ["reinitialise", "uniform_widths", "with_widths"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def reinitialise(model: Module) -> Module:
+    """Draw all parameters anew, in place, as their modules do at construction (``reset_parameters``).
+
+    Raises:
+        UsageError: a module has parameters and no ``reset_parameters``.
+    """
+    for name, module in model.named_modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise UsageError(
+                f"{name or 'the model'} ({type(module).__name__}) has parameters and no reset_parameters(); "
+                "give it one, so that it can be trained from scratch at other widths"
+            )
+    return model
+
+
+def with_widths(
+    model: Module, export: GrowthExport, groups: ChannelGroups, widths: Mapping[str, int]
+) -> Module:
+    """A copy of ``model`` with these widths, freshly initialised.
+
+    Args:
+        model: the module that ``export`` and ``groups`` are of.
+        export: of ``model``.
+        groups: of ``export.graph``.
+        widths: by group name; groups that are absent keep theirs. No width may be below the model's.
+
+    Raises:
+        UsageError: a group cannot split, or would shrink.
+    """
+    added = {}
+    for name, width in widths.items():
+        more = width - groups[name].width
+        if more < 0:
+            raise UsageError(f"group {name!r} has {groups[name].width} channels and cannot shrink to {width}")
+        if more:
+            added[name] = more
+    if not added:
+        return reinitialise(copy.deepcopy(model))
+    plan = net2net_plan(groups, export.graph, growth=added)
+    return reinitialise(grow(model, plan_for_module(plan, model)))
+
+
+def uniform_widths(groups: ChannelGroups, *, macs: int) -> dict[str, int]:
+    """The widths of the largest width multiplier whose network has at most ``macs`` MACs.
+
+    Raises:
+        UsageError: the network itself has more.
+    """
+    own = {group.name: group.width for group in groups.groups if group.splittable}
+    if groups.cost.macs() > macs:
+        raise UsageError(f"the network has {groups.cost.macs()} MACs already, more than {macs}")
+
+    def scaled(multiplier: float) -> dict[str, int]:
+        return {name: max(width, round(multiplier * width)) for name, width in own.items()}
+
+    low, high = 1.0, 2.0
+    while groups.cost.macs(scaled(high)) <= macs:
+        low, high = high, 2 * high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if groups.cost.macs(scaled(middle)) <= macs else (low, middle)
+    return scaled(low)

@@ -1,0 +1,35 @@
+"""A network of two channel groups, as a selection sees it: what it costs and what it may split."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from growpipe.analyser.choice.schemes import scheme_of
+from growpipe.analyser.choice.selection import Candidates
+from growpipe.graph_ops.axes.dims import Atom
+from growpipe.graph_ops.cost.cost import CostModel, CostTerm
+
+__all__ = ["COST", "candidates"]
+
+A, B = Atom("a", 4), Atom("b", 6)
+# Two layers: 3 -> a -> b -> 2, the first on 50 positions.
+COST = CostModel(
+    (
+        CostTerm("macs", "first", 3 * 50, (A,)),
+        CostTerm("macs", "second", 1, (A, B)),
+        CostTerm("macs", "third", 2, (B,)),
+        CostTerm("parameters", "first", 3, (A,)),
+        CostTerm("parameters", "second", 1, (A, B)),
+        CostTerm("parameters", "third", 2, (B,)),
+    )
+)
+
+
+def candidates(scheme: str = "m4", c: float = 3.0, seed: int = 0) -> list[Candidates]:
+    rng = np.random.default_rng(seed)
+    return [
+        Candidates.of(
+            atom.name, -rng.uniform(0, 1, atom.size), rng.uniform(0, 1, atom.size), scheme_of(scheme, c)
+        )
+        for atom in (A, B)
+    ]

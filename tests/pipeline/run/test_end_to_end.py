@@ -1,0 +1,432 @@
+"""The whole chain on real digits, with few epochs: its artifacts, its resumption, its refusals."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime import InferenceSession
+
+from growpipe.cli import main
+
+pytestmark = pytest.mark.timeout(900)  # a run is many processes long, and the machine may be shared
+
+RECIPE = """
+name = "quick"
+model = "growpipe.models.digits:build"
+data = "growpipe.data.digits:loaders"
+inputs = ["image"]
+outputs = ["logits"]
+[train]
+epochs = 4
+final_epochs = 6
+threads = 1
+[growth]
+rounds = 2
+share = 0.5
+samples = 256
+[budget]
+parameters = 900
+"""
+
+# Children start from a server that has everything imported, so that a killed run costs only its own time.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["growpipe.run.loop", "growpipe.commands.run", "growpipe.analyser"])
+
+
+def growpipe(
+    *args: str, errors: Path | None = None, file_size_limit: int | None = None
+) -> multiprocessing.process.BaseProcess:
+    """The command line in a process of its own; its stderr goes to the file ``errors``."""
+    process = _SERVER.Process(target=_child, args=(args, errors, file_size_limit))
+    process.start()
+    return process
+
+
+def _child(args: tuple[str, ...], errors: Path | None, file_size_limit: int | None) -> None:
+    with Path(errors or os.devnull).open("w") as file:
+        os.dup2(file.fileno(), 2)
+    with Path(os.devnull).open("w") as file:
+        os.dup2(file.fileno(), 1)
+    if file_size_limit is not None:
+        # What a full disk looks like to a program: writing fails.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    main(list(args))
+
+
+def finished(process: multiprocessing.process.BaseProcess, timeout: float = 800) -> int | None:
+    process.join(timeout)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("recipe") / "quick.toml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A finished run and the seconds it took."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    started = time.monotonic()
+    assert finished(growpipe("run", recipe, "--out", str(folder))) == 0
+    return folder, time.monotonic() - started
+
+
+def without_timing(summary: Path) -> list[dict[str, object]]:
+    rows = json.loads(summary.read_text())["rows"]
+    return [{key: value for key, value in row.items() if not key.startswith("latency")} for row in rows]
+
+
+def test_the_final_artifacts_are_what_was_promised(undisturbed: tuple[Path, float]) -> None:
+    final = undisturbed[0] / "final"
+    model = onnx.load(final / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [i.name for i in model.graph.input] == ["image"]
+    assert [o.name for o in model.graph.output] == ["logits"]
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    assert "BatchNormalization" in {n.op_type for n in onnx.load(final / "growth.onnx").graph.node}
+    assert ".py" not in str(model)
+    image = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
+    sessions = [
+        InferenceSession(final / name, providers=["CPUExecutionProvider"])
+        for name in ("model.onnx", "growth.onnx")
+    ]
+    logits, growth_logits = (session.run(["logits"], {"image": image})[0] for session in sessions)
+    assert logits.shape == (5, 10)
+    np.testing.assert_allclose(logits, growth_logits, atol=1e-5 * np.abs(growth_logits).max())
+
+
+def test_every_round_is_accounted_for(undisturbed: tuple[Path, float]) -> None:
+    folder = undisturbed[0]
+    rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["round 0", "round 1", "round 2", "control"]
+    parameters = [row["parameters"] for row in rows[:3]]
+    assert parameters == sorted(set(parameters))
+    assert parameters[-1] <= 900
+    for row in rows[1:3]:
+        assert row["parity"] <= 1e-5
+        assert row["predicted_change"] < 0
+        assert row["realised_change"] is not None
+        assert 0 < row["latency_low"] <= row["latency_ratio"] <= row["latency_high"]
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len([e for e in epochs if e["stage"].startswith("round")]) == rows[2]["epochs"]
+    assert rows[3]["epochs"] == rows[2]["epochs"], "the control has as many epochs as the grown network"
+    assert rows[3]["widths"] == rows[0]["widths"]
+
+
+def test_a_second_call_skips_every_stage(
+    undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
+) -> None:
+    before = (undisturbed[0] / "final" / "manifest.json").read_bytes()
+    assert finished(growpipe("run", recipe, "--out", str(undisturbed[0]), errors=tmp_path / "err")) == 0
+    lines = (tmp_path / "err").read_text().splitlines()
+    assert len(lines) == 5 + 5 + 3 + 2
+    assert all("skipped" in line for line in lines)
+    assert (undisturbed[0] / "final" / "manifest.json").read_bytes() == before
+
+
+def test_a_longer_last_stage_trains_nothing_else_again(
+    undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(undisturbed[0], tmp_path / "run")
+    longer = tmp_path / "longer.toml"
+    longer.write_text(RECIPE.replace("final_epochs = 6", "final_epochs = 7"))
+    assert finished(growpipe("run", str(longer), "--out", str(folder), errors=tmp_path / "err")) == 0
+    lines = (tmp_path / "err").read_text().splitlines()
+    again = [line.partition(":")[0] for line in lines if "skipped" not in line]
+    assert again == ["round-02/train", "round-02/export", "round-02/check", "control/train", "final"]
+
+
+def test_fewer_rounds_say_what_they_remove(
+    undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(undisturbed[0], tmp_path / "run")
+    command = ("run", recipe, "--out", str(folder), "--rounds", "1")
+    assert finished(growpipe(*command, errors=tmp_path / "err")) == 0
+    assert "round-02: of an earlier, longer run, removed" in (tmp_path / "err").read_text().splitlines()
+    assert not (folder / "round-02").exists()
+    rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["round 0", "round 1", "control"]
+
+
+TABLE = """
+[budget.table]
+limit = 10.0
+unit = "mJ"
+base = 1.0
+terms = [
+  { groups = ["features.0.0.weight", "features.1.0.weight"], rate = 0.1 },
+  { groups = ["features.2.0.weight"], rate = 0.2 },
+  { groups = ["hidden.weight"], widths = [4, 8], costs = [1.0, 3.0] },
+]
+"""
+
+
+def test_a_run_spends_a_budget_of_any_cost(tmp_path: Path) -> None:
+    recipe = tmp_path / "table.toml"
+    free = RECIPE.replace("parameters = 900", "").replace("share = 0.5", "share = 2.0")
+    recipe.write_text(free.replace("rounds = 2", "rounds = 5") + TABLE)
+    folder = tmp_path / "run"
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    assert summary["stopped"] == "the budget is spent"
+    *_, grown, _control = summary["rows"]
+    first, second, third, hidden = grown["widths"]
+    layer, curve = 0.1 * first * second + 0.2 * third, 1.0 + 0.5 * (hidden - 4)
+    assert grown["cost"] == pytest.approx(1.0 + layer + curve)
+    assert grown["cost"] <= 10.0 < grown["cost"] + min(0.1 * first, 0.1 * second, 0.2, 0.5)
+    assert "mJ" in (folder / "final" / "summary.md").read_text()
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(recipe.read_text().replace('"hidden.weight"', '"hiden.weight"'))
+    again = growpipe("run", str(wrong), "--out", str(tmp_path / "other"), errors=tmp_path / "err")
+    assert finished(again) == 2
+    assert "'hiden.weight'; see growpipe inspect" in (tmp_path / "err").read_text()
+    assert not list((tmp_path / "other").glob("*/*/")), "said before anything is trained"
+
+
+def test_a_run_spends_a_budget_of_milliseconds(tmp_path: Path) -> None:
+    recipe = tmp_path / "milliseconds.toml"
+    recipe.write_text(RECIPE.replace("rounds = 2", "rounds = 1") + "milliseconds = 1000\n")
+    folder = tmp_path / "run"
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    assert "latency: network 1 of 6" in (tmp_path / "err").read_text()
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    assert summary["stopped"].startswith("growth is done, round 1 of 1, and some of the budget is left")
+    rows = summary["rows"]
+    assert 0 < rows[1]["cost"] < 1000
+    assert rows[1]["unit"] == "ms"
+    assert all(
+        width == 16 or width == own for width, own in zip(rows[1]["widths"], (2, 2, 3, 4), strict=True)
+    )
+    assert 16 in rows[1]["widths"]
+    recipe.write_text(recipe.read_text().replace("milliseconds = 1000", "milliseconds = 1e-6"))
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    assert summary["stopped"].startswith("the budget is spent: the network takes")
+    # What cannot grow still gets the last stage of training, as its control does.
+    first, last, control = summary["rows"]
+    assert (first["epochs"], last["epochs"], control["epochs"]) == (4, 4 + 6, 4 + 6)
+    assert last["widths"] == first["widths"] == control["widths"]
+    assert (last["cost"], last["parity"]) == (None, None)
+    assert not (folder / "round-00" / "rewrite").exists()
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    assert all("skipped" in line for line in (tmp_path / "err").read_text().splitlines())
+
+
+def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(
+    undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
+) -> None:
+    reference, seconds = undisturbed
+    folder = tmp_path / "killed"
+    chance = random.Random(7)
+    kills = 0
+    while kills < 10:
+        process = growpipe("run", recipe, "--out", str(folder))
+        time.sleep(chance.uniform(0.0, seconds / 5))
+        if not process.is_alive():
+            break
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    assert kills == 10, "the run ended before it could be killed ten times"
+    assert finished(growpipe("run", recipe, "--out", str(folder))) == 0
+    compared = [
+        "final/model.onnx",
+        "final/growth.onnx",
+        "final/weights.safetensors",
+        "metrics.jsonl",
+        "control/train/weights.safetensors",
+        *(f"round-0{n}/analyse/plan/{name}" for n in (0, 1) for name in ("plan.json", "plan.safetensors")),
+    ]
+    for name in compared:
+        assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
+    assert without_timing(folder / "final/summary.json") == without_timing(reference / "final/summary.json")
+    assert not list(folder.rglob(".staging-*"))
+    assert not list(folder.rglob(".progress-*"))
+
+
+def test_the_stage_commands_do_one_round_together(
+    recipe: str, tmp_path: Path, undisturbed: tuple[Path, float]
+) -> None:
+    folder = tmp_path / "stages"
+    assert finished(growpipe("train", str(folder), "--recipe", recipe)) == 0
+    for stage in ("export", "analyse", "rewrite", "check-round"):
+        assert finished(growpipe(stage, str(folder))) == 0, stage
+    for name in ("train/weights.safetensors", "rewrite/child.onnx", "rewrite/weights.safetensors"):
+        assert (folder / "round-00" / name).read_bytes() == (
+            undisturbed[0] / "round-00" / name
+        ).read_bytes(), name
+    assert finished(growpipe("report", str(folder), "--json")) == 0
+
+
+def test_a_stage_before_its_inputs_says_what_to_run_first(recipe: str, tmp_path: Path) -> None:
+    folder = tmp_path / "early"
+    assert finished(growpipe("train", str(folder), "--recipe", recipe)) == 0
+    assert finished(growpipe("rewrite", str(folder), errors=tmp_path / "err")) == 2
+    assert "round 0 has no export stage yet; run first: growpipe export" in (tmp_path / "err").read_text()
+
+
+def test_a_full_disk_leaves_nothing_half_written(recipe: str, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    process = growpipe("run", recipe, "--out", str(folder), errors=tmp_path / "err", file_size_limit=6000)
+    assert finished(process) == 3
+    errors = [line for line in (tmp_path / "err").read_text().splitlines() if line.startswith("growpipe:")]
+    assert len(errors) == 1
+    assert "too large" in errors[0]
+    for stage in folder.glob("*/*/"):
+        assert (stage / "manifest.json").is_file(), f"{stage} is half-written"
+    assert not list(folder.rglob(".staging-*"))
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+    def forward(self, image):
+        flat = image.flatten(1)
+        return self.layer(flat if flat.sum() > 0 else -flat)
+
+class Rigid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+    def forward(self, image):
+        return self.layer(image.flatten(1))
+
+def no_module():
+    return 3
+
+def fails():
+    raise RuntimeError("no weights here")
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("net.py:Branching", "Branching cannot be exported"),
+        ("net.py:Rigid", "no channel group that can split"),
+        ("net.py:no_module", "returned int, not an nn.Module"),
+        ("net.py:fails", "RuntimeError: no weights here"),
+        ("net.py:absent", "has no 'absent'"),
+        ("absent.py:build", "there is no file"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_one_line_and_exit_code_2(
+    tmp_path: Path, model: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(MODEL)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.replace("growpipe.models.digits:build", model))
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(recipe), "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not list((tmp_path / "run").glob("*/*/"))
+
+
+WIDEST = {"features.0.0.weight": 3, "features.1.0.weight": 4, "features.2.0.weight": 4, "hidden.weight": 5}
+
+
+def test_widths_are_limited_by_group(tmp_path: Path) -> None:
+    recipe = tmp_path / "limited.toml"
+    widest = ", ".join(f'"{name}" = {width}' for name, width in WIDEST.items())
+    limits = f'max_widths = {{ {widest} }}\nmin_widths = {{ "features.1.0.weight" = 4 }}'
+    recipe.write_text(RECIPE.replace("samples = 256", f"samples = 256\n{limits}"))
+    folder = tmp_path / "run"
+    assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
+    rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
+    assert rows[1]["widths"] == list(WIDEST.values())
+    # Nothing may grow further: the last round trains the same network on, and its history goes with it.
+    assert [row["name"] for row in rows] == ["round 0", "round 1", "round 2", "control"]
+    assert rows[2]["widths"] == rows[1]["widths"]
+    assert (rows[2]["parity"], rows[2]["latency_ratio"]) == (None, None)
+    child, final = (
+        {p.key: p.value for p in onnx.load(folder / name).metadata_props if p.key.startswith("growpipe.")}
+        for name in ("round-00/rewrite/child.onnx", "final/growth.onnx")
+    )
+    assert child == final != {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            '[growth]\nmin_widths = { "features.1.0.wait" = 4 }',
+            "'features.1.0.wait' can grow, whose width the recipe limits; did you",
+        ),
+        (
+            '[growth]\nmin_widths = { "features.1.0.weight" = 5 }',
+            "is 5, and 4 is the most of the first round",
+        ),
+        (
+            '[growth]\nmin_widths = { "hidden.weight" = 6 }\nmax_widths = { "hidden.weight" = 5 }',
+            "is 6, and 5 is the most of the first round",
+        ),
+        ("[budget]\nmacs = 2000", "costs 2,032 MACs, more than the budget of 2,000"),
+        ("[budget]\nparameters = 223", "costs 224 parameters, more than the budget of 223"),
+        (
+            '[budget.table]\nlimit = 1.5\nunit = "mJ"\nterms = [{ groups = ["hidden.weight"], rate = 0.5 }]',
+            "costs 2 mJ, more than the budget of 1.5",
+        ),
+    ],
+)
+def test_limits_that_cannot_be_are_refused_before_training(
+    settings: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    head = RECIPE.partition("[growth]")[0]
+    recipe.write_text(head + settings)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(recipe), "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*/*/"))
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["run", "no-such-recipe", "--out", "x"], 2, "there is no recipe 'no-such-recipe'"),
+        (["run", "digits"], 2, "Missing option '--out'"),
+        (["run", "digits", "--out", "x", "--rounds", "-1"], 2, "--rounds"),
+        (["report", "absent"], 2, "absent holds no run; start one with: growpipe run --out absent"),
+        (["train", "absent"], 2, "absent holds no run"),
+        (["flourish"], 2, "No such command 'flourish'"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    args: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    assert stopped.value.code == code
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing is left behind"

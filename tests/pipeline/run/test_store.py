@@ -1,0 +1,96 @@
+"""The run directory: whole stages or none, skipped when nothing changed, held by one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.run.recipe import Recipe
+from growpipe.run.store import Run
+
+RECIPE = Recipe(name="mine", model="net.py:build", data="data.py:loaders")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", RECIPE, tmp_path, seed=3, device="cpu")
+
+
+def produce(folder: Path) -> Mapping[str, Any]:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "a.txt").write_text("whole")
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    return {"epochs": 1}
+
+
+def test_a_run_opens_as_it_was_created(run: Run, tmp_path: Path) -> None:
+    opened = Run.open(run.path)
+    assert (opened.recipe, opened.seed, opened.device) == (RECIPE, 3, "cpu")
+    assert opened.folder is not None
+    assert opened.folder.resolve() == tmp_path.resolve()
+    assert str(tmp_path) not in (run.path / "run.json").read_text()
+
+
+def test_a_stage_is_done_once_and_again_when_its_inputs_change(run: Run) -> None:
+    first = run.stage("round-00/train", produce, config={"epochs": 1}, inputs={})
+    assert not first.skipped
+    assert first.inputs("deep/a.txt").keys() == {"round-00/train/deep/a.txt"}
+    assert run.stage("round-00/train", produce, config={"epochs": 1}, inputs={}).skipped
+    assert not run.stage("round-00/train", produce, config={"epochs": 2}, inputs={}).skipped
+    assert not run.stage("round-00/train", produce, config={"epochs": 2}, inputs={"x": "1"}).skipped
+    assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+def test_a_damaged_stage_is_done_again(run: Run) -> None:
+    record = run.stage("round-00/train", produce, config={}, inputs={})
+    (record.folder / "deep" / "a.txt").write_text("half")
+    again = run.stage("round-00/train", produce, config={}, inputs={})
+    assert not again.skipped
+    assert (again.folder / "deep" / "a.txt").read_text() == "whole"
+
+
+def test_a_stage_that_fails_leaves_nothing_and_keeps_what_was_there(run: Run) -> None:
+    def fail(folder: Path) -> Mapping[str, Any]:
+        (folder / "half.txt").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run.stage("round-00/train", fail, config={}, inputs={})
+    assert run.published("round-00/train") is None
+    assert not list((run.path / "round-00").iterdir())
+    run.stage("round-00/train", produce, config={}, inputs={})
+    with pytest.raises(OSError, match="No space left"):
+        run.stage("round-00/train", fail, config={"epochs": 9}, inputs={})
+    assert (run.path / "round-00/train/deep/a.txt").read_text() == "whole"
+
+
+def test_leftovers_of_a_killed_process_are_removed(run: Run) -> None:
+    leftover = run.path / "round-00" / ".staging-x"
+    leftover.mkdir(parents=True)
+    with run.locked():
+        assert not leftover.exists()
+
+
+def test_one_process_at_a_time(run: Run) -> None:
+    with run.locked(), pytest.raises(UsageError, match="another growpipe is working"), run.locked():
+        pass
+
+
+def test_directories_that_are_no_run_are_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run; start one with"):
+        Run.open(tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        Run.create(tmp_path / "file", RECIPE, None, seed=0, device="cpu")
+    with pytest.raises(UsageError, match="not empty and holds no run"):
+        Run.create(tmp_path, RECIPE, None, seed=0, device="cpu")
+    other = RECIPE.model_copy(update={"name": "other"})
+    with pytest.raises(UsageError, match=r"another recipe \(name is 'mine' there, 'other' here\)"):
+        Run.create(run.path, other, None, seed=0, device="cpu")
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(UsageError, match="is damaged"):
+        Run.open(run.path)

@@ -1,0 +1,90 @@
+"""Growth-form export: names kept, values equal, batch free, nothing of the exporting machine inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.torch_module.export import export_growth_form, named_tensors
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+        # A parameter whose name the exporter also gives to a result.
+        self.mean = nn.Parameter(torch.randn(3))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        features = nn.functional.silu(self.norm(self.conv(image)))
+        return self.head(features.mean(dim=(2, 3)) + self.mean)
+
+
+def test_every_parameter_keeps_its_name_and_its_bits() -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    graph = export_growth_form(model, (torch.rand(1, 1, 8, 8),)).graph.graph
+    for name, tensor in named_tensors(model).items():
+        if name.endswith("num_batches_tracked"):
+            assert name not in graph.initializers
+            continue
+        const = graph.initializers[name].const_value
+        assert const is not None
+        np.testing.assert_array_equal(const.numpy(), tensor.numpy())
+    assert "BatchNormalization" in {node.op_type for node in graph}
+
+
+def test_half_precision_keeps_its_bits_too() -> None:
+    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16):
+        model = Net().eval().to(dtype)
+        graph = export_growth_form(model, (torch.rand(1, 1, 8, 8, dtype=dtype),)).graph.graph
+        const = graph.initializers["conv.weight"].const_value
+        assert const is not None
+        held = torch.from_numpy(const.numpy().view(np.int16)).view(dtype)
+        assert torch.equal(held, model.conv.weight.detach())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_the_graph_computes_what_the_module_computes(batch: int) -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    proto = ir.to_proto(export_growth_form(model, (torch.rand(1, 1, 8, 8),), output_names=["scores"]).graph)
+    onnx.checker.check_model(proto, full_check=True)
+    image = torch.rand(batch, 1, 8, 8)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (scores,) = session.run(["scores"], {"image": image.numpy()})
+    np.testing.assert_allclose(scores, model(image).detach().numpy(), atol=1e-6)
+
+
+def test_no_source_path_leaks() -> None:
+    proto = ir.to_proto(export_growth_form(Net().eval(), (torch.rand(2, 1, 8, 8),)).graph)
+    text = str(proto)
+    assert ".py" not in text
+    assert "stack_trace" not in text
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_a_model_in_train_mode_is_refused() -> None:
+    model = Net().eval()
+    model.norm.train()
+    with pytest.raises(UsageError, match=r"norm is in train mode.*eval\(\)"):
+        export_growth_form(model, (torch.rand(2, 1, 8, 8),))
+
+
+def test_a_model_that_cannot_be_exported_says_why_in_one_line() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UsageError, match="Branching cannot be exported") as caught:
+        export_growth_form(Branching().eval(), (torch.rand(2, 3),))
+    assert "\n" not in str(caught.value)

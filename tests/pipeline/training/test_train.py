@@ -213,12 +213,12 @@ INPUTS, TARGET = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
 @pytest.mark.parametrize(
     ("batches", "model", "message"),
     [
-        (Absent(), None, r"the data loader failed \(test_training\.py, line \d+\): KeyError: 'sample 8'"),
+        (Absent(), None, r"the data loader failed \(test_train\.py, line \d+\): KeyError: 'sample 8'"),
         (7, None, "the data loader failed: TypeError: 'int' object is not iterable"),
         ([{"image": INPUTS}], None, r"must give \(inputs, target\) pairs, not dict$"),
         ([(INPUTS, TARGET, TARGET)], None, "pairs, not tuple of length 3"),
         ([(INPUTS[:, :3], TARGET)], None, "the network failed: RuntimeError: mat1 and mat2 shapes"),
-        ([(INPUTS, TARGET)], Unfinished(), r"the network failed \(test_training\.py, line \d+\): NotImpl"),
+        ([(INPUTS, TARGET)], Unfinished(), r"the network failed \(test_train\.py, line \d+\): NotImpl"),
     ],
 )
 def test_what_the_users_own_code_raises_is_one_line(batches: Any, model: Any, message: str) -> None:

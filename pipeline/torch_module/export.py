@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 
 from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups, Solution, find_channel_groups, solve
 from growpipe.torch_module.outputs import to_numpy
 
 __all__ = ["GrowthExport", "export_growth_form", "named_tensors", "wrapped_in"]
@@ -42,6 +44,22 @@ class GrowthExport:
 
     program: torch.export.ExportedProgram
     graph: ir.Model
+
+    @cached_property
+    def solution(self) -> Solution:
+        """The channel groups of ``graph`` with the axes that they come from; solved at the first use."""
+        return solve(self.graph)
+
+    def groups(self, freeze: Sequence[str] = ()) -> ChannelGroups:
+        """The channel groups of ``graph``.
+
+        Args:
+            freeze: names or globs of tensors that keep all their axes; see `find_channel_groups`.
+
+        Raises:
+            UsageError: an entry of ``freeze`` matches no tensor.
+        """
+        return find_channel_groups(self.graph, freeze) if freeze else self.solution.groups
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -88,3 +88,12 @@ def test_a_model_that_cannot_be_exported_says_why_in_one_line() -> None:
     with pytest.raises(UsageError, match="Branching cannot be exported") as caught:
         export_growth_form(Branching().eval(), (torch.rand(2, 3),))
     assert "\n" not in str(caught.value)
+
+
+def test_the_groups_of_an_export_are_solved_once_and_again_where_some_are_frozen() -> None:
+    export = export_growth_form(Net().eval(), (torch.rand(1, 1, 8, 8),))
+    assert export.groups() is export.solution.groups
+    assert export.solution is export.solution
+    (group,) = (group for group in export.groups().groups if group.splittable)
+    assert not any(frozen.splittable for frozen in export.groups(freeze=("conv.weight",)).groups)
+    assert export.groups()[group.name].splittable

@@ -19,11 +19,11 @@ import onnx_ir as ir
 from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, leaves, root
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
 from growpipe.graph_ops.axes.inference import Analysis, analyse_graph
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.axes.statements import Use, node_name
 from growpipe.graph_ops.cost.cost import CostModel, cost_model
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.graph_hash import graph_hash
-from growpipe.graph_ops.plan.grow_tensor import AxisLayout, TensorLayout
+from growpipe.graph_ops.hashes import graph_hash
 
 __all__ = ["Barrier", "ChannelGroup", "ChannelGroups", "Member", "Solution", "find_channel_groups", "solve"]
 

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.dims import channel_rows
+from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
-from growpipe.graph_ops.plan.grow_tensor import Displacement, TensorLayout
+from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
 
 __all__ = ["net2net_plan", "random_plan", "read_parameter"]

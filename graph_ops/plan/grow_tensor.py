@@ -4,37 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from growpipe.graph_ops.axes.dims import Dim, Offspring, atoms_of, axis_map, channel_rows
+from growpipe.graph_ops.axes.dims import Offspring, atoms_of, axis_map, channel_rows
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["AxisLayout", "AxisRole", "Displacement", "TensorGrowth", "TensorLayout", "grow_tensor"]
-
-AxisRole = Literal["copied", "mixed"]
-"""What a split does along an axis: ``copied`` gathers, ``mixed`` gathers and scales by the coefficients."""
-
-
-@dataclass(frozen=True, slots=True)
-class AxisLayout:
-    """One axis of a parameter: the dimension it is made of, and its role."""
-
-    dim: Dim
-    role: AxisRole
-
-
-@dataclass(frozen=True, slots=True)
-class TensorLayout:
-    """All axes of a parameter that at least one channel group touches."""
-
-    axes: tuple[AxisLayout, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(axis.dim.size for axis in self.axes)
+__all__ = ["Displacement", "TensorGrowth", "grow_tensor"]
 
 
 @dataclass(frozen=True, eq=False)

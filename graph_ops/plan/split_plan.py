@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from growpipe.graph_ops.axes.dims import Offspring, atoms_of, dim_from_json, dim_to_json
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.hashes import hash_contents, hash_parameters
-from growpipe.graph_ops.plan.grow_tensor import AxisLayout, Displacement, TensorLayout, grow_tensor
+from growpipe.graph_ops.plan.grow_tensor import Displacement, grow_tensor
 
 __all__ = ["GroupSplit", "SplitPlan", "hash_parameters"]
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from growpipe.graph_ops.axes.dims import Dim, Product, grown_size
+from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.plan.grow_tensor import TensorLayout
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors, wrapped_in
 from growpipe.torch_module.optimizer_state import carry_optimizer_state

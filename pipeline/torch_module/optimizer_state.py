@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.plan.grow_tensor import AxisLayout, TensorLayout, grow_tensor
+from growpipe.graph_ops.plan.grow_tensor import grow_tensor
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 
 __all__ = ["carry_optimizer_state", "load_optimizer", "save_optimizer"]

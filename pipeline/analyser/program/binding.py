@@ -18,9 +18,9 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from growpipe.graph_ops.axes.dims import channel_rows
+from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroup, Member
-from growpipe.graph_ops.plan.grow_tensor import TensorLayout
 
 __all__ = ["DISPLACEABLE", "Block", "BoundGroup", "Edge", "bind_groups", "placeholders"]
 

@@ -9,10 +9,10 @@ import pytest
 from onnx import numpy_helper
 
 from growpipe.graph_ops.axes.dims import Atom, Concat, Fixed, Product
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import Member, find_channel_groups
-from growpipe.graph_ops.plan.grow_tensor import AxisLayout, TensorLayout
 from tests.helpers.growing import random_plan
 
 BLOCK = """

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from growpipe.graph_ops.axes.dims import Atom, Concat, Fixed, Offspring, Product, axis_map, channel_rows
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.plan.grow_tensor import AxisLayout, Displacement, TensorLayout, grow_tensor
+from growpipe.graph_ops.plan.grow_tensor import Displacement, grow_tensor
 
 rng = np.random.default_rng(0)
 OFFSPRING = {

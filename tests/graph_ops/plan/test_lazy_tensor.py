@@ -9,16 +9,11 @@ import onnx_ir as ir
 import pytest
 
 from growpipe.graph_ops.axes.dims import Atom, Concat, Fixed, Offspring, Product, axis_map, channel_rows
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.hashes import hash_parameters
-from growpipe.graph_ops.plan import lazy_tensor
-from growpipe.graph_ops.plan.grow_tensor import (
-    AxisLayout,
-    Displacement,
-    TensorGrowth,
-    TensorLayout,
-    grow_tensor,
-)
+from growpipe.graph_ops.plan import lazy_tensor as grown_tensor
+from growpipe.graph_ops.plan.grow_tensor import Displacement, TensorGrowth, grow_tensor
 from growpipe.graph_ops.plan.lazy_tensor import GrownTensor
 
 A, B = Atom("a", 40), Atom("b", 5)
@@ -101,7 +96,7 @@ def test_growth_is_what_the_definition_says(name, grows, displaced, tmp_path, mo
         pieces = [growth.rows(array, i, j) for i, j in itertools.pairwise(edges)]
         np.testing.assert_array_equal(np.concatenate(pieces), result)
 
-    monkeypatch.setattr(lazy_tensor, "_BLOCK_BYTES", 500)
+    monkeypatch.setattr(grown_tensor, "_BLOCK_BYTES", 500)
     tensor = GrownTensor(ir.tensor(array, name="w"), growth, "w")
     with (tmp_path / "w.bin").open("wb") as file:
         tensor.tofile(file)

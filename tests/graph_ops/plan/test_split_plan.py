@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from growpipe.graph_ops.axes.dims import Atom, Fixed, Product
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.plan.grow_tensor import AxisLayout, Displacement, TensorLayout
+from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
 
 LAYOUTS = {

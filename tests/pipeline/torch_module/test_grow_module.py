@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from growpipe.graph_ops.axes.dims import Atom, Fixed, Product
+from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import net2net_plan
-from growpipe.graph_ops.plan.grow_tensor import AxisLayout, Displacement, TensorLayout
+from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
 from growpipe.torch_module.export import export_growth_form, named_tensors
 from growpipe.torch_module.grow_module import grow, grow_into, load_grown, plan_for_module, save_grown

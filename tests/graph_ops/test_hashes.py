@@ -1,4 +1,4 @@
-"""The hash that ties a plan to a graph: structure and initializer names, nothing that a user may choose."""
+"""The hash that ties a plan to a graph: structure and initializer names, not the names a user may choose."""
 
 from __future__ import annotations
 

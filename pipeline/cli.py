@@ -11,28 +11,45 @@ import click
 from growpipe.environment import is_follower
 from growpipe.graph_ops.errors import GrowpipeError
 
-# Name: where it lives. Commands are imported only when called, so that `growpipe check` starts without torch.
-COMMANDS = {
-    "analyse": "growpipe.commands.stage_commands:analyse",
-    "check": "growpipe.commands.check:check",
-    "check-round": "growpipe.commands.stage_commands:check_round",
-    "deploy": "growpipe.commands.deploy:deploy",
-    "export": "growpipe.commands.stage_commands:export",
-    "grow": "growpipe.commands.grow:grow",
-    "inspect": "growpipe.commands.inspect:inspect",
-    "plan": "growpipe.commands.plan:plan",
-    "report": "growpipe.commands.stage_commands:report",
-    "rewrite": "growpipe.commands.stage_commands:rewrite",
-    "run": "growpipe.commands.run:run",
-    "train": "growpipe.commands.stage_commands:train",
+SECTIONS = {
+    "Commands for an ONNX file": {
+        "inspect": "growpipe.commands.inspect:inspect",
+        "plan": "growpipe.commands.plan:plan",
+        "grow": "growpipe.commands.grow:grow",
+        "check": "growpipe.commands.check:check",
+        "deploy": "growpipe.commands.deploy:deploy",
+    },
+    "Commands for a run directory": {
+        "run": "growpipe.commands.run:run",
+        "train": "growpipe.commands.stage_commands:train",
+        "export": "growpipe.commands.stage_commands:export",
+        "analyse": "growpipe.commands.stage_commands:analyse",
+        "rewrite": "growpipe.commands.stage_commands:rewrite",
+        "check-round": "growpipe.commands.stage_commands:check_round",
+        "report": "growpipe.commands.stage_commands:report",
+    },
 }
+"""Heading, command, and the place of the command's function; in the order of the help text.
+
+The module of a command is imported when the command is asked for. It declares options, and imports onnx,
+torch and the rest of growpipe inside the function: help and usage errors need none of them.
+"""
+
+COMMANDS = {name: place for section in SECTIONS.values() for name, place in section.items()}
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, COMMANDS))
+        for heading, names in SECTIONS.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(heading):
+                formatter.write_dl([(n, c.get_short_help_str(limit)) for n, c in commands if c is not None])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:

@@ -5,14 +5,30 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import importlib.metadata
+import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 from growpipe.graph_ops.errors import MissingEnvironment
 
-__all__ = ["code_version", "is_follower", "library_versions", "require", "resolve_device"]
+__all__ = [
+    "PROVIDERS",
+    "Device",
+    "code_version",
+    "is_follower",
+    "library_versions",
+    "require",
+    "require_installed",
+    "resolve_device",
+]
+
+Device = Literal["cpu", "cuda"]
+
+PROVIDERS: Mapping[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""The execution provider of onnxruntime that a device stands for."""
 
 _LIBRARIES = ("torch", "onnx", "onnx-ir", "onnxscript", "numpy", "scipy", "scikit-learn")
 
@@ -25,6 +41,8 @@ def is_follower() -> bool:
 @functools.cache
 def code_version() -> str:
     """The release of growpipe and a hash of its sources."""
+    from importlib import metadata  # 40 ms that the help text does without
+
     digest = hashlib.sha256()
     # The three folders are one package when installed, and three in a checkout.
     roots = {
@@ -34,22 +52,24 @@ def code_version() -> str:
     for root in sorted(roots):
         for path in sorted(root.rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"{importlib.metadata.version('growpipe')}+{digest.hexdigest()[:16]}"
+    return f"{metadata.version('growpipe')}+{digest.hexdigest()[:16]}"
 
 
 @functools.cache
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that shape a result; those that are not installed are left out."""
+    from importlib import metadata
+
     versions = {}
     for name in _LIBRARIES:
         try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             continue
     for name in ("onnxruntime", "onnxruntime-gpu"):
         try:
-            versions["onnxruntime"] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            versions["onnxruntime"] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             continue
     return versions
 
@@ -65,9 +85,27 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise MissingEnvironment(
-            f"{purpose} needs {module}, which is not installed: pip install 'growpipe[{extra}]'"
-        ) from None
+        raise _missing(module, extra, purpose) from None
+
+
+def require_installed(module: str, extra: str, purpose: str) -> None:
+    """Like `require`, but looks only whether ``module`` is there: importing torch takes seconds.
+
+    Raises:
+        MissingEnvironment: it is not installed.
+    """
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise _missing(module, extra, purpose)
+
+
+def _missing(module: str, extra: str, purpose: str) -> MissingEnvironment:
+    return MissingEnvironment(
+        f"{purpose} needs {module}, which is not installed: pip install 'growpipe[{extra}]'"
+    )
 
 
 def resolve_device(device: str) -> str:

@@ -7,22 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from growpipe.checks.baseline import write_baseline, write_beside
 from growpipe.checks.formats import DOCUMENTS, FORMATS
 from growpipe.checks.formats.text import MARKS
-from growpipe.checks.measure.sessions import PROVIDERS
-from growpipe.checks.policy import load_policy
-from growpipe.checks.registry import Check, all_checks, explain
 from growpipe.checks.report import CheckReport, overall_exit_code
-from growpipe.checks.runner import run_checks
+from growpipe.environment import PROVIDERS
 from growpipe.graph_ops.errors import UsageError
 from growpipe.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from growpipe.checks.registry import Check
 
 __all__ = ["check"]
 
@@ -85,7 +82,9 @@ def check(
     list_checks: bool,
     explained: str | None,
 ) -> int:
-    """Check ONNX files before they ship: safety, structure, numerics, accuracy, cost, latency.
+    """Check ONNX files before they ship.
+
+    The areas are safety, structure, numerics, accuracy, cost, latency and provider.
 
     Exit codes: 0 passed, 1 a check failed, 2 usage, 3 a device or package is missing, 4 unsafe or unreadable
     model, 5 a measurement was inconclusive.
@@ -94,6 +93,8 @@ def check(
         _list(as_json)
         return 0
     if explained is not None:
+        from growpipe.checks.registry import explain
+
         click.echo(explain(explained))
         return 0
     if not models:
@@ -101,7 +102,11 @@ def check(
     wanted = _formats((*formats, *(("json",) if as_json else ())))
     if baseline_to is not None and len(models) > 1:
         raise UsageError("a baseline is of one model; check the models one by one to write it")
+    from growpipe.checks.policy import load_policy
+
     rules = load_policy(policy, settings)
+    from growpipe.checks.runner import run_checks
+
     reports = [
         run_checks(
             model,
@@ -126,6 +131,8 @@ def check(
 
 
 def _baseline(report: CheckReport, path: str, code: int) -> None:
+    from growpipe.checks.baseline import write_baseline
+
     if code:
         click.echo(f"growpipe: no baseline was written: the checks {report.verdict}", err=True)
     else:
@@ -150,6 +157,8 @@ def _formats(words: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _write(reports: Sequence[CheckReport], wanted: Sequence[tuple[str, str | None]]) -> None:
+    from growpipe.checks.baseline import write_beside
+
     for name, file in wanted:
         text = FORMATS[name](reports)
         if file is not None:
@@ -165,6 +174,9 @@ def _write(reports: Sequence[CheckReport], wanted: Sequence[tuple[str, str | Non
 
 
 def _print(text: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(soft_wrap=True, highlight=False)
     marks = {mark: _STYLES[mark] for mark in MARKS.values() if mark in _STYLES}
     for line in text.splitlines():
@@ -178,6 +190,9 @@ def _print(text: str) -> None:
 def _progress(model: str) -> Callable[[Check], None] | None:
     if not sys.stderr.isatty() or os.environ.get("CI") or os.environ.get("NO_COLOR"):
         return None
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(stderr=True, highlight=False)
 
     def show(check: Check) -> None:
@@ -188,6 +203,12 @@ def _progress(model: str) -> Callable[[Check], None] | None:
 
 
 def _list(as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from growpipe.checks.registry import all_checks
+
     checks = all_checks()
     if as_json:
         entries = [{"check": c.id, "title": c.title, "explanation": c.explanation} for c in checks]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import click
 
 from growpipe.commands.output import count, print_json
-from growpipe.graph_ops.edit.bundle import write_bundle
-from growpipe.graph_ops.files.load_save import load_model
 
 __all__ = ["deploy"]
 
@@ -16,7 +14,13 @@ __all__ = ["deploy"]
 @click.option("-o", "--output", required=True, metavar="DIR", help="The folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print the model card as JSON.")
 def deploy(model: str, output: str, as_json: bool) -> None:
-    """Write the deployable bundle of MODEL.onnx: DIR/model.onnx and its card, DIR/card.json."""
+    """Write the deployable bundle of an ONNX file.
+
+    DIR/model.onnx is the deploy form of MODEL.onnx, and DIR/card.json describes it.
+    """
+    from growpipe.graph_ops.edit.bundle import write_bundle
+    from growpipe.graph_ops.files.load_save import load_model
+
     card = write_bundle(load_model(model), output)
     if as_json:
         print_json(card)

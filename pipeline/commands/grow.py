@@ -7,12 +7,7 @@ import os
 import click
 
 from growpipe.commands.output import count, print_json, say
-from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import CheckFailed, UsageError
-from growpipe.graph_ops.files.load_save import check_target, load_model, save_model
-from growpipe.graph_ops.groups.channel_groups import find_channel_groups
-from growpipe.graph_ops.onnx_tools.width_check import check_structure
-from growpipe.graph_ops.plan.split_plan import SplitPlan
 
 __all__ = ["grow"]
 
@@ -23,9 +18,18 @@ __all__ = ["grow"]
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="The file to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def grow(model: str, plan_path: str, output: str, as_json: bool) -> None:
-    """Write MODEL.onnx grown by PLAN. A plan that was made for another model is refused."""
+    """Grow an ONNX file by a plan.
+
+    A plan that was made for another model is refused.
+    """
     if os.path.realpath(output) == os.path.realpath(model):
         raise UsageError(f"{output} is the model itself, which is never overwritten; choose another file")
+    from growpipe.graph_ops.edit.grow_graph import grow_graph
+    from growpipe.graph_ops.files.load_save import check_target, load_model, save_model
+    from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+    from growpipe.graph_ops.onnx_tools.width_check import check_structure
+    from growpipe.graph_ops.plan.split_plan import SplitPlan
+
     check_target(output)
     plan = SplitPlan.load(plan_path)
     loaded = load_model(model)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from growpipe.commands.output import count, print_json, print_table
-from growpipe.graph_ops.axes.dims import atoms_of
-from growpipe.graph_ops.edit.history import read_history
-from growpipe.graph_ops.files.load_save import load_model
-from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
+
+if TYPE_CHECKING:
+    from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
 
 __all__ = ["inspect"]
 
@@ -22,7 +21,14 @@ __all__ = ["inspect"]
 @click.option("--freeze", multiple=True, metavar="NAME_OR_GLOB", help="Tensors to leave as they are.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
-    """Show the channel groups of MODEL.onnx: width, members, cost, splittable or why not."""
+    """Show the channel groups of an ONNX file.
+
+    A line for every group: its width, its members, the cost of a channel, and whether it splits or why not.
+    """
+    from growpipe.graph_ops.edit.history import read_history
+    from growpipe.graph_ops.files.load_save import load_model
+    from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+
     loaded = load_model(model)
     groups = find_channel_groups(loaded, freeze)
     history = read_history(loaded)
@@ -72,6 +78,8 @@ def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
 
 def describe_groups(groups: ChannelGroups) -> list[dict[str, Any]]:
     """Every group as JSON values; the cost of a channel is what one more would add."""
+    from growpipe.graph_ops.axes.dims import atoms_of
+
     added: dict[str, dict[str, int]] = {}
     for term in groups.cost.terms:
         for atom in {atom for dim in term.dims for atom in atoms_of(dim)}:

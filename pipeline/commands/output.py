@@ -8,9 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 __all__ = ["count", "print_json", "print_table", "say"]
 
@@ -24,6 +21,10 @@ def print_json(document: Any) -> None:
 
 def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[object]]) -> None:
     """A title and a table on stdout; ``columns`` are (heading, whether it holds numbers)."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     click.echo(title)
     table = Table(header_style="bold")
     for heading, numeric in columns:

@@ -8,9 +8,6 @@ import click
 
 from growpipe.commands.output import count, print_json, print_table
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.files.load_save import load_model
-from growpipe.graph_ops.groups.channel_groups import find_channel_groups
-from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
 
 __all__ = ["plan"]
 
@@ -35,13 +32,20 @@ def plan(
     output: str,
     as_json: bool,
 ) -> None:
-    """Write a data-free plan for MODEL.onnx; at ε = 0 it preserves the function exactly."""
+    """Write a split plan that needs no data.
+
+    At ε = 0, which is the default, the grown model computes the same function as MODEL.onnx.
+    """
     if scheme is None:
         raise UsageError("say what kind of plan: --random or --net2net (plans from data: growpipe run)")
     if scheme == "net2net" and epsilon:
         raise UsageError("--net2net duplicates exactly; --epsilon goes with --random")
     if seed < 0:
         raise UsageError(f"--seed must not be negative, not {seed}")
+    from growpipe.graph_ops.files.load_save import load_model
+    from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+    from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
+
     loaded = load_model(model)
     groups = find_channel_groups(loaded, freeze)
     if scheme == "random":

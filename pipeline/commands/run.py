@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from growpipe.environment import require
-from growpipe.run.recipe import Recipe, load_recipe
+from growpipe.environment import require_installed
+from growpipe.run.locate import read_recipe
+
+if TYPE_CHECKING:
+    from growpipe.run.recipe import Recipe
 
 __all__ = ["run", "with_rounds"]
 
@@ -28,21 +32,24 @@ def with_rounds(recipe: Recipe, rounds: int | None) -> Recipe:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table.")
 def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_json: bool) -> None:
-    """Train, export, analyse, rewrite and check, round after round, until the budget is spent.
+    """Train and grow a network until its budget is spent.
 
-    RECIPE is the name of a shipped recipe or a TOML file. Run again on the same directory, the command goes
-    on where it stopped. Under torchrun the processes train and analyse together:
-    torchrun --nproc-per-node 2 -m growpipe run RECIPE --out DIR
+    RECIPE is the name of a shipped recipe or a TOML file. Each round trains, exports, analyses, rewrites and
+    checks. A second call with the same directory goes on where the first one stopped. Under torchrun all
+    processes train and analyse together: torchrun --nproc-per-node 2 -m growpipe run RECIPE --out DIR
     """
-    require("torch", "train", "growpipe run")
-    require("onnxruntime", "cpu", "growpipe run")
+    read_recipe(recipe)  # a misspelt name is told before anything heavy is imported
+    require_installed("torch", "train", "growpipe run")
+    require_installed("onnxruntime", "cpu", "growpipe run")
+    from growpipe.run.recipe import load_recipe
+
+    loaded, folder = load_recipe(recipe)
     from growpipe.environment import is_follower, resolve_device
     from growpipe.parallel.distributed import launched
     from growpipe.run.loop import run_all, title_of
     from growpipe.run.store import Run
     from growpipe.run.summary import print_summary, rows_of
 
-    loaded, folder = load_recipe(recipe)
     resolved = resolve_device(device)
     with launched(resolved) as peers:
         opened = Run.create(out, with_rounds(loaded, rounds), folder, seed=seed, device=resolved, peers=peers)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from growpipe.environment import is_follower, require, resolve_device
+from growpipe.environment import is_follower, require_installed, resolve_device
+from growpipe.run.locate import RUN_FILE, read_recipe, require_run
 
 __all__ = ["analyse", "check_round", "export", "report", "rewrite", "train"]
 
@@ -29,15 +30,19 @@ def _do(
     seed: int = 0,
 ) -> None:
     """Do a stage of the run in ``directory``, which ``recipe`` starts if there is none."""
-    require("torch", "train", f"growpipe {stage}")
-    require("onnxruntime", "cpu", f"growpipe {stage}")
+    require_installed("torch", "train", f"growpipe {stage}")
+    require_installed("onnxruntime", "cpu", f"growpipe {stage}")
+    starts = recipe is not None and not (directory / RUN_FILE).exists()
+    if recipe is not None:
+        read_recipe(recipe)
+    if not starts:
+        require_run(directory)
     from growpipe.parallel.distributed import broadcast, launched
     from growpipe.run.loop import STAGES, announced, next_round
     from growpipe.run.recipe import load_recipe
     from growpipe.run.store import Run
     from growpipe.run.task import load_task
 
-    starts = recipe is not None and not (directory / "run.json").exists()
     resolved = resolve_device(device) if starts else Run.open(directory).device
     with launched(resolved) as peers:
         # Another process may have seen what the first has made since.
@@ -68,7 +73,7 @@ def train(directory: Path, number: int | None, recipe: str | None, device: str, 
 @_directory
 @_round
 def export(directory: Path, number: int | None) -> None:
-    """Export the trained network of a round to ONNX in growth form. Prints the folder of the stage."""
+    """Export the trained network of a round to ONNX. Prints the folder of the stage."""
     _do(directory, "export", number)
 
 
@@ -84,7 +89,7 @@ def analyse(directory: Path, number: int | None) -> None:
 @_directory
 @_round
 def rewrite(directory: Path, number: int | None) -> None:
-    """Apply the plan of a round to the ONNX graph and to the torch module. Prints the folder of the stage."""
+    """Grow the network of a round by its plan. Prints the folder of the stage."""
     _do(directory, "rewrite", number)
 
 
@@ -92,7 +97,7 @@ def rewrite(directory: Path, number: int | None) -> None:
 @_directory
 @_round
 def check_round(directory: Path, number: int | None) -> None:
-    """Check the network of a round, and its split, in onnxruntime. Prints the folder of the stage."""
+    """Check the network of a round in onnxruntime. Prints the folder of the stage."""
     _do(directory, "check", number)
 
 
@@ -101,7 +106,8 @@ def check_round(directory: Path, number: int | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def report(directory: Path, as_json: bool) -> None:
     """Print the summary of a run, finished or not."""
-    require("torch", "train", "growpipe report")
+    require_installed("torch", "train", "growpipe report")
+    require_run(directory)
     from growpipe.run.loop import FINAL, title_of
     from growpipe.run.store import Run
     from growpipe.run.summary import print_summary, rows_of, summary_document

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.run.locate import read_recipe
 from growpipe.suggestions import did_you_mean
 
-__all__ = ["Budget", "Growth", "Recipe", "Training", "load_recipe", "shipped_recipes"]
+__all__ = ["Budget", "Growth", "Recipe", "Training", "load_recipe"]
 
 Share = Annotated[float, Field(gt=0.0, le=10.0)]
 Width = Annotated[int, Field(ge=1)]
@@ -174,12 +174,6 @@ def _tupled(data: Any) -> Any:
     return data
 
 
-def shipped_recipes() -> tuple[str, ...]:
-    """The names of the recipes that ship with growpipe."""
-    files = resources.files("growpipe.models").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
-
-
 def load_recipe(name_or_path: str) -> tuple[Recipe, Path | None]:
     """Read a shipped recipe by name, or a TOML file by path.
 
@@ -189,21 +183,7 @@ def load_recipe(name_or_path: str) -> tuple[Recipe, Path | None]:
     Raises:
         UsageError: there is no such recipe, or it has an unknown key, a wrong type or a wrong value.
     """
-    shipped = shipped_recipes()
-    folder: Path | None = None
-    if name_or_path in shipped:
-        text = resources.files("growpipe.models").joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
-    else:
-        path = Path(name_or_path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            if path.suffix != ".toml" and not path.exists():
-                hint = did_you_mean(name_or_path, shipped) or f"; shipped recipes: {', '.join(shipped)}"
-                raise UsageError(f"there is no recipe {name_or_path!r}{hint}") from None
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-            raise UsageError(f"the recipe {path} cannot be read: {reason}") from None
-        folder = path.parent
+    text, folder = read_recipe(name_or_path)
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -28,6 +28,7 @@ from typing import Any
 from growpipe.environment import code_version, library_versions
 from growpipe.graph_ops.errors import UsageError
 from growpipe.parallel.distributed import ALONE, Processes, broadcast
+from growpipe.run.locate import RUN_FILE, require_run
 from growpipe.run.recipe import Recipe, parse_recipe
 
 __all__ = ["Run", "StageRecord", "hash_file", "write_text"]
@@ -104,7 +105,7 @@ class Run:
             return run
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file; --out names a directory")
-        if (path / "run.json").exists():
+        if (path / RUN_FILE).exists():
             other = Run.open(path)
             for what in ("name", "model", "data"):
                 mine, theirs = getattr(recipe, what), getattr(other.recipe, what)
@@ -124,7 +125,7 @@ class Run:
             "device": device,
         }
         with run.locked():
-            write_text(path / "run.json", json.dumps(document, indent=1) + "\n")
+            write_text(path / RUN_FILE, json.dumps(document, indent=1) + "\n")
         broadcast(peers, None)
         return run
 
@@ -135,13 +136,12 @@ class Run:
         Raises:
             UsageError: there is none, or its ``run.json`` is damaged.
         """
+        require_run(path)
         try:
-            document = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            document = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
             version = document["format_version"]
             folder = document["recipe_folder"]
             recipe, seed, device = document["recipe"], document["seed"], document["device"]
-        except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(f"{path} holds no run; start one with: growpipe run --out {path}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{path / 'run.json'} is damaged ({type(error).__name__}: {error})") from None
         if version != FORMAT_VERSION:

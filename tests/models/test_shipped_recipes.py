@@ -15,7 +15,8 @@ from growpipe.checks.measure.compare import run_model
 from growpipe.cli import cli
 from growpipe.graph_ops.errors import UsageError
 from growpipe.models import rbf
-from growpipe.run.recipe import load_recipe, shipped_recipes
+from growpipe.run.locate import shipped_recipes
+from growpipe.run.recipe import load_recipe
 from growpipe.training.train import make_optimizer, seed_everything, train
 from growpipe.user_code import load_reference
 

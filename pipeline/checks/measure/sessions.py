@@ -5,21 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.environment import PROVIDERS, Device
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
 
 __all__ = ["PROVIDERS", "Device", "Model", "Session", "open_session", "readable_errors"]
 
 Model = str | os.PathLike[str] | bytes
 """A model: the path of its file, or its serialised bytes (which cannot have external data)."""
-
-Device = Literal["cpu", "cuda"]
-
-PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @contextmanager

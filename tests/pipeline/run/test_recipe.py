@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from growpipe.graph_ops.errors import UsageError
-from growpipe.run.recipe import load_recipe, shipped_recipes
+from growpipe.run.locate import shipped_recipes
+from growpipe.run.recipe import load_recipe
 from growpipe.user_code import call_user_code, hash_user_file, load_reference
 
 MINIMAL = 'name = "mine"\nmodel = "net.py:build"\ndata = "data.py:loaders"\n'
@@ -78,7 +79,7 @@ def test_a_missing_recipe_names_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         load_recipe(str(tmp_path / "absent.toml"))
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="no UTF-8"):
+    with pytest.raises(UsageError, match="not UTF-8"):
         load_recipe(str(tmp_path / "binary.toml"))
 
 

@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, root, unify
 from growpipe.graph_ops.axes.integers import Expression, Ints, axes_in
-from growpipe.graph_ops.axes.statements import Axes, Follow, MacTerm, Use, View, node_name, operator_name
+from growpipe.graph_ops.axes.statements import Axes, Follow, MacTerm, Use, View
+from growpipe.graph_ops.operators import is_onnx, node_name, operator_name, opset_version, plain_domain
 
 __all__ = ["Analysis", "Rule", "UnknownShape", "analyse_graph", "size_of"]
 
@@ -30,7 +31,7 @@ class Analysis:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.graph = model.graph
-        self.opset: int = model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 1))
+        self.opset: int = opset_version(model)
         self.axes: dict[ir.Value, Axes] = {}
         self.values: dict[ir.Value, Ints] = {}
         self.views: dict[ir.Value, View] = {}
@@ -242,8 +243,7 @@ class Analysis:
             self._freeze_value(value, barrier)
 
     def _visit(self, node: ir.Node, rules: Mapping[tuple[str, str], Rule]) -> None:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        rule = rules.get((domain, node.op_type))
+        rule = rules.get((plain_domain(node.domain), node.op_type))
         try:
             if rule is None:
                 raise UnknownShape(_why_unknown(node))
@@ -376,7 +376,7 @@ def _why_unknown(node: ir.Node) -> str:
         for attribute in node.attributes.values()
     ):
         return "its subgraphs are not followed"
-    if node.op_type in ("GRU", "LSTM", "RNN") and node.domain in ("", "ai.onnx"):
+    if is_onnx(node, "GRU", "LSTM", "RNN"):
         return "channels of a recurrent layer mix in its own state"
     return "unknown operator"
 

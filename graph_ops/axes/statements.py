@@ -9,7 +9,7 @@ import onnx_ir as ir
 from growpipe.graph_ops.axes.axis import Axis
 from growpipe.graph_ops.axes.integers import Expression
 
-__all__ = ["Axes", "Follow", "MacTerm", "Use", "View", "node_name", "operator_name"]
+__all__ = ["Axes", "Follow", "MacTerm", "Use", "View"]
 
 Axes = list[Axis]
 
@@ -65,15 +65,3 @@ class MacTerm:
     node: ir.Node
     constant: int
     axes: tuple[Axis, ...]
-
-
-def node_name(node: ir.Node) -> str:
-    """The name of a node, or of its first output where it has none."""
-    if node.name:
-        return node.name
-    return next((value.name for value in node.outputs if value.name), "")
-
-
-def operator_name(node: ir.Node) -> str:
-    """The operator type, with its domain where that is not ONNX's own."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.dims import Dim, Fixed, grown_size
 from growpipe.graph_ops.axes.inference import Analysis
-from growpipe.graph_ops.axes.statements import node_name
+from growpipe.graph_ops.operators import is_onnx, node_name
 
 __all__ = ["CostModel", "CostTerm", "cost_model", "is_running_statistic"]
 
@@ -94,4 +94,4 @@ def _is_floating(tensor: ir.TensorProtocol) -> bool:
 def is_running_statistic(value: ir.Value) -> bool:
     """Whether a tensor is nothing but the running mean or variance of batch norms: data, no parameter."""
     uses = value.uses()
-    return bool(uses) and all(use.node.op_type == "BatchNormalization" and use.idx in (3, 4) for use in uses)
+    return bool(uses) and all(is_onnx(use.node, "BatchNormalization") and use.idx in (3, 4) for use in uses)

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from growpipe.graph_ops.operators import is_onnx, opset_version
+
 __all__ = ["drop_dropout", "fold_constants", "fuse_batch_norms", "settle_reshapes"]
 
 MAX_FOLDED_BYTES = 2**20
@@ -47,7 +49,7 @@ def fold_constants(model: ir.Model) -> int:
 
 
 def _computed(node: ir.Node, model: ir.Model) -> Sequence[npt.NDArray] | None:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _FOLDABLE.split():
+    if not is_onnx(node, *_FOLDABLE.split()):
         return None
     if any(value.is_graph_output() for value in node.outputs):
         return None
@@ -68,7 +70,7 @@ def _computed(node: ir.Node, model: ir.Model) -> Sequence[npt.NDArray] | None:
     proto.input.extend(names)
     feeds = {name: t.numpy() for name, t in zip(names, tensors, strict=True) if t is not None}
     try:
-        version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+        version = opset_version(model)
         results = ReferenceEvaluator(proto, opsets={"": version}).run(None, feeds)
     except (TypeError, ValueError, IndexError, NotImplementedError, RuntimeError):
         return None  # what the reference cannot compute stays in the graph
@@ -124,7 +126,7 @@ def settle_reshapes(model: ir.Model) -> int:
     """
     settled = 0
     for node in model.graph:
-        if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or node.inputs[1] is None:
+        if not is_onnx(node, "Reshape") or node.inputs[1] is None:
             continue
         shape = node.outputs[0].shape
         if _constant(node.inputs[1]) is not None or shape is None or 0 in shape:
@@ -144,7 +146,7 @@ def drop_dropout(model: ir.Model) -> int:
     """Remove every Dropout that does nothing at inference, and return how many there were."""
     dropped = 0
     for node in list(model.graph):
-        if node.op_type != "Dropout" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
+        if not is_onnx(node, "Dropout") or node.inputs[0] is None:
             continue
         training = node.inputs[2] if len(node.inputs) > 2 else None
         tensor = _constant(training)
@@ -170,7 +172,7 @@ def fuse_batch_norms(model: ir.Model) -> int:
     fused = 0
     for node in list(model.graph):
         producer = node.inputs[0].producer() if _is_inference_norm(node) and node.inputs[0] else None
-        if producer is None or producer.op_type not in _FUSERS or producer.domain not in ("", "ai.onnx"):
+        if producer is None or not is_onnx(producer, *_FUSERS):
             continue
         between = producer.outputs[0]
         if len(between.uses()) != 1 or between.is_graph_output() or producer.graph is not node.graph:
@@ -196,7 +198,7 @@ def fuse_batch_norms(model: ir.Model) -> int:
 
 
 def _is_inference_norm(node: ir.Node) -> bool:
-    if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx") or len(node.inputs) < 5:
+    if not is_onnx(node, "BatchNormalization") or len(node.inputs) < 5:
         return False
     training, spatial = node.attributes.get("training_mode"), node.attributes.get("spatial")
     if (training and training.as_int()) or (spatial and not spatial.as_int()):

@@ -17,10 +17,11 @@ from growpipe.graph_ops.axes.dims import atoms_of, grown_size
 from growpipe.graph_ops.axes.inference import Analysis
 from growpipe.graph_ops.axes.integers import evaluate
 from growpipe.graph_ops.axes.layouts import TensorLayout
-from growpipe.graph_ops.axes.statements import Follow, node_name
+from growpipe.graph_ops.axes.statements import Follow
 from growpipe.graph_ops.edit.history import record_growth
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import Solution, solve
+from growpipe.graph_ops.operators import node_name
 from growpipe.graph_ops.plan.grow_tensor import TensorGrowth, grow_tensor
 from growpipe.graph_ops.plan.lazy_tensor import GrownTensor
 from growpipe.graph_ops.plan.split_plan import SplitPlan

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from google.protobuf.message import Message
 
 from growpipe.graph_ops.errors import UnsafeModel
+from growpipe.graph_ops.operators import plain_domain
 
 __all__ = ["MAX_EXPANDED_NODES", "MAX_NAME", "MAX_NODES", "MAX_RANK", "check_proto", "shortened"]
 
@@ -75,7 +76,7 @@ def check_proto(proto: onnx.ModelProto, folder: Path) -> bool:
     _check_text(proto, "the model")
     _check_names((proto.producer_name, proto.producer_version, proto.domain), "the model")
     _check_names((opset.domain for opset in proto.opset_import), "the model")
-    domains = {_domain(opset.domain) for opset in proto.opset_import}
+    domains = {plain_domain(opset.domain) for opset in proto.opset_import}
     findings = _Findings(folder)
     _check_graph(proto.graph, [], domains, findings, "the graph")
     for info in proto.training_info:
@@ -90,16 +91,12 @@ def check_proto(proto: onnx.ModelProto, folder: Path) -> bool:
         _check_values(function.value_info, where)
         for attribute in function.attribute_proto:
             _check_attribute(attribute, [], domains, findings, where)
-        function_domains = {_domain(opset.domain) for opset in function.opset_import}
+        function_domains = {plain_domain(opset.domain) for opset in function.opset_import}
         scope = [_unique(function.input, set(), where)]
         _check_nodes(function.node, scope, function_domains, findings, where)
         _check_produced(function.output, scope, where)
     _check_calls(proto)
     return not findings.unsorted
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
 
 
 def _check_text(message: Message, where: str) -> None:
@@ -191,7 +188,7 @@ def _check_nodes(
         _check_names((*node.input, *node.output), where)
         if not node.op_type:
             raise UnsafeModel(f"{where} has a node without an operator: {shortened(node.name)}")
-        if _domain(node.domain) not in domains:
+        if plain_domain(node.domain) not in domains:
             raise UnsafeModel(
                 f"{where} uses {shortened(node.op_type)} of the domain {shortened(node.domain)}, "
                 "which it does not import"

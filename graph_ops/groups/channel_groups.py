@@ -20,10 +20,11 @@ from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, leaves, root
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
 from growpipe.graph_ops.axes.inference import Analysis, analyse_graph
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
-from growpipe.graph_ops.axes.statements import Use, node_name
+from growpipe.graph_ops.axes.statements import Use
 from growpipe.graph_ops.cost.cost import CostModel, cost_model
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.hashes import graph_hash
+from growpipe.graph_ops.operators import node_name, plain_domain
 
 __all__ = ["Barrier", "ChannelGroup", "ChannelGroups", "Member", "Solution", "find_channel_groups", "solve"]
 
@@ -338,7 +339,7 @@ class _Dims:
 @functools.cache
 def _formal_input(domain: str, operator: str, version: int | None, index: int) -> str:
     try:
-        domain = "" if domain == "ai.onnx" else domain
+        domain = plain_domain(domain)
         formal = (
             onnx.defs.get_schema(operator, domain=domain)
             if version is None

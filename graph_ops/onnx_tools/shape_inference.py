@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.onnx_tools.process import infer_model_shapes
+from growpipe.graph_ops.operators import is_onnx
 
 __all__ = ["clear_shapes", "infer_shapes", "skeleton", "spell_out_defaults"]
 
@@ -72,7 +73,7 @@ def spell_out_defaults(graph: onnx.GraphProto) -> None:
             for inner in (attribute.g, *attribute.graphs):
                 spell_out_defaults(inner)
         stated = any(attribute.name == "axes" for attribute in node.attribute)
-        if node.op_type == "MeanVarianceNormalization" and node.domain in ("", "ai.onnx") and not stated:
+        if is_onnx(node, "MeanVarianceNormalization") and not stated:
             node.attribute.append(onnx.helper.make_attribute("axes", [0, 2, 3]))
 
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.onnx_tools.process import check_model
 from growpipe.graph_ops.onnx_tools.shape_inference import infer_shapes, skeleton
+from growpipe.graph_ops.operators import is_onnx
 
 __all__ = ["check_structure", "check_widths"]
 
@@ -51,7 +52,7 @@ def check_widths(model: ir.Model) -> list[str]:
                     problems.append(
                         f"{_call(node)}: {output.name!r} is declared as {before.shape}, but is {output.shape}"
                     )
-            rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            rule = _RULES.get(node.op_type) if is_onnx(node) else None
             if rule is not None:
                 problems.extend(f"{_call(node)}: {problem}" for problem in rule(node))
     return problems

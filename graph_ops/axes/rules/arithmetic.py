@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.inference import Analysis
 from growpipe.graph_ops.axes.integers import ArithmeticOperator, Expression, Ints, calculate
+from growpipe.graph_ops.operators import is_onnx
 
 __all__ = ["integer_value"]
 
@@ -26,7 +27,7 @@ _MOST_ELEMENTS = 64
 def integer_value(analysis: Analysis, node: ir.Node) -> None:
     """State the symbolic value of the output where all inputs have one and the operator is known."""
     compute = _COMPUTE.get(node.op_type)
-    if compute is None or node.domain not in ("", "ai.onnx") or not node.inputs:
+    if compute is None or not is_onnx(node) or not node.inputs:
         return
     inputs: list[Objects | None] = []
     for value in node.inputs:

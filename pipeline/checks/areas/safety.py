@@ -14,6 +14,7 @@ from growpipe.checks.measure.protos import all_graphs, all_nodes
 from growpipe.checks.measure.trace import module_of
 from growpipe.checks.registry import LOAD, check
 from growpipe.checks.report import Finding, Outcome, failed, passed
+from growpipe.graph_ops.operators import plain_domain
 
 __all__: list[str] = []
 
@@ -33,7 +34,6 @@ _LEAKS = (
         ),
     ),
 )
-_STANDARD = {"", "ai.onnx"}
 
 
 @check(LOAD, "the file can be read safely")
@@ -58,12 +58,12 @@ def domains(context: Context) -> Outcome:
 
     Policy: `safety.domains`, the domains that are allowed.
     """
-    allowed = {d if d != "ai.onnx" else "" for d in context.policy.safety.domains} | {""}
+    allowed = {plain_domain(domain) for domain in context.policy.safety.domains} | {""}
     own = {(f.domain, f.name) for f in context.proto.functions}
     findings = [
         Finding(f"domain {node.domain!r} is not allowed", node.name, node.op_type, module=module_of(node))
         for node in all_nodes(context.proto)
-        if node.domain not in _STANDARD | allowed and (node.domain, node.op_type) not in own
+        if plain_domain(node.domain) not in allowed and (node.domain, node.op_type) not in own
     ]
     if not findings:
         return passed("all operators are of allowed domains")

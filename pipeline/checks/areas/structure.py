@@ -17,6 +17,7 @@ from growpipe.checks.measure.trace import module_of
 from growpipe.checks.registry import check
 from growpipe.checks.report import Finding, Outcome, failed, passed, skipped
 from growpipe.graph_ops.onnx_tools.width_check import check_widths
+from growpipe.graph_ops.operators import is_onnx, plain_domain
 
 __all__: list[str] = []
 
@@ -101,13 +102,13 @@ def versions(context: Context) -> Outcome:
     policy = context.policy.structure
     opsets: dict[str, int] = {}
     for entry in context.proto.opset_import:
-        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        domain = plain_domain(entry.domain)
         if domain in opsets:
             return failed(f"the opset of domain {domain!r} is declared twice")
         opsets[domain] = entry.version
     opset, ir_version = opsets.get(""), context.proto.ir_version
     problems = []
-    uses_onnx = any(node.domain in ("", "ai.onnx") for node in all_nodes(context.proto))
+    uses_onnx = any(is_onnx(node) for node in all_nodes(context.proto))
     if opset is None and uses_onnx:
         problems.append("it declares no opset")
     if opset is not None and not policy.min_opset <= opset <= (policy.max_opset or opset):
@@ -275,7 +276,7 @@ def _placed_nodes(model: onnx.ModelProto) -> Iterator[tuple[GraphProto, NodeProt
 
 
 def _trains(graph: GraphProto, node: NodeProto) -> str:
-    if node.domain not in ("", "ai.onnx"):
+    if not is_onnx(node):
         return ""
     attributes = {a.name: a for a in node.attribute}
     if node.op_type == "BatchNormalization":

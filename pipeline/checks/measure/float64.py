@@ -12,6 +12,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, numpy_h
 
 from growpipe.checks.measure.protos import all_graphs, all_nodes
 from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.operators import is_onnx
 
 __all__ = ["run_in_double", "to_double"]
 
@@ -78,7 +79,7 @@ def to_double(model: onnx.ModelProto) -> onnx.ModelProto:
     doubled.CopyFrom(model)
     del doubled.graph.value_info[:]
     for node in all_nodes(doubled):
-        if node.domain not in ("", "ai.onnx"):
+        if not is_onnx(node):
             raise CheckFailed(f"no float64 evaluation of {node.domain}.{node.op_type}")
         if any(mark in node.op_type for mark in _QUANTISED) or node.op_type in _RANDOM:
             raise CheckFailed(f"no float64 evaluation of {node.op_type}")

@@ -39,10 +39,10 @@ from growpipe.analyser import Budget
 from growpipe.data import Loaders
 from growpipe.data.digits import loaders
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
+from growpipe.graph_ops.files.atomic import write_text
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
 from growpipe.models.digits import DigitsNet
 from growpipe.run.recipe import Training
-from growpipe.run.store import write_text
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.widen import uniform_widths, with_widths

@@ -35,9 +35,10 @@ from benchmarks.common.command import run_command
 from benchmarks.growth.methods import CHOOSERS, METHODS, Moment
 from benchmarks.growth.report import write_report
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.atomic import write_text
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
 from growpipe.run.recipe import load_recipe
-from growpipe.run.store import Run, write_text
+from growpipe.run.store import Run
 from growpipe.run.task import Task, load_task
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +14,11 @@ import onnx_ir as ir
 from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.edit.history import read_history
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.atomic import check_folder_target, hash_file, publish_folder
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 
-__all__ = ["CARD", "MODEL", "model_card", "write_bundle"]
+__all__ = ["CARD", "MODEL", "bundle_files", "model_card", "write_bundle"]
 
 MODEL = "model.onnx"
 CARD = "card.json"
@@ -33,27 +31,38 @@ def write_bundle(model: ir.Model, folder: str | os.PathLike[str]) -> dict[str, A
     A bundle that is already there is replaced.
 
     Raises:
-        UsageError: ``folder`` is there and is neither empty nor a bundle, or its parent is not there.
+        UsageError: ``folder`` is a file, a link or the working folder, or holds files that no bundle wrote;
+            or its parent is missing.
         CheckFailed: the deploy form is not sound.
+        OSError: the disk is full, read-only or otherwise not writable.
     """
-    target = Path(os.path.abspath(folder))
+    target = check_folder_target(folder, bundle_files)
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent}; make it first")
-    if target.exists() and not (target / CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} is there and is no bundle; choose another folder")
     form = deploy_form(model)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        staging.chmod(0o755)
+    with publish_folder(target, bundle_files) as staging:
         save_model(form, staging / MODEL)
         card = model_card(form, sorted(staging.iterdir()))
         (staging / CARD).write_text(json.dumps(card, indent=2) + "\n")
-        if target.exists():
-            shutil.rmtree(target)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return card
+
+
+def bundle_files(folder: Path) -> tuple[str, ...]:
+    """The names of the files that `write_bundle` wrote into a folder and that nobody has changed since.
+
+    Empty if the folder holds no bundle.
+    """
+    try:
+        card = json.loads((folder / CARD).read_text())
+        described = {name: facts["sha256"] for name, facts in card["files"].items()}
+        unchanged = [name for name, digest in described.items() if _holds(folder / name, digest)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ()
+    return (CARD, *unchanged)
+
+
+def _holds(path: Path, digest: str) -> bool:
+    return path.is_file() and hash_file(path) == digest
 
 
 def model_card(model: ir.Model, files: Iterable[Path] = ()) -> dict[str, Any]:
@@ -87,6 +96,4 @@ def _describe(value: ir.Value) -> dict[str, Any]:
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from growpipe.graph_ops.errors import UnsafeModel, UsageError
+from growpipe.graph_ops.files.atomic import check_file_target, settle, staging_folder
 from growpipe.graph_ops.files.proto_rules import check_proto, shortened
 from growpipe.graph_ops.files.protobuf_size import check_wire
 
-__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "check_target", "load_model", "save_model"]
+__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "load_model", "save_model"]
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest protobuf file; bigger models keep their tensors in external data."""
@@ -133,19 +133,6 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
             yield tensor
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
-    """Refuse a place where `save_model` could not write, before any work is done.
-
-    Raises:
-        UsageError: ``path`` is a folder, or stands in none.
-    """
-    place = Path(os.path.abspath(path))
-    if place.is_dir():
-        raise UsageError(f"{place} is a folder; name the model file")
-    if not place.parent.is_dir():
-        raise UsageError(f"there is no folder {place.parent}; make it first")
-
-
 def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
     """Write a model, whole or not at all. The model is not changed.
 
@@ -159,11 +146,12 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: 
             when they take more than `EXTERNAL_ABOVE` bytes.
 
     Raises:
-        UsageError: the folder is not there, ``path`` is a folder, the model is too large for one file, or
-            it reads its own tensors from the file that would be replaced.
+        UsageError: ``path`` is a folder, a link or a device, or its folder is missing; the model is too large
+            for one file, or reads its own tensors from the file that would be replaced.
+        OSError: the disk is full, read-only or otherwise not writable.
     """
     place = Path(os.path.abspath(path))
-    check_target(place)
+    check_file_target(place)
     data_place = place.with_name(place.name + ".data")
     externals = list(_external_tensors(model))
     if any(os.path.realpath(t.path) in map(os.path.realpath, (place, data_place)) for t in externals):
@@ -173,10 +161,11 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: 
         external_data = bool(externals) or size > EXTERNAL_ABOVE
     elif not external_data and size > EXTERNAL_ABOVE:
         raise UsageError(f"a model of {size} bytes does not fit into one file; let it have external data")
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as staging:
-        staged = Path(staging) / place.name
+    with staging_folder(place.parent) as staging:
+        staged, staged_data = staging / place.name, staging / data_place.name
         _write(model, staged, data_place.name if external_data else None)
-        staged_data = Path(staging) / data_place.name
+        for file in staging.iterdir():
+            settle(file, staging)
         if staged_data.exists():
             place.unlink(missing_ok=True)
             staged_data.replace(data_place)

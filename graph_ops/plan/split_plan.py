@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,13 +21,15 @@ from safetensors.numpy import load_file, save_file
 
 from growpipe.graph_ops.axes.dims import Offspring, atoms_of, dim_from_json, dim_to_json
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
-from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.errors import MissingEnvironment, UsageError
+from growpipe.graph_ops.files.atomic import check_folder_target, publish_folder
 from growpipe.graph_ops.hashes import hash_contents, hash_parameters
 from growpipe.graph_ops.plan.grow_tensor import Displacement, grow_tensor
 
-__all__ = ["GroupSplit", "SplitPlan", "hash_parameters"]
+__all__ = ["GroupSplit", "SplitPlan", "hash_parameters", "plan_files"]
 
 FORMAT_VERSION = 1
+_DOCUMENT, _TENSORS = "plan.json", "plan.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,26 +213,21 @@ class SplitPlan:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as the folder ``path``, replacing a plan that is there; whole or not at all.
+        """Write the plan as the folder ``path``, whole or not at all. A plan that is there is replaced.
 
         Raises:
-            UsageError: ``path`` is there and is no plan.
+            UsageError: ``path`` is a file, a link or the working folder, or holds files that no plan wrote.
+            OSError: the disk is full, read-only or otherwise not writable.
         """
-        target = Path(path)
-        if target.exists() and not (target / "plan.json").is_file():
-            raise UsageError(f"{target} is there and is no plan; choose another path")
+        target = check_folder_target(path, plan_files)
         document, tensors = self._serialise()
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            staging.chmod(0o755)
-            save_file(tensors, staging / "plan.safetensors")
-            (staging / "plan.json").write_text(json.dumps(document, indent=1) + "\n")
-            if target.exists():
-                shutil.rmtree(target)
-            staging.rename(target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with publish_folder(target, plan_files) as folder:
+            try:
+                save_file(tensors, folder / _TENSORS)
+            except SafetensorError as error:  # safetensors reports a full disk in this way
+                raise MissingEnvironment(f"{target} cannot be written: {error}") from error
+            (folder / _DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SplitPlan:
@@ -243,8 +238,8 @@ class SplitPlan:
         """
         folder = Path(path)
         try:
-            document = json.loads((folder / "plan.json").read_text())
-            tensors = load_file(folder / "plan.safetensors")
+            document = json.loads((folder / _DOCUMENT).read_text())
+            tensors = load_file(folder / _TENSORS)
         except FileNotFoundError:
             raise UsageError(
                 f"there is no plan at {folder}: expected plan.json and plan.safetensors"
@@ -303,6 +298,16 @@ class SplitPlan:
             "notes": dict(self.notes),
         }
         return document, {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+
+
+def plan_files(folder: Path) -> tuple[str, ...]:
+    """The names of the files that `SplitPlan.save` wrote into a folder; empty if it holds no plan."""
+    try:
+        document = json.loads((folder / _DOCUMENT).read_text())
+    except (OSError, ValueError, RecursionError):
+        return ()
+    is_plan = isinstance(document, dict) and {"format_version", "graph_hash", "layouts"} <= document.keys()
+    return (_DOCUMENT, _TENSORS) if is_plan else ()
 
 
 def _deserialise(document: dict[str, Any], tensors: Mapping[str, npt.NDArray]) -> SplitPlan:

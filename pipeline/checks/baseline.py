@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Any
 
 from growpipe.checks.report import CheckReport
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.atomic import hash_file, write_text
 
-__all__ = ["Baseline", "load_baseline", "sha256_of", "write_baseline", "write_beside"]
+__all__ = ["Baseline", "load_baseline", "sha256_of", "write_baseline"]
 
 BASELINE_VERSION = "1.0"
 
@@ -63,7 +62,8 @@ def write_baseline(report: CheckReport, path: str | os.PathLike[str]) -> None:
         "versions": form["versions"],
         "measured": {r["check"]: r["measured"] for r in form["results"] if r["measured"]},
     }
-    write_beside(target, json.dumps(document, indent=1, sort_keys=True) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
 def load_baseline(path: str | os.PathLike[str]) -> Baseline:
@@ -93,27 +93,8 @@ def load_baseline(path: str | os.PathLike[str]) -> Baseline:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a regular file; empty where there is none that can be read."""
+    """SHA-256 of a regular file; empty if there is none that can be read."""
     try:
-        if not path.is_file():  # a named pipe would make us wait
-            return ""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path) if path.is_file() else ""  # a named pipe would make us wait
     except OSError:
         return ""
-
-
-def write_beside(target: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, staging = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(staging, 0o666 & ~umask)
-        os.replace(staging, target)
-    except BaseException:
-        os.unlink(staging)
-        raise

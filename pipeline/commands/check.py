@@ -16,6 +16,7 @@ from growpipe.checks.formats.text import MARKS
 from growpipe.checks.report import CheckReport, overall_exit_code
 from growpipe.environment import PROVIDERS
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.atomic import write_text
 from growpipe.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -157,12 +158,12 @@ def _formats(words: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _write(reports: Sequence[CheckReport], wanted: Sequence[tuple[str, str | None]]) -> None:
-    from growpipe.checks.baseline import write_beside
 
     for name, file in wanted:
         text = FORMATS[name](reports)
         if file is not None:
-            write_beside(Path(file), text)
+            Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
+            write_text(Path(file), text)
         elif name == "text":
             _print(text)
         else:

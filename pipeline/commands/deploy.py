@@ -18,9 +18,11 @@ def deploy(model: str, output: str, as_json: bool) -> None:
 
     DIR/model.onnx is the deploy form of MODEL.onnx, and DIR/card.json describes it.
     """
-    from growpipe.graph_ops.edit.bundle import write_bundle
+    from growpipe.graph_ops.edit.bundle import bundle_files, write_bundle
+    from growpipe.graph_ops.files.atomic import check_folder_target
     from growpipe.graph_ops.files.load_save import load_model
 
+    check_folder_target(output, bundle_files, inputs=[model])
     card = write_bundle(load_model(model), output)
     if as_json:
         print_json(card)

@@ -25,12 +25,13 @@ def grow(model: str, plan_path: str, output: str, as_json: bool) -> None:
     if os.path.realpath(output) == os.path.realpath(model):
         raise UsageError(f"{output} is the model itself, which is never overwritten; choose another file")
     from growpipe.graph_ops.edit.grow_graph import grow_graph
-    from growpipe.graph_ops.files.load_save import check_target, load_model, save_model
+    from growpipe.graph_ops.files.atomic import check_file_target
+    from growpipe.graph_ops.files.load_save import load_model, save_model
     from growpipe.graph_ops.groups.channel_groups import find_channel_groups
     from growpipe.graph_ops.onnx_tools.width_check import check_structure
     from growpipe.graph_ops.plan.split_plan import SplitPlan
 
-    check_target(output)
+    check_file_target(output)
     plan = SplitPlan.load(plan_path)
     loaded = load_model(model)
     grown = grow_graph(loaded, plan)

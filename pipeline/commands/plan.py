@@ -42,10 +42,13 @@ def plan(
         raise UsageError("--net2net duplicates exactly; --epsilon goes with --random")
     if seed < 0:
         raise UsageError(f"--seed must not be negative, not {seed}")
+    from growpipe.graph_ops.files.atomic import check_folder_target
     from growpipe.graph_ops.files.load_save import load_model
     from growpipe.graph_ops.groups.channel_groups import find_channel_groups
     from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
+    from growpipe.graph_ops.plan.split_plan import plan_files
 
+    check_folder_target(output, plan_files, inputs=[model])
     loaded = load_model(model)
     groups = find_channel_groups(loaded, freeze)
     if scheme == "random":

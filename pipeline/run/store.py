@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,16 +26,16 @@ from typing import Any
 
 from growpipe.environment import code_version, library_versions
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.atomic import STAGING, hash_file, publish_folder, sweep, write_text
 from growpipe.parallel.distributed import ALONE, Processes, broadcast
 from growpipe.run.locate import RUN_FILE, require_run
 from growpipe.run.recipe import Recipe, parse_recipe
 
-__all__ = ["Run", "StageRecord", "hash_file", "write_text"]
+__all__ = ["Run", "StageRecord"]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
-_STAGING = ".staging-"
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,9 @@ class Run:
                 raise UsageError(
                     f"another growpipe is working on {self.path}; wait for it or stop it"
                 ) from None
-            for leftover in self.path.rglob(f"{_STAGING}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for parent in sorted({leftover.parent for leftover in self.path.rglob(f"{STAGING}*")}):
+                if parent.is_dir():  # not itself in a folder that has just been swept
+                    sweep(parent)
             yield
 
     def published(self, name: str) -> StageRecord | None:
@@ -231,9 +231,7 @@ class Run:
                     produce(Path(scratch))
             return broadcast(self.peers, StageRecord(name, folder, {}, {}))
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder.parent))
-        try:
-            staging.chmod(0o755)
+        with publish_folder(folder) as staging:
             started = time.monotonic()
             facts = dict(produce(staging))
             outputs = {
@@ -249,9 +247,6 @@ class Run:
                 "seconds": round(time.monotonic() - started, 3),
             }
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-            _replace_folder(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         self._gather_metrics()
         return broadcast(self.peers, StageRecord(name, folder, outputs, facts))
 
@@ -271,32 +266,3 @@ class Run:
     def _gather_metrics(self) -> None:
         parts = sorted(self.path.glob(f"*/*/{METRICS}"))
         write_text(self.path / METRICS, "".join(part.read_text(encoding="utf-8") for part in parts))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, staging = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(staging).chmod(0o644)
-        Path(staging).replace(path)
-    except BaseException:
-        Path(staging).unlink(missing_ok=True)
-        raise
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace_folder(staging: Path, folder: Path) -> None:
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder.parent)) / folder.name
-        folder.rename(old)
-        staging.rename(folder)
-        shutil.rmtree(old.parent, ignore_errors=True)
-    else:
-        staging.rename(folder)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +17,7 @@ from torch import nn
 from growpipe.data import Loaders
 from growpipe.data.loader_items import as_tuple, to_device
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.atomic import publish_folder
 from growpipe.parallel.distributed import (
     ALONE,
     Piece,
@@ -328,16 +327,11 @@ def _save_progress(
     folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder.parent))
-    try:
+    with publish_folder(folder) as staging:
         save_grown(model, staging / "weights.safetensors")
         save_optimizer(optimizer, model, staging / "optimizer.safetensors")
         progress = {"key": key, "history": [asdict(epoch) for epoch in history]}
         (staging / "progress.json").write_text(json.dumps(progress))
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _resume(folder: Path | None, key: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:

@@ -13,6 +13,7 @@ from growpipe.checks.measure.compare import compare, run_model
 from growpipe.checks.measure.latency import paired_latency
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.files.atomic import write_text
 from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.run.stages.stages import (
@@ -25,7 +26,7 @@ from growpipe.run.stages.stages import (
     test_accuracy,
 )
 from growpipe.run.stages.structure import structure_problems
-from growpipe.run.store import Run, StageRecord, write_text
+from growpipe.run.store import Run, StageRecord
 from growpipe.run.task import Task, input_names
 from growpipe.torch_module.grow_module import load_grown
 from growpipe.torch_module.outputs import to_numpy

@@ -80,8 +80,18 @@ def test_saving_replaces_a_plan_and_nothing_else(tmp_path):
     plan(epsilon=0.25).save(tmp_path / "plan")
     assert SplitPlan.load(tmp_path / "plan").epsilon == 0.25
     assert [path.name for path in tmp_path.iterdir()] == ["plan"]
+    (tmp_path / "empty").mkdir()
+    plan().save(tmp_path / "empty")
     (tmp_path / "other").mkdir()
-    with pytest.raises(UsageError, match="is no plan"):
+    (tmp_path / "other" / "plan.json").write_text('{"format_version": 1}')  # of another program
+    for place, file in (("plan", "README.md"), ("plan", ".git"), ("other", "notes.txt")):
+        (tmp_path / place / file).write_text("mine")
+        with pytest.raises(UsageError, match="growpipe did not write"):
+            plan().save(tmp_path / place)
+        assert (tmp_path / place / file).read_text() == "mine"
+        assert (tmp_path / place / "plan.json").is_file()
+        (tmp_path / place / file).unlink()
+    with pytest.raises(UsageError, match=r"plan\.json"):
         plan().save(tmp_path / "other")
 
 

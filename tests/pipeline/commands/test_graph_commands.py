@@ -162,6 +162,15 @@ class TestPlanAndGrow:
             )
         assert not Path("out.onnx").exists()
 
+    def test_the_working_folder_is_never_replaced(self, folder, growpipe, monkeypatch):
+        growpipe("plan", "model.onnx", "--random", "-o", "plan")
+        before = sorted((folder / "plan").iterdir())
+        monkeypatch.chdir(folder / "plan")
+        for place in (".", "../plan", ".."):
+            refused = growpipe("plan", "../model.onnx", "--random", "-o", place)
+            assert_refused(refused, 2, "working folder")
+        assert sorted((folder / "plan").iterdir()) == before
+
     def test_places_that_cannot_be_written(self, folder, growpipe):
         growpipe("plan", "model.onnx", "--random", "-o", "plan")
         before = (folder / "model.onnx").read_bytes()
@@ -176,7 +185,7 @@ class TestPlanAndGrow:
             growpipe("grow", "model.onnx", "--plan", "plan", "-o", "absent/out.onnx"), 2, "no folder"
         )
         assert_refused(growpipe("grow", "model.onnx", "--plan", "absent", "-o", "out.onnx"), 2, "no plan at")
-        assert_refused(growpipe("plan", "model.onnx", "--random", "-o", "model.onnx"), 2, "is no plan")
+        assert_refused(growpipe("plan", "model.onnx", "--random", "-o", "model.onnx"), 2, "is a file")
         assert (folder / "model.onnx").read_bytes() == before
         assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "plan"]
 
@@ -202,10 +211,34 @@ class TestDeploy:
         assert sorted(path.name for path in Path("bundle").iterdir()) == ["card.json", "model.onnx"]
 
     def test_folders_that_are_something_else(self, folder, growpipe):
-        assert_refused(growpipe("deploy", "model.onnx", "-o", "."), 2, "is no bundle")
-        assert_refused(growpipe("deploy", "model.onnx", "-o", "model.onnx"), 2, "is no bundle")
+        assert_refused(growpipe("deploy", "model.onnx", "-o", "."), 2, "working folder")
+        assert_refused(growpipe("deploy", "model.onnx", "-o", "model.onnx"), 2, "is a file")
         assert_refused(growpipe("deploy", "model.onnx", "-o", "absent/bundle"), 2, "no folder")
         assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+
+    @pytest.mark.parametrize("file", ["README.md", ".git/HEAD", "weights/model.onnx"])
+    def test_a_bundle_that_has_become_a_folder_of_others(self, folder, growpipe, file):
+        assert growpipe("deploy", "model.onnx", "-o", "bundle").code == 0
+        (folder / "bundle" / file).parent.mkdir(exist_ok=True)
+        (folder / "bundle" / file).write_text("mine")
+        before = (folder / "bundle" / "model.onnx").read_bytes()
+        save_model(build(seed=1), "other.onnx")
+        assert_refused(growpipe("deploy", "other.onnx", "-o", "bundle"), 2, "growpipe did not write there")
+        assert (folder / "bundle" / file).read_text() == "mine"
+        assert (folder / "bundle" / "model.onnx").read_bytes() == before
+
+    def test_a_bundle_whose_model_was_changed_by_hand(self, folder, growpipe):
+        assert growpipe("deploy", "model.onnx", "-o", "bundle").code == 0
+        save_model(build(seed=1), "bundle/model.onnx")
+        before = (folder / "bundle" / "model.onnx").read_bytes()
+        assert_refused(growpipe("deploy", "model.onnx", "-o", "bundle"), 2, "growpipe did not write there")
+        assert (folder / "bundle" / "model.onnx").read_bytes() == before
+
+    def test_a_bundle_that_is_itself_deployed_stays(self, folder, growpipe):
+        assert growpipe("deploy", "model.onnx", "-o", "bundle").code == 0
+        assert_refused(growpipe("deploy", "bundle/model.onnx", "-o", "bundle"), 2, "which is read")
+        (folder / "link").symlink_to("bundle")
+        assert_refused(growpipe("deploy", "model.onnx", "-o", "link"), 2, "is a link")
 
     def test_a_model_with_wrong_widths(self, folder, growpipe):
         wrong = build()

@@ -223,7 +223,7 @@ def test_an_error_in_one_process_ends_all_with_one_line(
         assert codes == [2, 2]
         assert lines[0].endswith(f"(on rank {failing} of 2)")
         assert "the loss is nan" in lines[0]
-    assert not list((tmp_path / "run").rglob(".staging-*/weights.safetensors"))
+    assert not list((tmp_path / "run").rglob(".growpipe-*/weights.safetensors"))
 
 
 def test_errors_that_all_processes_meet_are_told_once(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(
     for name in compared:
         assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
     assert without_timing(folder / "final/summary.json") == without_timing(reference / "final/summary.json")
-    assert not list(folder.rglob(".staging-*"))
+    assert not list(folder.rglob(".growpipe-*"))
     assert not list(folder.rglob(".progress-*"))
 
 
@@ -290,7 +290,7 @@ def test_a_full_disk_leaves_nothing_half_written(recipe: str, tmp_path: Path) ->
     assert "too large" in errors[0]
     for stage in folder.glob("*/*/"):
         assert (stage / "manifest.json").is_file(), f"{stage} is half-written"
-    assert not list(folder.rglob(".staging-*"))
+    assert not list(folder.rglob(".growpipe-*"))
 
 
 MODEL = """

@@ -69,7 +69,7 @@ def test_a_stage_that_fails_leaves_nothing_and_keeps_what_was_there(run: Run) ->
 
 
 def test_leftovers_of_a_killed_process_are_removed(run: Run) -> None:
-    leftover = run.path / "round-00" / ".staging-x"
+    leftover = run.path / "round-00" / ".growpipe-x"
     leftover.mkdir(parents=True)
     with run.locked():
         assert not leftover.exists()

@@ -99,6 +99,8 @@ def _dataset(model: PathLike, inputs: Mapping[str, Any] | Sequence[Any]) -> list
 
 
 def _array(value: Any) -> npt.NDArray:
-    if hasattr(value, "detach"):  # a tensor of torch, which this file need not import
-        value = value.detach().cpu().numpy()
+    if hasattr(value, "detach"):  # a tensor: torch is there
+        from growpipe.torch_module.outputs import to_numpy
+
+        return to_numpy(value)
     return np.asarray(value)

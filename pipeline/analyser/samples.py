@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from growpipe.data.loader_items import as_tuple, pairs
+from growpipe.data.loader_items import as_tuple, pairs, samples_of
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.user_code import call_user_code
 
@@ -51,15 +51,6 @@ def _length(tree: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return int(leaf.shape[0])
     return 0
-
-
-def _slice(tree: Any, start: int, stop: int, length: int) -> Any:
-    return pytree.tree_map(
-        lambda leaf: (
-            leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == length else leaf
-        ),
-        tree,
-    )
 
 
 def collect(
@@ -104,7 +95,11 @@ def collect(
         for start in range(0, use, micro_batch):
             stop = min(start + micro_batch, use)
             pieces.append(
-                (_slice(inputs, start, stop, length), _slice(target, start, stop, length), stop - start)
+                (
+                    samples_of(inputs, start, stop, length),
+                    samples_of(target, start, stop, length),
+                    stop - start,
+                )
             )
         taken += use
         if taken >= max_samples + held_out:
@@ -156,7 +151,11 @@ def _cut(
         for part, start, stop in ((first, 0, here), (rest, here, count)):
             if stop > start:
                 part.append(
-                    (_slice(inputs, start, stop, count), _slice(target, start, stop, count), stop - start)
+                    (
+                        samples_of(inputs, start, stop, count),
+                        samples_of(target, start, stop, count),
+                        stop - start,
+                    )
                 )
     return first, rest
 
@@ -170,7 +169,11 @@ def _finer(pieces: Sequence[tuple[Any, Any, int]], wanted: int) -> list[tuple[An
         bounds = [round(k * samples / parts) for k in range(parts + 1)]
         for start, stop in itertools.pairwise(bounds):
             finer.append(
-                (_slice(inputs, start, stop, samples), _slice(target, start, stop, samples), stop - start)
+                (
+                    samples_of(inputs, start, stop, samples),
+                    samples_of(target, start, stop, samples),
+                    stop - start,
+                )
             )
     return finer
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from growpipe.graph_ops.errors import UsageError
-from growpipe.suggestions import did_you_mean
+from growpipe.validation import explained
 
 __all__ = [
     "AccuracyPolicy",
@@ -189,7 +189,7 @@ def load_policy(
     try:
         return Policy.model_validate(data)
     except ValidationError as error:
-        raise UsageError(f"{where}: {_explained(error)}") from None
+        raise UsageError(f"{where}: {explained(error, Policy)}") from None
 
 
 def _merge(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -214,28 +214,3 @@ def _set(data: dict[str, Any], text: str) -> None:
         if not isinstance(data, dict):
             raise UsageError(f"--set {text!r}: {table!r} is no table")
     data[last] = parsed
-
-
-def _explained(error: ValidationError) -> str:
-    problems = []
-    for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        if problem["type"] == "extra_forbidden":
-            known = _fields(path[:-1])
-            problems.append(f"unknown key {'.'.join(path)!r}{did_you_mean(path[-1], known)}")
-        else:
-            problems.append(f"{'.'.join(path)}: {problem['msg'].lower()}, got {problem['input']!r}")
-    return "; ".join(problems)
-
-
-def _fields(path: list[str]) -> list[str]:
-    """The keys that the table at ``path`` may have."""
-    model: Any = Policy
-    for part in path:
-        if part == "waivers":
-            model = Waiver
-        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return list(model.model_fields)
-    return []

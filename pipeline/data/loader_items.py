@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.user_code import call_user_code
 
-__all__ = ["as_tuple", "pairs", "to_device"]
+__all__ = ["as_tuple", "pairs", "samples_of", "to_device"]
 
 _END = object()
 
@@ -35,7 +36,22 @@ def as_tuple(inputs: Any) -> tuple[Any, ...]:
 
 
 def to_device(value: Any, device: str | torch.device) -> Any:
-    """A tensor, or a tuple or list of them, on the device."""
-    if isinstance(value, (tuple, list)):
-        return tuple(to_device(item, device) for item in value)
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+    """The same value with its tensors, in any nest of containers, on the device."""
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, value)
+
+
+def samples_of(value: Any, start: int, stop: int, count: int) -> Any:
+    """Some of the samples of a batch.
+
+    Args:
+        value: a tensor, or any nest of containers of them. What does not have ``count`` entries on axis 0
+            belongs to every sample, and stays whole.
+        start, stop: the samples wanted.
+        count: the samples of the batch.
+    """
+
+    def part(leaf: Any) -> Any:
+        own = isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == count
+        return leaf[start:stop] if own else leaf
+
+    return pytree.tree_map(part, value)

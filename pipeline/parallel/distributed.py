@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from growpipe.data.loader_items import pairs
+from growpipe.data.loader_items import pairs, samples_of
 from growpipe.graph_ops.errors import GrowpipeError, MissingEnvironment, UsageError
 from growpipe.parallel.processes import Processes, no_torchrun
 from growpipe.seeding import seed_everything
@@ -195,7 +195,8 @@ def pieces(batches: Iterable[tuple[Any, Any]], peers: Processes, *seed: object) 
         else:
             count = len(target)
             bounds = _bounds(count, peers)
-            ahead = _piece(_cut(inputs, count, bounds), _cut(target, count, bounds), count, peers)
+            own = (samples_of(inputs, *bounds, count), samples_of(target, *bounds, count))
+            ahead = _piece(*own, count, peers)
     if ahead is not None:
         yield Piece(ahead.inputs, ahead.target, ahead.samples, ahead.weight, last=True)
 
@@ -210,13 +211,6 @@ def _piece(inputs: Any, target: Any, count: int, peers: Processes) -> Piece:
     start, stop = _bounds(count, peers)
     samples = count / peers.world if count < 2 * peers.world else float(stop - start)
     return Piece(inputs, target, samples, samples * peers.world / count)
-
-
-def _cut(value: Any, count: int, bounds: tuple[int, int]) -> Any:
-    if isinstance(value, (tuple, list)):
-        return tuple(_cut(item, count, bounds) for item in value)
-    own = isinstance(value, torch.Tensor) and value.ndim and len(value) == count
-    return value[slice(*bounds)] if own else value
 
 
 class _Share(BatchSampler):

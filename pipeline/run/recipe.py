@@ -6,11 +6,12 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run.locate import read_recipe
 from growpipe.suggestions import did_you_mean
+from growpipe.validation import Section, explained
 
 __all__ = ["Budget", "Growth", "Recipe", "Training", "load_recipe"]
 
@@ -19,11 +20,7 @@ Width = Annotated[int, Field(ge=1)]
 Reference = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Training(_Section):
+class Training(Section):
     """How each stage of training goes.
 
     Before the last growth the network trains at a constant rate for ``epochs`` (``trigger = "period"``), or
@@ -61,7 +58,7 @@ class Training(_Section):
     sync_batch_norm: bool = False
 
 
-class Growth(_Section):
+class Growth(Section):
     """How the network grows in one round; see `growpipe.analyser.analyse`."""
 
     rounds: int = Field(default=3, ge=0)
@@ -80,15 +77,15 @@ class Growth(_Section):
     align: int | None = Field(default=None, ge=1)
     """Groups that grow end at a multiple of this width: 16 under a budget of milliseconds, else 1."""
     freeze: tuple[str, ...] = ()
-    min_widths: dict[str, Width] = {}
+    min_widths: dict[str, Width] = Field(default_factory=dict)
     """By channel group the width to grow to at least, in the first round."""
-    max_widths: dict[str, Width] = {}
+    max_widths: dict[str, Width] = Field(default_factory=dict)
     """By channel group the width never to grow beyond."""
     finish: Literal["continue", "retrain"] = "continue"
     """The last stage trains the grown weights on, or the found widths from scratch."""
 
 
-class TableTerm(_Section):
+class TableTerm(Section):
     """One term: ``rate`` times the widths of ``groups``, or the ``costs`` of one group at some ``widths``."""
 
     groups: tuple[str, ...] = Field(min_length=1)
@@ -106,7 +103,7 @@ class TableTerm(_Section):
         return self
 
 
-class Table(_Section):
+class Table(Section):
     """A cost that somebody else knows; see `growpipe.graph_ops.cost.cost_table.CostTable`."""
 
     limit: float = Field(gt=0.0)
@@ -115,7 +112,7 @@ class Table(_Section):
     terms: tuple[TableTerm, ...] = Field(min_length=1)
 
 
-class Budget(_Section):
+class Budget(Section):
     """The most that the finished network may cost; None is no limit.
 
     ``milliseconds`` are those of one sample through the deploy form in onnxruntime on the machine of the run,
@@ -137,7 +134,7 @@ class Budget(_Section):
         return self
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One run.
 
     ``model``, ``data`` and ``loss`` are ``file.py:name`` (relative to the recipe) or ``package.module:name``.
@@ -151,8 +148,8 @@ class Recipe(_Section):
     data: Reference
     task: Literal["classification", "regression"] = "classification"
     loss: Reference | None = None
-    model_options: dict[str, Any] = {}
-    data_options: dict[str, Any] = {}
+    model_options: dict[str, Any] = Field(default_factory=dict)
+    data_options: dict[str, Any] = Field(default_factory=dict)
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
     train: Training = Training()
@@ -195,23 +192,9 @@ def parse_recipe(data: dict[str, Any], where: str) -> Recipe:
     """Validate a recipe; ``where`` names it in the message.
 
     Raises:
-        UsageError: with the first fault found, and a suggestion for a misspelt key.
+        UsageError: the recipe is wrong; the message names each wrong key.
     """
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"]) or "recipe"
-        if fault["type"] == "extra_forbidden":
-            hint = did_you_mean(str(fault["loc"][-1]), _fields(fault["loc"][:-1])) or "; remove it"
-            raise UsageError(f"the recipe {where} has an unknown key {key!r}{hint}") from None
-        raise UsageError(f"the recipe {where} is wrong at {key!r}: {fault['msg']}") from None
-
-
-def _fields(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)
+        raise UsageError(f"the recipe {where}: {explained(error, Recipe)}") from None

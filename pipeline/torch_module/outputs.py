@@ -1,13 +1,43 @@
-"""Tensors as arrays and back, bfloat16 included."""
+"""What a module gives and holds: the tensors of its outputs, tensors as arrays, its mode."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.utils._pytree as pytree
+from torch import nn
 
-__all__ = ["to_numpy", "to_torch"]
+__all__ = ["evaluation_mode", "output_tensors", "to_numpy", "to_torch"]
+
+
+def output_tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of what ``forward`` returned, in the order in which the ONNX exporter lists them.
+
+    Args:
+        output: a tensor, or any nest of tuples, lists, mappings, dataclasses and iterables of tensors, e.g. a
+            named tuple or a ``ModelOutput`` of transformers. What is not a tensor is left out.
+    """
+    return list(_tensors(output))
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    # torch.export flattens by torch's registry of containers; what nobody registered is a leaf there.
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from _tensors(list(leaf.values()))
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _tensors([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        elif isinstance(leaf, Iterable) and not isinstance(leaf, (str, bytes)):
+            yield from _tensors(list(leaf))
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray:
@@ -23,3 +53,15 @@ def to_torch(array: npt.NDArray) -> torch.Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

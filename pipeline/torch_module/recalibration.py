@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import UsageError
+from growpipe.torch_module.outputs import evaluation_mode
 from growpipe.user_code import call_user_code
 
 __all__ = ["recalibrate"]
@@ -41,7 +42,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Any, Any]], *, samples
     if samples < 1:
         raise UsageError(f"recalibration needs at least one sample, not {samples}")
     seen = 0
-    with _averaging(model) as norms:
+    with evaluation_mode(model), _averaging(model) as norms:
         if not norms:
             return 0
         for inputs, _ in batches:
@@ -66,12 +67,12 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Any, Any]], *, samples
 
 @contextmanager
 def _averaging(model: nn.Module) -> Iterator[dict[str, _BatchNorm]]:
-    """Batch norm alone trains, averaging cumulatively; modes and momenta afterwards, statistics on an error.
+    """Inside, batch norm alone trains, and averages cumulatively.
 
+    Momenta are restored afterwards, and after an error the statistics too; modes are the caller's to restore.
     A batch norm that training leaves alone, because its momentum is 0 or ``model.train()`` does not reach it,
-    is left alone.
+    is left alone here.
     """
-    modes = {module: module.training for module in model.modules()}
     model.train()
     norms = {
         name: module
@@ -104,5 +105,3 @@ def _averaging(model: nn.Module) -> Iterator[dict[str, _BatchNorm]]:
             # How many batches the network was trained on is no business of recalibration.
             if module.num_batches_tracked is not None:
                 module.num_batches_tracked.copy_(buffers[name]["num_batches_tracked"])
-        for any_module, training in modes.items():
-            any_module.training = training

@@ -16,6 +16,7 @@ from torch import nn
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.graph_ops.plan.data_free import net2net_plan
 from growpipe.torch_module.grow_module import grow, plan_for_module
+from growpipe.torch_module.outputs import output_tensors
 
 __all__ = ["rigid_groups"]
 
@@ -35,7 +36,7 @@ def rigid_groups(
     """
     names = [group.name for group in groups.groups if group.splittable]
     with torch.no_grad():
-        expected = _flat(model(*example_inputs))
+        expected = _floating(model(*example_inputs))
         if not names or _fault(model, graph, groups, names, example_inputs, expected) is None:
             return {}
         faults = {name: _fault(model, graph, groups, [name], example_inputs, expected) for name in names}
@@ -52,7 +53,7 @@ def _fault(
 ) -> str | None:
     plan = plan_for_module(net2net_plan(groups, graph, growth=dict.fromkeys(names, 1)), model)
     try:
-        found = _flat(grow(model, plan)(*inputs))
+        found = _floating(grow(model, plan)(*inputs))
     except Exception as error:  # the user's forward may raise anything
         return " ".join(str(error).split())[:200] or type(error).__name__
     for value, reference in zip(found, expected, strict=True):
@@ -64,9 +65,5 @@ def _fault(
     return None
 
 
-def _flat(output: Any) -> list[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        return [output.float()] if output.is_floating_point() else []
-    if isinstance(output, dict):
-        output = output.values()
-    return [tensor for value in output for tensor in _flat(value)] if hasattr(output, "__iter__") else []
+def _floating(output: Any) -> list[torch.Tensor]:
+    return [tensor.float() for tensor in output_tensors(output) if tensor.is_floating_point()]

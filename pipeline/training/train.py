@@ -32,6 +32,7 @@ from growpipe.run.recipe import Training
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.grow_module import load_grown, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
+from growpipe.torch_module.outputs import evaluation_mode
 from growpipe.torch_module.recalibration import recalibrate
 from growpipe.training.compilation import compiled, compiler_errors
 from growpipe.user_code import call_user_code
@@ -89,17 +90,15 @@ def evaluate(
 
     Several processes share the batches, and get the same figures.
     """
-    training = model.training
-    model.eval()
     total, correct, samples = 0.0, 0.0, 0.0
-    for piece in pieces(batches, peers, "evaluate"):
-        target = to_device(piece.target, device)
-        output = call_user_code("the network", model, *as_tuple(to_device(piece.inputs, device)))
-        total += float(loss_fn(output, target)) * piece.samples
-        if classify:
-            correct += float((output.argmax(1) == target).sum()) * (piece.samples / len(target))
-        samples += piece.samples
-    model.train(training)
+    with evaluation_mode(model):
+        for piece in pieces(batches, peers, "evaluate"):
+            target = to_device(piece.target, device)
+            output = call_user_code("the network", model, *as_tuple(to_device(piece.inputs, device)))
+            total += float(loss_fn(output, target)) * piece.samples
+            if classify:
+                correct += float((output.argmax(1) == target).sum()) * (piece.samples / len(target))
+            samples += piece.samples
     if peers.world > 1:
         total, correct, samples = peers.totals(total, correct, samples, device=torch.device("cpu"))
     if samples == 0:

@@ -62,6 +62,8 @@ def run_module(
     import copy
 
     torch = _torch()
+    from growpipe.torch_module.outputs import evaluation_mode, output_tensors
+
     subject = copy.deepcopy(module).double() if double else module
     feed = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
     if double:
@@ -75,17 +77,15 @@ def run_module(
             size = output.numel() * output.element_size() if isinstance(output, torch.Tensor) else None
             if size is not None and kept + size <= MAX_INNER_BYTES:
                 kept += size
-                inner[name] = _array(torch, output)
+                inner[name] = _array(output)
 
         return hook
 
     by_name = dict(subject.named_modules())
     hooks = [by_name[name].register_forward_hook(keep(name)) for name in modules if name in by_name]
-    training = {m: m.training for m in subject.modules()}
-    subject.eval()
     try:
         parameters = inspect.signature(subject.forward).parameters
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(subject):
             if feed and all(name in parameters for name in feed):
                 output = subject(**feed)
             else:
@@ -97,24 +97,15 @@ def run_module(
     finally:
         for hook in hooks:
             hook.remove()
-        for part, was in training.items():
-            part.training = was
-    return [_array(torch, tensor) for tensor in _tensors(torch, output)], inner
+    return [_array(tensor) for tensor in output_tensors(output)], inner
 
 
-def _tensors(torch: Any, output: Any) -> list[Any]:
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, Mapping):  # the outputs of transformers are mappings too
-        output = output.values()
-    if isinstance(output, (list, tuple)) or hasattr(output, "__iter__"):
-        return [tensor for part in output for tensor in _tensors(torch, part)]
-    return []
+def _array(tensor: Any) -> npt.NDArray:
+    """The tensor's values, in a type that numpy has itself."""
+    from growpipe.torch_module.outputs import to_numpy
 
-
-def _array(torch: Any, tensor: Any) -> npt.NDArray:
-    tensor = tensor.detach().cpu()
-    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    array = to_numpy(tensor)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _load_weights(torch: Any, module: Any, path: Path) -> None:

@@ -29,7 +29,7 @@ from growpipe.run.stages.structure import structure_problems
 from growpipe.run.store import Run, StageRecord
 from growpipe.run.task import Task, input_names
 from growpipe.torch_module.grow_module import load_grown
-from growpipe.torch_module.outputs import to_numpy
+from growpipe.torch_module.outputs import output_tensors, to_numpy
 
 __all__ = ["check_round"]
 
@@ -118,8 +118,7 @@ def _check_split(
     with torch.no_grad():
         output = model(*(torch.from_numpy(feed[name]) for name in names))
     outputs = run_model(child, feed)
-    values = output if isinstance(output, (tuple, list)) else (output,)
-    expected = dict(zip(outputs, (to_numpy(value) for value in values), strict=True))
+    expected = dict(zip(outputs, map(to_numpy, output_tensors(output)), strict=True))
     mirror = compare(expected, outputs).relative
     if not mirror <= PARITY_TOLERANCE:
         problems.append(f"torch and ONNX differ after the split by {mirror:.1e} of the output's scale")

@@ -34,7 +34,7 @@ from growpipe.run.task import Task, as_feed, input_names
 from growpipe.torch_module.export import export_growth_form, named_tensors
 from growpipe.torch_module.grow_module import grow, load_grown, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
-from growpipe.torch_module.outputs import to_numpy
+from growpipe.torch_module.outputs import output_tensors, to_numpy
 from growpipe.torch_module.widen import reinitialise
 from growpipe.training.train import make_optimizer, seed_everything, train
 
@@ -275,8 +275,7 @@ def _export(task: Task, model: nn.Module) -> ir.Model:
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[npt.NDArray]:
     with torch.no_grad():
         output = model(*inputs)
-    values = output if isinstance(output, (tuple, list)) else (output,)
-    return [to_numpy(value) for value in values]
+    return [to_numpy(value) for value in output_tensors(output)]
 
 
 def _costs(groups: ChannelGroups) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run.locate import read_recipe
-from growpipe.suggestions import did_you_mean
 from growpipe.validation import Section, explained
 
 __all__ = ["Budget", "Growth", "Recipe", "Training", "load_recipe"]

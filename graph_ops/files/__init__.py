@@ -1,4 +1,4 @@
-"""Reading and writing ONNX files that may be hostile.
+"""Reading and writing files that may be hostile.
 
 Enters: a path. Leaves: a model whose bytes, declared sizes and references were checked before
 anything trusted them.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 import onnx_ir as ir
 
-__all__ = ["is_onnx", "node_name", "operator_name", "opset_version", "plain_domain"]
+__all__ = ["attribute_of", "is_onnx", "node_name", "operator_name", "opset_version", "plain_domain"]
 
 
 def plain_domain(domain: str) -> str:
@@ -24,6 +26,15 @@ def is_onnx(node: ir.Node | onnx.NodeProto, *operators: str) -> bool:
         ``is_onnx(node, "Conv", "ConvTranspose")``
     """
     return node.domain in ("", "ai.onnx") and (not operators or node.op_type in operators)
+
+
+def attribute_of(node: ir.Node, name: str, default: Any = None) -> Any:
+    """The value of an attribute, several numbers as a list; ``default`` if the node does not have it."""
+    attribute = node.attributes.get(name)
+    if attribute is None or attribute.is_ref():
+        return default
+    value = attribute.value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def opset_version(model: ir.Model) -> int:

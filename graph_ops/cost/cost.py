@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.dims import Dim, Fixed, grown_size
-from growpipe.graph_ops.axes.inference import Analysis
+from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.operators import is_onnx, node_name
 
 __all__ = ["CostModel", "CostTerm", "cost_model", "is_running_statistic"]
@@ -62,9 +62,9 @@ class CostModel:
         return sum(term.value(widths) for term in self.terms if term.kind == kind)
 
 
-def cost_model(analysis: Analysis, dim_of: Callable[[Axis], Dim]) -> CostModel:
+def cost_model(inference: AxisInference, dim_of: Callable[[Axis], Dim]) -> CostModel:
     """Collect the terms of a solved graph; ``dim_of`` gives the dimension of an axis."""
-    batch = {root(axis) for axis in analysis.batch}
+    batch = {root(axis) for axis in inference.batch}
 
     def term(kind: CostKind, name: str, constant: int, axes: list[Axis]) -> CostTerm:
         dims = []
@@ -79,11 +79,11 @@ def cost_model(analysis: Analysis, dim_of: Callable[[Axis], Dim]) -> CostModel:
         return CostTerm(kind, name, constant, tuple(dims))
 
     terms = [
-        term("parameters", value.name or "", 1, analysis.axes[value])
-        for value, tensor in analysis.tensors.items()
-        if _is_floating(tensor) and analysis.axes[value] and not is_running_statistic(value)
+        term("parameters", value.name or "", 1, inference.axes[value])
+        for value, tensor in inference.tensors.items()
+        if _is_floating(tensor) and inference.axes[value] and not is_running_statistic(value)
     ]
-    terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in analysis.macs]
+    terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in inference.macs]
     return CostModel(tuple(terms))
 
 

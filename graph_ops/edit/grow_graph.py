@@ -14,9 +14,9 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.dims import atoms_of, grown_size
-from growpipe.graph_ops.axes.inference import Analysis
 from growpipe.graph_ops.axes.integers import evaluate
 from growpipe.graph_ops.axes.layouts import TensorLayout
+from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.axes.statements import Follow
 from growpipe.graph_ops.edit.history import record_growth
 from growpipe.graph_ops.errors import UsageError
@@ -46,7 +46,7 @@ def grow_graph(model: ir.Model, plan: SplitPlan) -> ir.Model:
     _check(solution, plan, where=model.graph.name or "this model")
     sizes = _GrownSizes(solution, plan.widths)
     _grow_tensors(solution, plan)
-    replaced = [_follow(solution, follow, sizes) for follow in solution.analysis.follows]
+    replaced = [_follow(solution, follow, sizes) for follow in solution.inference.follows]
     _update_shapes(solution, sizes)
     _drop_orphans(value for values in replaced for value in values)
     record_growth(grown, solution.groups.graph_hash, plan)
@@ -66,7 +66,7 @@ def _check(solution: Solution, plan: SplitPlan, where: str) -> None:
                 f"the plan was not made for {where}: {split.group!r} has {group.width} channels, "
                 f"not {split.width}"
             )
-    tensors = {value.name: tensor for value, tensor in solution.analysis.tensors.items()}
+    tensors = {value.name: tensor for value, tensor in solution.inference.tensors.items()}
     plan.check_belongs(lambda name: tensors[name].numpy(), where)
     for name, layout in plan.layouts.items():
         if _held(layout, plan.widths) != _held(groups.layouts.get(name), plan.widths):
@@ -106,8 +106,8 @@ class _GrownSizes:
 
 
 def _grow_tensors(solution: Solution, plan: SplitPlan) -> None:
-    analysis = solution.analysis
-    for value, tensor in analysis.tensors.items():
+    inference = solution.inference
+    for value, tensor in inference.tensors.items():
         layout = solution.groups.layouts.get(value.name or "")
         if layout is None or not _grows(layout, plan):
             continue
@@ -122,7 +122,7 @@ def _grow_tensors(solution: Solution, plan: SplitPlan) -> None:
     for (node, index), layout in solution.private.items():
         shared = node.inputs[index]
         if shared is not None and _grows(layout, plan):
-            array = analysis.tensors[analysis.views[shared].base].numpy()
+            array = inference.tensors[inference.views[shared].base].numpy()
             grown = grow_tensor(array, layout, plan.offspring, {}, 0.0)
             node.replace_input_with(index, _array(node, grown))
 
@@ -161,7 +161,7 @@ def _follow(solution: Solution, follow: Follow, sizes: _GrownSizes) -> list[ir.V
             _replace(node, follow.target, _integers(node, wanted))
             node.attributes.pop("num_outputs", None)
         return []
-    symbolic = solution.analysis.values.get(source)
+    symbolic = solution.inference.integers.of(source)
     if symbolic is None:
         return []
     natural = [evaluate(element, sizes) for element in symbolic.elements]
@@ -177,7 +177,7 @@ def _follow(solution: Solution, follow: Follow, sizes: _GrownSizes) -> list[ir.V
     ]
     if all(change is None for change in changed):
         return []
-    patch = _Patch(solution.analysis, node)
+    patch = _Patch(solution.inference, node)
     _replace(node, follow.target, patch(source, changed, natural))
     return [source]
 
@@ -192,8 +192,8 @@ def _changes(follow: Follow, sizes: _GrownSizes) -> list[bool]:
 class _Patch:
     """Builds, before a node, an integer tensor in which some elements have new values."""
 
-    def __init__(self, analysis: Analysis, node: ir.Node) -> None:
-        self._analysis = analysis
+    def __init__(self, inference: AxisInference, node: ir.Node) -> None:
+        self._inference = inference
         self._node = node
 
     def __call__(
@@ -207,7 +207,9 @@ class _Patch:
         return _insert(self._node, "Where", inputs, numbers)
 
     def _constant(self, value: ir.Value, numbers: Sequence[int | None]) -> ir.Value:
-        shape = self._analysis.values[value].array.shape
+        known = self._inference.integers.of(value)
+        assert known is not None
+        shape = known.array.shape
         return _array(self._node, np.array(numbers, self._type(value)).reshape(shape))
 
     @staticmethod
@@ -264,7 +266,7 @@ def _replace(node: ir.Node, index: int, value: ir.Value) -> None:
 
 def _update_shapes(solution: Solution, sizes: _GrownSizes) -> None:
     """Lengths that changed are written into the declared shapes."""
-    for value, axes in solution.analysis.axes.items():
+    for value, axes in solution.inference.axes.items():
         if value.shape is None or len(value.shape) != len(axes):
             continue
         shape = list(value.shape)

@@ -18,8 +18,9 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, leaves, root
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
-from growpipe.graph_ops.axes.inference import Analysis, analyse_graph
+from growpipe.graph_ops.axes.inference import infer_axes
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
+from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.axes.statements import Use
 from growpipe.graph_ops.cost.cost import CostModel, cost_model
 from growpipe.graph_ops.errors import UsageError
@@ -118,18 +119,18 @@ class ChannelGroups:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Channel groups together with the analysis they come from, for those who rewrite the graph.
+    """Channel groups together with the inference they come from, for those who rewrite the graph.
 
     Attributes:
         groups: the result of `find_channel_groups`.
-        analysis: the solved axes of every tensor.
+        inference: the solved axes of every tensor.
         dim: gives the dimension of a solved axis of known length.
         private: the layout of inputs (node, index) that read a tensor of zeros or ones which serves
             unrelated nodes; each of them gets a tensor of its own.
     """
 
     groups: ChannelGroups
-    analysis: Analysis
+    inference: AxisInference
     dim: Callable[[Axis], Dim]
     private: Mapping[tuple[ir.Node, int], TensorLayout]
 
@@ -149,10 +150,10 @@ def find_channel_groups(model: ir.Model, freeze: Sequence[str] = ()) -> ChannelG
 
 def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
     """As `find_channel_groups`, with everything that rewriting needs."""
-    analysis = analyse_graph(model)
+    inference = infer_axes(model)
     for pattern in frozen:
-        _freeze_matching(analysis, pattern)
-    touches = [_Touch(use) for use in analysis.uses]
+        _freeze_matching(inference, pattern)
+    touches = [_Touch(use) for use in inference.uses]
     _resolve_roles(touches)
     members: dict[Axis, list[Member]] = {}
     for touch in touches:
@@ -173,14 +174,14 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
         for use, layout in found
         if layout is not None and use.base.name not in layouts
     }
-    channel_groups = ChannelGroups(groups, layouts, graph_hash(model), cost_model(analysis, dims))
-    return Solution(channel_groups, analysis, dims, private)
+    channel_groups = ChannelGroups(groups, layouts, graph_hash(model), cost_model(inference, dims))
+    return Solution(channel_groups, inference, dims, private)
 
 
-def _freeze_matching(analysis: Analysis, pattern: str) -> None:
+def _freeze_matching(inference: AxisInference, pattern: str) -> None:
     matched = False
-    held = [(value.name or "", axes) for value, axes in analysis.axes.items()]
-    held += [(use.base.name or "", use.axes) for use in analysis.uses]
+    held = [(value.name or "", axes) for value, axes in inference.axes.items()]
+    held += [(use.base.name or "", use.axes) for use in inference.uses]
     for name, axes in held:
         if name == pattern or fnmatchcase(name, pattern):
             matched = True

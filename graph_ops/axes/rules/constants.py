@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape
+from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.shape_operators import axes_from
 
 __all__ = ["RULES"]
 
 
-def constant(analysis: Analysis, node: ir.Node) -> None:
+def constant(inference: AxisInference, node: ir.Node) -> None:
     """A tensor in the graph: a weight like any initializer."""
     for name, attribute in node.attributes.items():
         match name:
@@ -23,14 +23,14 @@ def constant(analysis: Analysis, node: ir.Node) -> None:
                 tensor = ir.tensor(np.array(attribute.value, np.float32))
             case _:
                 raise UnknownShape(f"a constant given as {name}")
-        analysis.constant_node(node, tensor)
+        inference.tensor_of(node.outputs[0], tensor)
         return
     raise UnknownShape("a constant without a value")
 
 
-def constant_of_shape(analysis: Analysis, node: ir.Node) -> None:
+def constant_of_shape(inference: AxisInference, node: ir.Node) -> None:
     """One value everywhere: the axes are as long as the input says."""
-    analysis.output(node, axes_from(analysis, node, 0))
+    inference.output(node, axes_from(inference, node, 0))
 
 
 RULES: dict[str, Rule] = {"Constant": constant, "ConstantOfShape": constant_of_shape}

@@ -7,87 +7,88 @@ import math
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, product, root
-from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape
 from growpipe.graph_ops.axes.integers import Size
+from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.windows import window_sizes
+from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES"]
 
 
-def conv(analysis: Analysis, node: ir.Node) -> None:
+def conv(inference: AxisInference, node: ir.Node) -> None:
     """``x[b, g·i, *s] * W[g·o, i, *k] → y[b, g·o, *s']``: i is mixed, o is made, g passes through.
 
     A depthwise convolution is the case i = o = 1.
     """
-    batch, channels, *space = analysis.axes_of(node, 0)
-    out, inner, *kernel = analysis.axes_of(node, 1)
-    if not analysis.is_weight(node, 1):
-        analysis.freeze(node, [channels, out], 1, analysis.no_weight(node, 1))
-    groups = analysis.attribute(node, "group", 1)
+    batch, channels, *space = inference.axes_of(node, 0)
+    out, inner, *kernel = inference.axes_of(node, 1)
+    if not inference.is_weight(node, 1):
+        inference.freeze(node, [channels, out], 1, inference.no_weight(node, 1))
+    groups = attribute_of(node, "group", 1)
     if groups == 1:
-        analysis.unify(node, channels, inner, 1)
+        inference.unify(node, channels, inner, 1)
         part = out
     else:
-        group, part = _groups(analysis, node, groups, out)
-        analysis.unify(node, channels, product([group, inner]), 1)
-    analysis.mixed(node, 1, 1)
-    analysis.made(node, 1, 0, part)
-    analysis.freeze(node, kernel, None, "a window of the convolution")
-    _bias(analysis, node, out)
+        group, part = _groups(inference, node, groups, out)
+        inference.unify(node, channels, product([group, inner]), 1)
+    inference.mixed(node, 1, 1)
+    inference.made(node, 1, 0, part)
+    inference.freeze(node, kernel, None, "a window of the convolution")
+    _bias(inference, node, out)
     sizes = [root(axis).size for axis in kernel]
-    after = window_sizes(analysis, node, space, sizes)
-    result = [analysis.fixed(node, i + 2, size) for i, size in enumerate(after)]
-    analysis.output(node, [batch, out, *result])
-    analysis.count(node, _elements(kernel), [batch, out, inner, *result])
+    after = window_sizes(inference, node, space, sizes)
+    result = [inference.fixed(node, i + 2, size) for i, size in enumerate(after)]
+    inference.output(node, [batch, out, *result])
+    inference.count(node, _elements(kernel), [batch, out, inner, *result])
 
 
-def conv_transpose(analysis: Analysis, node: ir.Node) -> None:
+def conv_transpose(inference: AxisInference, node: ir.Node) -> None:
     """``x[b, g·i, *s] * W[g·i, o, *k] → y[b, g·o, *s']``.
 
     In a grouped one that is not depthwise, g and i stand on one axis of the weight with different roles;
     the number of groups is then frozen.
     """
-    batch, channels, *space = analysis.axes_of(node, 0)
-    inner, out, *kernel = analysis.axes_of(node, 1)
-    if not analysis.is_weight(node, 1):
-        analysis.freeze(node, [channels, out], 1, analysis.no_weight(node, 1))
-    groups = analysis.attribute(node, "group", 1)
-    analysis.unify(node, channels, inner, 1)
+    batch, channels, *space = inference.axes_of(node, 0)
+    inner, out, *kernel = inference.axes_of(node, 1)
+    if not inference.is_weight(node, 1):
+        inference.freeze(node, [channels, out], 1, inference.no_weight(node, 1))
+    groups = attribute_of(node, "group", 1)
+    inference.unify(node, channels, inner, 1)
     if groups == 1:
-        analysis.mixed(node, 1, 0)
+        inference.mixed(node, 1, 0)
         made = out
     else:
-        group, part = _groups(analysis, node, groups, inner)
+        group, part = _groups(inference, node, groups, inner)
         if root(part).size != 1:
-            analysis.freeze(node, group, 1, "groups of a transposed convolution")
-        analysis.mixed(node, 1, 0, part)
+            inference.freeze(node, group, 1, "groups of a transposed convolution")
+        inference.mixed(node, 1, 0, part)
         made = product([group, out])
-    analysis.made(node, 1, 1)
-    analysis.freeze(node, kernel, None, "a window of the convolution")
-    _bias(analysis, node, made)
-    strides = analysis.attribute(node, "strides", [1] * len(space))
+    inference.made(node, 1, 1)
+    inference.freeze(node, kernel, None, "a window of the convolution")
+    _bias(inference, node, made)
+    strides = attribute_of(node, "strides", [1] * len(space))
     sizes = [root(axis).size for axis in kernel]
-    after = _transposed_sizes(analysis, node, space, sizes, strides)
-    result = [analysis.fixed(node, i + 2, size) for i, size in enumerate(after)]
-    analysis.output(node, [batch, made, *result])
-    analysis.count(node, _elements(kernel), [batch, channels, out, *space])
+    after = _transposed_sizes(inference, node, space, sizes, strides)
+    result = [inference.fixed(node, i + 2, size) for i, size in enumerate(after)]
+    inference.output(node, [batch, made, *result])
+    inference.count(node, _elements(kernel), [batch, channels, out, *space])
 
 
-def _groups(analysis: Analysis, node: ir.Node, groups: int, axis: Axis) -> tuple[Axis, Axis]:
+def _groups(inference: AxisInference, node: ir.Node, groups: int, axis: Axis) -> tuple[Axis, Axis]:
     """Divide the axis of a grouped weight into (groups, rest); the attribute follows."""
     total = root(axis).size
     if total is None or total % groups:
         raise UnknownShape(f"{total} channels do not divide into {groups} groups")
     group, part = Axis(groups), Axis(total // groups)
-    analysis.unify(node, axis, product([group, part]), 0)
-    analysis.follow(node, "group", [Size(group)])
+    inference.unify(node, axis, product([group, part]), 0)
+    inference.follow(node, "group", [Size(group)])
     return group, part
 
 
-def _bias(analysis: Analysis, node: ir.Node, channels: Axis) -> None:
-    if analysis.input(node, 2) is not None:
-        (bias,) = analysis.axes_of(node, 2)
-        analysis.unify(node, bias, channels, 1)
+def _bias(inference: AxisInference, node: ir.Node, channels: Axis) -> None:
+    if inference.input(node, 2) is not None:
+        (bias,) = inference.axes_of(node, 2)
+        inference.unify(node, bias, channels, 1)
 
 
 def _elements(kernel: list[Axis]) -> int:
@@ -95,16 +96,16 @@ def _elements(kernel: list[Axis]) -> int:
 
 
 def _transposed_sizes(
-    analysis: Analysis, node: ir.Node, space: list[Axis], kernel: list[int | None], strides: list[int]
+    inference: AxisInference, node: ir.Node, space: list[Axis], kernel: list[int | None], strides: list[int]
 ) -> list[int | None]:
     rank = len(space)
-    stated = analysis.attribute(node, "output_shape")
+    stated = attribute_of(node, "output_shape")
     if stated:
         return list(stated)[-rank:]
-    pads = analysis.attribute(node, "pads", [0] * 2 * rank)
-    dilations = analysis.attribute(node, "dilations", [1] * rank)
-    extra = analysis.attribute(node, "output_padding", [0] * rank)
-    automatic = analysis.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    pads = attribute_of(node, "pads", [0] * 2 * rank)
+    dilations = attribute_of(node, "dilations", [1] * rank)
+    extra = attribute_of(node, "output_padding", [0] * rank)
+    automatic = attribute_of(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     sizes: list[int | None] = []
     for i, axis in enumerate(space):
         size, width = root(axis).size, kernel[i]

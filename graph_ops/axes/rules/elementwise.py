@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
-from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape
+from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 
 __all__ = ["RULES", "broadcast", "elementwise"]
 
 
-def broadcast(analysis: Analysis, node: ir.Node, operands: Sequence[Sequence[Axis]]) -> list[Axis]:
+def broadcast(inference: AxisInference, node: ir.Node, operands: Sequence[Sequence[Axis]]) -> list[Axis]:
     """The axes of the operands broadcast together, aligned at the end as numpy does."""
     rank = max((len(axes) for axes in operands), default=0)
     result = []
@@ -26,52 +26,39 @@ def broadcast(analysis: Analysis, node: ir.Node, operands: Sequence[Sequence[Axi
         opaque = [axis for axis in wide if root(axis).size is None and root(axis).kind == "leaf"]
         if sized and opaque:
             reason = "an axis of unknown length may broadcast"
-            analysis.freeze(node, [*sized, *opaque], position, reason)
+            inference.freeze(node, [*sized, *opaque], position, reason)
             result.append(sized[0])
             continue
         for axis in wide[1:]:
-            analysis.unify(node, wide[0], axis, position)
+            inference.unify(node, wide[0], axis, position)
         result.append(wide[0])
     return result
 
 
-def elementwise(analysis: Analysis, node: ir.Node) -> None:
+def elementwise(inference: AxisInference, node: ir.Node) -> None:
     """All inputs broadcast together; every output has the common axes."""
     present = [index for index, value in enumerate(node.inputs) if value is not None]
-    axes = broadcast(analysis, node, [analysis.axes_of(node, index) for index in present])
+    axes = broadcast(inference, node, [inference.axes_of(node, index) for index in present])
     for index in range(len(node.outputs)):
-        analysis.output(node, axes, index)
+        inference.output(node, axes, index)
 
 
-def first_input(analysis: Analysis, node: ir.Node) -> None:
+def first_input(inference: AxisInference, node: ir.Node) -> None:
     """Output 0 has the axes of input 0; the other inputs are scalars."""
     for index in range(1, len(node.inputs)):
         if node.inputs[index] is not None and any(
-            root(axis).size != 1 for axis in analysis.axes_of(node, index)
+            root(axis).size != 1 for axis in inference.axes_of(node, index)
         ):
             raise UnknownShape(f"input {index} is not a scalar")
     for index in range(len(node.outputs)):
-        analysis.output(node, analysis.axes_of(node, 0), index)
+        inference.output(node, inference.axes_of(node, 0), index)
 
 
-def parametric_relu(analysis: Analysis, node: ir.Node) -> None:
+def parametric_relu(inference: AxisInference, node: ir.Node) -> None:
     """The slope broadcasts to the input, never the other way."""
-    axes = analysis.axes_of(node, 0)
-    broadcast(analysis, node, [axes, analysis.axes_of(node, 1)])
-    analysis.output(node, axes)
-
-
-def cast(analysis: Analysis, node: ir.Node) -> None:
-    """Same axes; a weight stays a weight."""
-    axes = analysis.axes_of(node, 0)
-    analysis.output(node, axes)
-    analysis.view(node, [(axis,) for axis in range(len(axes))])
-
-
-def cast_like(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    analysis.output(node, axes)
-    analysis.view(node, [(axis,) for axis in range(len(axes))])
+    axes = inference.axes_of(node, 0)
+    broadcast(inference, node, [axes, inference.axes_of(node, 1)])
+    inference.output(node, axes)
 
 
 _ELEMENTWISE = """
@@ -83,8 +70,6 @@ Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedR
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE.split(), elementwise),
-    "Cast": cast,
-    "CastLike": cast_like,
     "Clip": first_input,
     "Dropout": first_input,
     "PRelu": parametric_relu,

@@ -7,66 +7,68 @@ import math
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, match, product, root
-from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape, size_of
 from growpipe.graph_ops.axes.integers import Expression, Size, evaluate
+from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape, size_of
 from growpipe.graph_ops.axes.rules.shape_operators import axis_from
+from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES", "axes_argument", "reshape_view"]
 
 
-def identity(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    analysis.output(node, axes)
-    analysis.view(node, [(axis,) for axis in range(len(axes))])
+def identity(inference: AxisInference, node: ir.Node) -> None:
+    """Identity, Cast and CastLike: the same axes; a weight stays a weight."""
+    axes = inference.axes_of(node, 0)
+    inference.output(node, axes)
+    inference.view(node, [(axis,) for axis in range(len(axes))])
 
 
-def transpose(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    order = analysis.attribute(node, "perm") or list(reversed(range(len(axes))))
-    analysis.output(node, [axes[source] for source in order])
-    analysis.view(node, [(source,) for source in order])
+def transpose(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    order = attribute_of(node, "perm") or list(reversed(range(len(axes))))
+    inference.output(node, [axes[source] for source in order])
+    inference.view(node, [(source,) for source in order])
 
 
-def squeeze(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    dropped = axes_argument(analysis, node, len(axes))
+def squeeze(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    dropped = axes_argument(inference, node, len(axes))
     if dropped is None:
         if any(root(axis).size is None for axis in axes):
             raise UnknownShape("which axes have length 1 is not known")
         dropped = [position for position, axis in enumerate(axes) if root(axis).size == 1]
     kept = [position for position in range(len(axes)) if position not in dropped]
-    analysis.output(node, [axes[position] for position in kept])
-    analysis.view(node, [(position,) for position in kept])
+    inference.output(node, [axes[position] for position in kept])
+    inference.view(node, [(position,) for position in kept])
 
 
-def unsqueeze(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    given = axes_argument(analysis, node, None)
+def unsqueeze(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    given = axes_argument(inference, node, None)
     if given is None:
         raise UnknownShape("the new axes are not known")
     rank = len(axes) + len(given)
     inserted = {position % rank for position in given}
     old = iter(range(len(axes)))
     sources = [None if position in inserted else next(old) for position in range(rank)]
-    analysis.output(node, [Axis(1) if source is None else axes[source] for source in sources])
-    analysis.view(node, [() if source is None else (source,) for source in sources])
+    inference.output(node, [Axis(1) if source is None else axes[source] for source in sources])
+    inference.view(node, [() if source is None else (source,) for source in sources])
 
 
-def flatten(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    at = analysis.attribute(node, "axis", 1)
+def flatten(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    at = attribute_of(node, "axis", 1)
     at = at + len(axes) if at < 0 else at
-    analysis.output(node, [product(axes[:at]), product(axes[at:])])
-    analysis.view(node, [tuple(range(at)), tuple(range(at, len(axes)))])
+    inference.output(node, [product(axes[:at]), product(axes[at:])])
+    inference.view(node, [tuple(range(at)), tuple(range(at, len(axes)))])
 
 
-def reshape(analysis: Analysis, node: ir.Node) -> None:
+def reshape(inference: AxisInference, node: ir.Node) -> None:
     """The same elements in row-major order: outer and inner factors are matched."""
-    axes = analysis.axes_of(node, 0)
-    target = analysis.ints(node, 1)
+    axes = inference.axes_of(node, 0)
+    target = inference.ints(node, 1)
     if target is None:
         raise UnknownShape("the wanted shape is not known")
-    keep_zero = bool(analysis.attribute(node, "allowzero", 0))
+    keep_zero = bool(attribute_of(node, "allowzero", 0))
     result: list[Axis] = []
     elements: list[Expression] = []
     inferred = None
@@ -80,19 +82,19 @@ def reshape(analysis: Analysis, node: ir.Node) -> None:
             result.append(Axis())
             elements.append(None)
         else:
-            result.append(axis_from(analysis, node, element))
+            result.append(axis_from(inference, node, element))
             elements.append(Size(result[-1]))
     if inferred is not None:
         result[inferred].size = _inferred_length(axes, result, inferred)
-    match(axes, result, analysis.barrier(node, inferred, "the reshape regroups the channels"))
+    match(axes, result, inference.barrier(node, inferred, "the reshape regroups the channels"))
     if inferred is not None and root(result[inferred]).size is None and root(result[inferred]).kind == "leaf":
-        analysis.freeze(node, result[inferred], inferred, "its length is not known")
-    analysis.follow(node, 1, elements)
-    analysis.output(node, result)
+        inference.freeze(node, result[inferred], inferred, "its length is not known")
+    inference.follow(node, 1, elements)
+    inference.output(node, result)
     sizes = [root(axis).size for axis in axes], [root(axis).size for axis in result]
     view = reshape_view(*sizes)
     if view is not None:
-        analysis.view(node, view)
+        inference.view(node, view)
 
 
 def reshape_view(before: list[int | None], after: list[int | None]) -> list[tuple[int, ...]] | None:
@@ -109,19 +111,25 @@ def reshape_view(before: list[int | None], after: list[int | None]) -> list[tupl
     return view
 
 
-def axes_argument(analysis: Analysis, node: ir.Node, rank: int | None, index: int = 1) -> list[int] | None:
-    """The ``axes`` of a node, an attribute in old opsets and an input in new ones, not negative given a rank.
+def axes_argument(
+    inference: AxisInference, node: ir.Node, rank: int | None, index: int = 1
+) -> list[int] | None:
+    """The ``axes`` of a node: an attribute in old opsets, an input in new ones; None if the node has none.
 
-    None where the node has none.
+    Args:
+        inference: what is known.
+        node: the node.
+        rank: the rank of the tensor, to count negative axes from its end; None to leave them negative.
+        index: the input that holds the axes in new opsets.
 
     Raises:
-        UnknownShape: they are computed from data.
+        UnknownShape: the axes are computed from data.
     """
-    axes = analysis.attribute(node, "axes")
+    axes = attribute_of(node, "axes")
     if axes is None:
-        if analysis.input(node, index) is None:
+        if inference.input(node, index) is None:
             return None
-        value = analysis.ints(node, index)
+        value = inference.ints(node, index)
         if value is None:
             raise UnknownShape("its axes are not known")
         axes = [evaluate(element, size_of) for element in value.elements]
@@ -130,30 +138,34 @@ def axes_argument(analysis: Analysis, node: ir.Node, rank: int | None, index: in
     return [axis % rank if rank else axis for axis in axes]
 
 
-def depth_to_space(analysis: Analysis, node: ir.Node) -> None:
-    batch, channels, *space = analysis.axes_of(node, 0)
-    block = analysis.attribute(node, "blocksize")
+def depth_to_space(inference: AxisInference, node: ir.Node) -> None:
+    batch, channels, *space = inference.axes_of(node, 0)
+    block = attribute_of(node, "blocksize")
     total = root(channels).size
     if total is None:
         raise UnknownShape("the number of channels is not known")
     kept, blocks = Axis(total // block**2), Axis(block**2)
-    analysis.freeze(node, blocks, 1, "channels become pixels")
-    depth_first = analysis.attribute(node, "mode", b"DCR") in ("DCR", b"DCR")
-    analysis.unify(node, channels, product([blocks, kept] if depth_first else [kept, blocks]), 1)
+    inference.freeze(node, blocks, 1, "channels become pixels")
+    depth_first = attribute_of(node, "mode", b"DCR") in ("DCR", b"DCR")
+    inference.unify(node, channels, product([blocks, kept] if depth_first else [kept, blocks]), 1)
     grown = [_scaled(axis, block) for axis in space]
-    analysis.output(node, [batch, kept, *(analysis.fixed(node, i + 2, s) for i, s in enumerate(grown))])
+    inference.output(node, [batch, kept, *(inference.fixed(node, i + 2, s) for i, s in enumerate(grown))])
 
 
-def space_to_depth(analysis: Analysis, node: ir.Node) -> None:
-    batch, channels, *space = analysis.axes_of(node, 0)
-    block = analysis.attribute(node, "blocksize")
+def space_to_depth(inference: AxisInference, node: ir.Node) -> None:
+    batch, channels, *space = inference.axes_of(node, 0)
+    block = attribute_of(node, "blocksize")
     blocks = Axis(block**2)
-    analysis.freeze(node, blocks, 1, "pixels become channels")
+    inference.freeze(node, blocks, 1, "pixels become channels")
     sizes = [root(axis).size for axis in space]
     shrunk = [None if size is None else size // block for size in sizes]
-    analysis.output(
+    inference.output(
         node,
-        [batch, product([blocks, channels]), *(analysis.fixed(node, i + 2, s) for i, s in enumerate(shrunk))],
+        [
+            batch,
+            product([blocks, channels]),
+            *(inference.fixed(node, i + 2, s) for i, s in enumerate(shrunk)),
+        ],
     )
 
 
@@ -177,9 +189,9 @@ def _inferred_length(axes: list[Axis], result: list[Axis], inferred: int) -> int
 
 
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(("Cast", "CastLike", "Identity"), identity),
     "DepthToSpace": depth_to_space,
     "Flatten": flatten,
-    "Identity": identity,
     "Reshape": reshape,
     "SpaceToDepth": space_to_depth,
     "Squeeze": squeeze,

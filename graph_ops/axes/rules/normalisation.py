@@ -5,80 +5,81 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, product, root
-from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape
 from growpipe.graph_ops.axes.integers import Size
+from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.elementwise import broadcast
+from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES"]
 
 
-def per_channel(analysis: Analysis, node: ir.Node) -> None:
+def per_channel(inference: AxisInference, node: ir.Node) -> None:
     """BatchNormalization and InstanceNormalization: one set of parameters per channel."""
-    axes = analysis.axes_of(node, 0)
+    axes = inference.axes_of(node, 0)
     channels = axes[1] if len(axes) > 1 else axes[0]
     for index in range(1, len(node.inputs)):
-        (parameter,) = analysis.axes_of(node, index)
-        analysis.unify(node, parameter, channels, 1)
+        (parameter,) = inference.axes_of(node, index)
+        inference.unify(node, parameter, channels, 1)
     if node.op_type == "InstanceNormalization":
-        analysis.freeze(node, axes[2:], None, "normalised over")
-    analysis.output(node, axes)
+        inference.freeze(node, axes[2:], None, "normalised over")
+    inference.output(node, axes)
     for index in range(1, len(node.outputs)):
-        analysis.output(node, [channels], index)
+        inference.output(node, [channels], index)
 
 
-def from_axis(analysis: Analysis, node: ir.Node) -> None:
+def from_axis(inference: AxisInference, node: ir.Node) -> None:
     """LayerNormalization and RMSNormalization: over this axis and all that follow."""
-    axes = analysis.axes_of(node, 0)
-    start = analysis.attribute(node, "axis", -1) % len(axes)
+    axes = inference.axes_of(node, 0)
+    start = attribute_of(node, "axis", -1) % len(axes)
     for position in range(start, len(axes)):
-        analysis.freeze(node, axes[position], position, "normalised over")
+        inference.freeze(node, axes[position], position, "normalised over")
     for index in range(1, len(node.inputs)):
         if node.inputs[index] is not None:
-            broadcast(analysis, node, [axes[start:], analysis.axes_of(node, index)])
-    analysis.output(node, axes)
+            broadcast(inference, node, [axes[start:], inference.axes_of(node, index)])
+    inference.output(node, axes)
     reduced = [*axes[:start], *(Axis(1) for _ in axes[start:])]
     for index in range(1, len(node.outputs)):
-        analysis.output(node, reduced, index)
+        inference.output(node, reduced, index)
 
 
-def over_axis(analysis: Analysis, node: ir.Node) -> None:
+def over_axis(inference: AxisInference, node: ir.Node) -> None:
     """Softmax and its kin, LpNormalization: over one axis; before opset 13 over all that follow, too."""
-    axes = analysis.axes_of(node, 0)
-    old = analysis.opset < 13 and node.op_type != "LpNormalization"
-    start = analysis.attribute(node, "axis", 1 if old else -1) % max(len(axes), 1)
+    axes = inference.axes_of(node, 0)
+    old = inference.opset < 13 and node.op_type != "LpNormalization"
+    start = attribute_of(node, "axis", 1 if old else -1) % max(len(axes), 1)
     for position in range(start, len(axes) if old else start + 1):
-        analysis.freeze(node, axes[position], position, "normalised over")
-    analysis.output(node, axes)
+        inference.freeze(node, axes[position], position, "normalised over")
+    inference.output(node, axes)
 
 
-def group_normalisation(analysis: Analysis, node: ir.Node) -> None:
+def group_normalisation(inference: AxisInference, node: ir.Node) -> None:
     """Over the channels of a group; whole groups may be copied."""
-    axes = analysis.axes_of(node, 0)
-    groups = analysis.attribute(node, "num_groups")
+    axes = inference.axes_of(node, 0)
+    groups = attribute_of(node, "num_groups")
     total = root(axes[1]).size
     if total is None or not groups or total % groups:
         raise UnknownShape(f"{total} channels do not divide into {groups} groups")
     group, part = Axis(groups), Axis(total // groups)
-    analysis.unify(node, axes[1], product([group, part]), 1)
-    analysis.freeze(node, [part, *axes[2:]], 1, "normalised over")
-    analysis.follow(node, "num_groups", [Size(group)])
+    inference.unify(node, axes[1], product([group, part]), 1)
+    inference.freeze(node, [part, *axes[2:]], 1, "normalised over")
+    inference.follow(node, "num_groups", [Size(group)])
     for index in (1, 2):
-        (parameter,) = analysis.axes_of(node, index)
-        analysis.unify(node, parameter, group if analysis.opset < 21 else axes[1], 1)
-    analysis.output(node, axes)
+        (parameter,) = inference.axes_of(node, index)
+        inference.unify(node, parameter, group if inference.opset < 21 else axes[1], 1)
+    inference.output(node, axes)
 
 
-def local_response(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    analysis.freeze(node, axes[1], 1, "normalised over")
-    analysis.output(node, axes)
+def local_response(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    inference.freeze(node, axes[1], 1, "normalised over")
+    inference.output(node, axes)
 
 
-def mean_variance(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    for position in analysis.attribute(node, "axes", [0, 2, 3]):
-        analysis.freeze(node, axes[position], position, "normalised over")
-    analysis.output(node, axes)
+def mean_variance(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    for position in attribute_of(node, "axes", [0, 2, 3]):
+        inference.freeze(node, axes[position], position, "normalised over")
+    inference.output(node, axes)
 
 
 RULES: dict[str, Rule] = {

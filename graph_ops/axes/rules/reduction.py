@@ -5,61 +5,62 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis
-from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape
+from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.layout import axes_argument
+from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES"]
 
 
-def reduce(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    reduced = axes_argument(analysis, node, len(axes))
+def reduce(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    reduced = axes_argument(inference, node, len(axes))
     if not reduced:
-        if analysis.attribute(node, "noop_with_empty_axes", 0):
-            analysis.output(node, axes)
+        if attribute_of(node, "noop_with_empty_axes", 0):
+            inference.output(node, axes)
             return
         reduced = list(range(len(axes)))
-    _reduce(analysis, node, axes, reduced)
+    _reduce(inference, node, axes, reduced)
 
 
-def arg_reduce(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    _reduce(analysis, node, axes, [analysis.attribute(node, "axis", 0) % len(axes)])
+def arg_reduce(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    _reduce(inference, node, axes, [attribute_of(node, "axis", 0) % len(axes)])
 
 
-def _reduce(analysis: Analysis, node: ir.Node, axes: list[Axis], reduced: list[int]) -> None:
+def _reduce(inference: AxisInference, node: ir.Node, axes: list[Axis], reduced: list[int]) -> None:
     for position in reduced:
-        analysis.freeze(node, axes[position], position, "reduced over")
-    if analysis.attribute(node, "keepdims", 1):
+        inference.freeze(node, axes[position], position, "reduced over")
+    if attribute_of(node, "keepdims", 1):
         result = [Axis(1) if position in reduced else axis for position, axis in enumerate(axes)]
     else:
         result = [axis for position, axis in enumerate(axes) if position not in reduced]
-    analysis.output(node, result)
+    inference.output(node, result)
 
 
-def along_axis(analysis: Analysis, node: ir.Node) -> None:
+def along_axis(inference: AxisInference, node: ir.Node) -> None:
     """CumSum: the same axes, but entries of one axis depend on each other."""
-    axes = analysis.axes_of(node, 0)
-    where = analysis.ints(node, 1)
+    axes = inference.axes_of(node, 0)
+    where = inference.ints(node, 1)
     if where is None or not isinstance(where.elements[0], int):
         raise UnknownShape("its axis is not known")
     position = where.elements[0] % len(axes)
-    analysis.freeze(node, axes[position], position, "accumulated over")
-    analysis.output(node, axes)
+    inference.freeze(node, axes[position], position, "accumulated over")
+    inference.output(node, axes)
 
 
-def top_k(analysis: Analysis, node: ir.Node) -> None:
-    axes = analysis.axes_of(node, 0)
-    position = analysis.attribute(node, "axis", -1) % len(axes)
-    analysis.freeze(node, axes[position], position, "ordered over")
-    count = analysis.ints(node, 1)
+def top_k(inference: AxisInference, node: ir.Node) -> None:
+    axes = inference.axes_of(node, 0)
+    position = attribute_of(node, "axis", -1) % len(axes)
+    inference.freeze(node, axes[position], position, "ordered over")
+    count = inference.ints(node, 1)
     size = count.elements[0] if count is not None and isinstance(count.elements[0], int) else None
     for index in range(2):
         result = list(axes)
         result[position] = (
-            analysis.fixed(node, position, size, index) if index < len(node.outputs) else Axis()
+            inference.fixed(node, position, size, index) if index < len(node.outputs) else Axis()
         )
-        analysis.output(node, result, index)
+        inference.output(node, result, index)
 
 
 _REDUCTIONS = ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]

@@ -7,22 +7,23 @@ import math
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
-from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape, size_of
 from growpipe.graph_ops.axes.integers import Expression, Size, evaluate
+from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape, size_of
+from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES"]
 
 
-def resize(analysis: Analysis, node: ir.Node) -> None:
+def resize(inference: AxisInference, node: ir.Node) -> None:
     """Interpolates space; an axis whose length stays is left alone."""
-    axes = analysis.axes_of(node, 0)
-    where = analysis.attribute(node, "axes") or list(range(len(axes)))
+    axes = inference.axes_of(node, 0)
+    where = attribute_of(node, "axes") or list(range(len(axes)))
     where = [position % len(axes) for position in where]
     index = 1 if node.op_type == "Upsample" else 2
     lengths: list[int | None] = [None] * len(where)
     kept = [False] * len(where)
-    if analysis.input(node, 3) is not None:
-        value = analysis.ints(node, 3)
+    if inference.input(node, 3) is not None:
+        value = inference.ints(node, 3)
         if value is None:
             raise UnknownShape("the wanted lengths are not known")
         wanted = value.elements
@@ -32,9 +33,9 @@ def resize(analysis: Analysis, node: ir.Node) -> None:
             axis, element = root(axes[position]), wanted[i]
             kept[i] = _is_length(element, axis) or (lengths[i] is not None and lengths[i] == axis.size)
             follow.append(Size(axis) if kept[i] else lengths[i])
-        analysis.follow(node, 3, follow)
+        inference.follow(node, 3, follow)
     else:
-        tensor = analysis.tensor(analysis.input(node, index))
+        tensor = inference.constant(node, index)
         if tensor is None or tensor.size != len(where):
             raise UnknownShape("its scales are not known")
         for i, scale in enumerate(tensor.numpy().tolist()):
@@ -44,18 +45,18 @@ def resize(analysis: Analysis, node: ir.Node) -> None:
     result = list(axes)
     for i, position in enumerate(where):
         if not kept[i]:
-            analysis.freeze(node, axes[position], position, "interpolated")
-            result[position] = analysis.fixed(node, position, lengths[i])
-    analysis.output(node, result)
+            inference.freeze(node, axes[position], position, "interpolated")
+            result[position] = inference.fixed(node, position, lengths[i])
+    inference.output(node, result)
 
 
-def grid_sample(analysis: Analysis, node: ir.Node) -> None:
+def grid_sample(inference: AxisInference, node: ir.Node) -> None:
     """Interpolates every channel at the positions of a grid."""
-    batch, channels, *space = analysis.axes_of(node, 0)
-    grid = analysis.axes_of(node, 1)
-    analysis.freeze(node, [*space, grid[-1]], None, "interpolated")
-    analysis.unify(node, batch, grid[0], 0)
-    analysis.output(node, [batch, channels, *grid[1:-1]])
+    batch, channels, *space = inference.axes_of(node, 0)
+    grid = inference.axes_of(node, 1)
+    inference.freeze(node, [*space, grid[-1]], None, "interpolated")
+    inference.unify(node, batch, grid[0], 0)
+    inference.output(node, [batch, channels, *grid[1:-1]])
 
 
 def _is_length(element: Expression, axis: Axis) -> bool:

@@ -6,26 +6,27 @@ import numpy as np
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, leaves, product, root
-from growpipe.graph_ops.axes.inference import Analysis, Rule, UnknownShape, size_of
-from growpipe.graph_ops.axes.integers import Expression, Ints, Size, axes_in, calculate, evaluate, factors_of
+from growpipe.graph_ops.axes.integers import Expression, Size, axes_in, calculate, evaluate, factors_of
+from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape, size_of
+from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES", "axes_from", "axis_from"]
 
 
-def shape(analysis: Analysis, node: ir.Node) -> None:
+def shape(inference: AxisInference, node: ir.Node) -> None:
     """The lengths of the axes, symbolically."""
-    axes = analysis.axes_of(node, 0)
-    start = analysis.attribute(node, "start", 0)
-    end = analysis.attribute(node, "end")
+    axes = inference.axes_of(node, 0)
+    start = attribute_of(node, "start", 0)
+    end = attribute_of(node, "end")
     elements = [_length(axis) for axis in axes[slice(start, end)]]
-    analysis.values[node.outputs[0]] = Ints(np.array(elements, object))
-    analysis.output(node, [analysis.fixed(node, 0, len(elements))])
+    inference.integers.state(node.outputs[0], np.array(elements, object))
+    inference.output(node, [inference.fixed(node, 0, len(elements))])
 
 
-def expand(analysis: Analysis, node: ir.Node) -> None:
+def expand(inference: AxisInference, node: ir.Node) -> None:
     """Axes of length 1 are repeated to the wanted length; all others stay."""
-    axes = analysis.axes_of(node, 0)
-    wanted = analysis.ints(node, 1)
+    axes = inference.axes_of(node, 0)
+    wanted = inference.ints(node, 1)
     if wanted is None:
         raise UnknownShape("the wanted shape is not known")
     rank = max(len(axes), len(wanted.elements))
@@ -38,29 +39,29 @@ def expand(analysis: Analysis, node: ir.Node) -> None:
         length = evaluate(element, size_of)
         if source is not None and root(source).size != 1:
             if root(source).size is None and not _same(element, source) and length != 1:
-                analysis.freeze(node, [source, *axes_in(element)], position, "expanded to unknown length")
+                inference.freeze(node, [source, *axes_in(element)], position, "expanded to unknown length")
             result.append(source)
             follow: Expression = Size(source) if length != 1 else None
         else:
-            result.append(axis_from(analysis, node, element))
+            result.append(axis_from(inference, node, element))
             follow = Size(result[-1])
         if at >= 0:
             elements.append(follow)
-    analysis.follow(node, 1, elements)
-    analysis.output(node, result)
+    inference.follow(node, 1, elements)
+    inference.output(node, result)
 
 
-def axes_from(analysis: Analysis, node: ir.Node, index: int) -> list[Axis]:
+def axes_from(inference: AxisInference, node: ir.Node, index: int) -> list[Axis]:
     """New axes as long as an integer input says; that input follows."""
-    wanted = analysis.ints(node, index)
+    wanted = inference.ints(node, index)
     if wanted is None:
         raise UnknownShape("the wanted shape is not known")
-    axes = [axis_from(analysis, node, element) for element in wanted.elements]
-    analysis.follow(node, index, [Size(axis) for axis in axes])
+    axes = [axis_from(inference, node, element) for element in wanted.elements]
+    inference.follow(node, index, [Size(axis) for axis in axes])
     return axes
 
 
-def axis_from(analysis: Analysis, node: ir.Node, element: Expression) -> Axis:
+def axis_from(inference: AxisInference, node: ir.Node, element: Expression) -> Axis:
     """An axis as long as the expression says.
 
     A known length gives a new axis. An unknown one gives the axis that the expression reads, or the product
@@ -72,37 +73,37 @@ def axis_from(analysis: Analysis, node: ir.Node, element: Expression) -> Axis:
     factors = factors_of(element)
     if factors is None:
         reason = "its length is part of a computed length"
-        analysis.freeze(node, axes_in(element), None, reason)
-        return Axis(None, analysis.barrier(node, None, reason))
+        inference.freeze(node, axes_in(element), None, reason)
+        return Axis(None, inference.barrier(node, None, reason))
     axes = []
     for factor in factors:
         if isinstance(factor, int):
             axes.append(Axis(factor))
-            analysis.freeze(node, axes[-1], None, "its length is part of a computed length")
+            inference.freeze(node, axes[-1], None, "its length is part of a computed length")
         else:
             axes.append(factor.axis)
     return product(axes)
 
 
-def whole_numbers(analysis: Analysis, node: ir.Node) -> None:
+def whole_numbers(inference: AxisInference, node: ir.Node) -> None:
     """Range: its length is data, unless everything is a number."""
-    bounds = [analysis.constant(value) for value in node.inputs if value is not None]
+    bounds = [inference.integers.of(value) for value in node.inputs if value is not None]
     numbers = [
         bound.elements[0] for bound in bounds if bound is not None and isinstance(bound.elements[0], int)
     ]
     length = None
     if len(numbers) == 3 and numbers[2]:
         length = len(range(*numbers))
-    analysis.output(node, [analysis.fixed(node, 0, length)])
+    inference.output(node, [inference.fixed(node, 0, length)])
 
 
-def size(analysis: Analysis, node: ir.Node) -> None:
+def size(inference: AxisInference, node: ir.Node) -> None:
     """The number of elements, symbolically."""
     total: Expression = 1
-    for axis in analysis.axes_of(node, 0):
+    for axis in inference.axes_of(node, 0):
         total = calculate("mul", total, _length(axis))
-    analysis.values[node.outputs[0]] = Ints(np.array(total, object))
-    analysis.output(node, [])
+    inference.integers.state(node.outputs[0], np.array(total, object))
+    inference.output(node, [])
 
 
 def _length(axis: Axis) -> Expression:

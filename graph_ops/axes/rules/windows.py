@@ -5,21 +5,22 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
-from growpipe.graph_ops.axes.inference import Analysis
+from growpipe.graph_ops.axes.rule_api import AxisInference
+from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["window_sizes"]
 
 
 def window_sizes(
-    analysis: Analysis, node: ir.Node, space: list[Axis], kernel: list[int | None]
+    inference: AxisInference, node: ir.Node, space: list[Axis], kernel: list[int | None]
 ) -> list[int | None]:
     """The spatial lengths after a convolution or pooling; None where they are not known."""
     rank = len(space)
-    strides = analysis.attribute(node, "strides", [1] * rank)
-    dilations = analysis.attribute(node, "dilations", [1] * rank)
-    pads = analysis.attribute(node, "pads", [0] * 2 * rank)
-    automatic = analysis.attribute(node, "auto_pad", "NOTSET")
-    round_up = bool(analysis.attribute(node, "ceil_mode", 0))
+    strides = attribute_of(node, "strides", [1] * rank)
+    dilations = attribute_of(node, "dilations", [1] * rank)
+    pads = attribute_of(node, "pads", [0] * 2 * rank)
+    automatic = attribute_of(node, "auto_pad", "NOTSET")
+    round_up = bool(attribute_of(node, "ceil_mode", 0))
     sizes: list[int | None] = []
     for i, axis in enumerate(space):
         size, width = root(axis).size, kernel[i]

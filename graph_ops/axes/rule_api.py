@@ -1,0 +1,243 @@
+"""What a rule can read and state: the interface between the rules per operator and the walk over a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, root, unify
+from growpipe.graph_ops.axes.integer_values import IntegerValues
+from growpipe.graph_ops.axes.integers import Expression, Ints
+from growpipe.graph_ops.axes.statements import Axes, Follow, MacTerm, Use, View
+from growpipe.graph_ops.operators import node_name, operator_name, opset_version
+
+__all__ = ["AxisInference", "Rule", "UnknownShape", "size_of"]
+
+Rule = Callable[["AxisInference", ir.Node], None]
+
+
+class UnknownShape(Exception):
+    """A rule cannot tell what its node does; the node becomes a barrier with this reason."""
+
+
+class AxisInference:
+    """What is known about the axes of one graph. Rules read and write it.
+
+    Attributes:
+        model: the model; not changed.
+        opset: the version of ONNX's own operators.
+        axes: the axes of every tensor of known rank.
+        integers: the symbolic values of small integer tensors.
+        views: which tensors are rearranged constants.
+        sequences: the axes of the tensors in a sequence of known length.
+        tensors: the constants: initializers, and the outputs of Constant nodes.
+        uses: how the nodes use the constants, in graph order.
+        follows: the attributes and integer inputs that spell out lengths.
+        macs: the multiply-accumulates of the nodes.
+        batch: the first axes of the graph inputs.
+        fills: tensors of zeros or ones that several unrelated nodes may share.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.opset = opset_version(model)
+        self.axes: dict[ir.Value, Axes] = {}
+        self.views: dict[ir.Value, View] = {}
+        self.sequences: dict[ir.Value, list[Axes]] = {}
+        self.tensors: dict[ir.Value, ir.TensorProtocol] = {}
+        self.integers = IntegerValues(self.tensors)
+        self.uses: list[Use] = []
+        self.follows: list[Follow] = []
+        self.macs: list[MacTerm] = []
+        self.batch: set[Axis] = set()
+        self.fills: set[ir.Value] = set()
+        self._private: dict[tuple[int, int], Axes] = {}
+        self._use_of: dict[tuple[int, int], Use] = {}
+
+    # -- what a rule reads ---------------------------------------------------------------------------
+
+    def input(self, node: ir.Node, index: int) -> ir.Value | None:
+        """The input, None where it is absent."""
+        return node.inputs[index] if index < len(node.inputs) else None
+
+    def axes_of(self, node: ir.Node, index: int) -> Axes:
+        """The axes of an input.
+
+        Raises:
+            UnknownShape: the input is absent or of unknown rank; the caller's node becomes a barrier.
+        """
+        value = self.input(node, index)
+        if value is None or value not in self.axes:
+            raise UnknownShape(f"the rank of input {index} is not known")
+        if value in self.fills:
+            key = (id(node), index)
+            if key not in self._private:
+                self._private[key] = [Axis(axis.size) for axis in self.axes[value]]
+            return self._private[key]
+        return self.axes[value]
+
+    def private_axes(self, node: ir.Node, index: int) -> Axes | None:
+        """The axes that an input has for itself, because its tensor of zeros or ones serves several nodes."""
+        return self._private.get((id(node), index))
+
+    def ints(self, node: ir.Node, index: int) -> Ints | None:
+        """The symbolic value of an integer input.
+
+        Axes whose lengths it holds are frozen, unless the rule states how the input must `follow`.
+        """
+        return self.integers.of(self.input(node, index))
+
+    def constant(self, node: ir.Node, index: int) -> ir.TensorProtocol | None:
+        """The data of an input that is an initializer or the output of a Constant node."""
+        value = self.input(node, index)
+        return None if value is None else self.tensors.get(value)
+
+    # -- what a rule states --------------------------------------------------------------------------
+
+    def output(self, node: ir.Node, axes: Sequence[Axis], index: int = 0) -> None:
+        """State the axes of an output."""
+        if index < len(node.outputs):
+            self.axes[node.outputs[index]] = list(axes)
+
+    def fixed(self, node: ir.Node, axis: int, size: int | None, index: int = 0) -> Axis:
+        """A new axis of an output that cannot grow, because nothing in the file spells out its length.
+
+        A length that nobody computed is taken from the file where it says.
+        """
+        if size is None and index < len(node.outputs):
+            shape = node.outputs[index].shape
+            declared = shape[axis] if shape is not None and axis < len(shape) else None
+            size = declared if isinstance(declared, int) else None
+        return Axis(size, self.barrier(node, axis, "a length that the operator computes"))
+
+    def barrier(self, node: ir.Node, axis: int | None, reason: str) -> Barrier:
+        return Barrier(operator_name(node), node_name(node), axis, reason)
+
+    def unify(self, node: ir.Node, a: Axis, b: Axis, axis: int | None = None) -> None:
+        unify(a, b, self.barrier(node, axis, "its operands divide the axis differently"))
+
+    def freeze(self, node: ir.Node, axes: Axis | Iterable[Axis], axis: int | None, reason: str) -> None:
+        barrier = self.barrier(node, axis, reason)
+        for one in (axes,) if isinstance(axes, Axis) else axes:
+            freeze(one, barrier)
+
+    def tensor_of(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
+        """State that a value is a constant: a weight, unless a rule finds otherwise.
+
+        Args:
+            value: an initializer, or the output of a Constant node.
+            tensor: its data; None if the file does not hold them.
+        """
+        if tensor is not None:
+            self.tensors[value] = tensor
+        shape = tensor.shape if tensor is not None else value.shape
+        if shape is None:
+            return
+        self.axes[value] = [Axis(size if isinstance(size, int) else None) for size in shape]
+        self.views[value] = View(value, tuple((axis,) for axis in range(len(self.axes[value]))))
+        if (
+            tensor is not None
+            and len(value.uses()) > 1
+            and not any(reader.op_type in _REARRANGING for reader in value.consumers())
+            and _is_fill(tensor)
+        ):
+            self.fills.add(value)
+
+    def view(self, node: ir.Node, axes: Sequence[tuple[int, ...]]) -> None:
+        """State that output 0 is input 0 rearranged; ``axes`` as in `View`, but of input 0."""
+        source = node.inputs[0]
+        seen = self.views.get(source) if source is not None else None
+        if seen is not None:
+            composed = tuple(tuple(b for a in group for b in seen.axes[a]) for group in axes)
+            self.views[node.outputs[0]] = View(seen.base, composed)
+
+    def is_weight(self, node: ir.Node, index: int) -> bool:
+        value = self.input(node, index)
+        return value is not None and value in self.views
+
+    def made(self, node: ir.Node, index: int, axis: int, part: Axis | None = None) -> None:
+        """State that the weight at input ``index`` makes the channels of its ``axis``."""
+        for base, meant in self._base_axes(node, index, axis, part):
+            self.use(node, index).made.append((base, meant))
+
+    def mixed(self, node: ir.Node, index: int, axis: int, part: Axis | None = None) -> None:
+        """State that the node contracts ``axis`` of its weight: there the coefficients go."""
+        for base, meant in self._base_axes(node, index, axis, part):
+            use = self.use(node, index)
+            use.mixed.append((base, meant))
+            if use.base.dtype is not None and not use.base.dtype.is_floating_point():
+                self.freeze(node, meant, axis, "an integer weight cannot hold the coefficients")
+
+    def use(self, node: ir.Node, index: int) -> Use:
+        key = (id(node), index)
+        if key not in self._use_of:
+            value = node.inputs[index]
+            assert value is not None
+            axes = self._private.get(key, self.axes[self.views[value].base])
+            self._use_of[key] = Use(self.views[value].base, node, index, axes)
+            self.uses.append(self._use_of[key])
+        return self._use_of[key]
+
+    def contract(self, node: ir.Node, left: tuple[int, int], right: tuple[int, int]) -> None:
+        """State that the node sums over an axis of two inputs, each given as (input, axis).
+
+        The weight among them takes the coefficients; without a weight both axes are frozen.
+        """
+        (i, axis_i), (j, axis_j) = left, right
+        a, b = self.axes_of(node, i)[axis_i], self.axes_of(node, j)[axis_j]
+        self.unify(node, a, b, axis_i)
+        if self.is_weight(node, j):
+            self.mixed(node, j, axis_j)
+        elif self.is_weight(node, i):
+            self.mixed(node, i, axis_i)
+        else:
+            quantised = [k for k in (i, j) if self._producer(node, k) == "DequantizeLinear"]
+            reason = "contracted against another activation"
+            self.freeze(node, (a, b), axis_i, self.no_weight(node, quantised[-1]) if quantised else reason)
+
+    def no_weight(self, node: ir.Node, index: int) -> str:
+        """The reason why an input that should be a weight cannot take coefficients."""
+        source = self._producer(node, index) or "an input"
+        return f"its weight comes from {source}, so no weight can take the coefficients"
+
+    def _producer(self, node: ir.Node, index: int) -> str | None:
+        value = self.input(node, index)
+        producer = None if value is None else value.producer()
+        return None if producer is None else producer.op_type
+
+    def follow(self, node: ir.Node, target: str | int, elements: Iterable[Expression]) -> None:
+        """State that an attribute, or an integer input, spells out lengths."""
+        self.follows.append(Follow(node, target, tuple(elements)))
+
+    def count(self, node: ir.Node, constant: int, axes: Iterable[Axis]) -> None:
+        """State the multiply-accumulates of the node."""
+        self.macs.append(MacTerm(node, constant, tuple(axes)))
+
+    def _base_axes(
+        self, node: ir.Node, index: int, axis: int, part: Axis | None
+    ) -> Iterable[tuple[int, Axis]]:
+        value = node.inputs[index]
+        assert value is not None
+        if part is None:
+            part = self.axes_of(node, index)[axis]
+        view = self.views.get(value)
+        return [(base, part) for base in view.axes[axis]] if view is not None else []
+
+
+def size_of(axis: Axis) -> int | None:
+    """The length of an axis as it is now."""
+    return root(axis).size
+
+
+_REARRANGING = {"Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_LARGEST_FILL = 1 << 16
+
+
+def _is_fill(tensor: ir.TensorProtocol) -> bool:
+    """Whether a tensor is all zeros or all ones, as exporters share among unrelated nodes."""
+    if not tensor.dtype.is_floating_point() or not 1 < tensor.size <= _LARGEST_FILL:
+        return False
+    array = tensor.numpy()
+    return bool((array == 0).all() or (array == 1).all())

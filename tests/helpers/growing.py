@@ -10,7 +10,7 @@ from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
 
 
-def random_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, some: bool = False) -> SplitPlan:
+def signed_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, some: bool = False) -> SplitPlan:
     """Split ``growth`` of the channels of every splittable group at ε = 0, |w| up to 2.
 
     With ``some``, only about two in three groups, and each by a number of channels of its own.

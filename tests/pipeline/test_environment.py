@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
 from growpipe.environment import code_version, library_versions, require, resolve_device
 from growpipe.graph_ops.errors import MissingEnvironment
-
-
-def python_without(modules: str, code: str) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` in an interpreter where importing ``modules`` fails as if they were not installed."""
-    blocker = f"""
-        import sys
-        class Blocker:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in {modules.split()!r}:
-                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-        sys.meta_path.insert(0, Blocker())
-    """
-    source = textwrap.dedent(blocker) + textwrap.dedent(code)
-    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=100)
+from tests.helpers.torch_free import python_without
 
 
 @pytest.mark.parametrize(
@@ -35,14 +21,16 @@ def python_without(modules: str, code: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_command_names_the_missing_extra(missing: str, command: str, extra: str) -> None:
-    done = python_without(missing, f"from growpipe.cli import main\nmain({command})\n")
+    done = python_without((missing,), f"from growpipe.cli import main\nmain({command})\n")
     assert done.returncode == 3
     (line,) = done.stderr.strip().splitlines()
     assert f"needs {missing}, which is not installed: pip install '{extra}'" in line
 
 
 def test_the_python_calls_name_the_missing_extra() -> None:
-    done = python_without("torch", "import growpipe\nprint(growpipe.SplitPlan.__name__)\ngrowpipe.analyse\n")
+    done = python_without(
+        ("torch",), "import growpipe\nprint(growpipe.SplitPlan.__name__)\ngrowpipe.analyse\n"
+    )
     assert done.stdout == "SplitPlan\n"
     assert (
         "growpipe.analyse needs torch, which is not installed: pip install 'growpipe[train]'" in done.stderr

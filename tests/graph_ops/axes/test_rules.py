@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.onnx_tools.width_check import check_widths
-from tests.helpers.growing import assert_same_function, random_plan
+from tests.helpers.growing import assert_same_function, signed_plan
 
 
 @dataclass(frozen=True)
@@ -458,7 +458,7 @@ def test_rule(name):
     declined = {group.name: group.barrier.reason for group in groups if group.barrier is not None}
     for group, wanted in case.declined.items():
         assert declined[group] == wanted
-    wider = grow_graph(model, random_plan(model, growth=0.5))
+    wider = grow_graph(model, signed_plan(model, growth=0.5))
     assert (sizes(wider) > sizes(model)) == bool(case.splits)
     assert check_widths(wider) == []
     batch = 1 if name in ("Resize to lengths", "GridSample") else 2

@@ -1,3 +1,5 @@
+"""The deploy form: what is fused and folded, what stays, and what of the making leaves the file."""
+
 from __future__ import annotations
 
 import numpy as np

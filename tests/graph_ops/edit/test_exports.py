@@ -15,7 +15,7 @@ import torch
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.onnx_tools.width_check import check_widths
-from tests.helpers.growing import assert_same_function, random_plan
+from tests.helpers.growing import assert_same_function, signed_plan
 from tests.helpers.networks import FAMILIES, seeded
 
 # Each with how many of its groups split; every exporter must give the same.
@@ -72,7 +72,7 @@ def dynamo_export(name: str, **options) -> ir.Model:
 def check_growth(model: ir.Model, name: str, tolerance: float = 1e-5, dtype=np.float32) -> None:
     groups = find_channel_groups(model).groups
     assert sum(group.splittable for group in groups) == MIXED_BAG[name]
-    wider = grow_graph(model, random_plan(model))
+    wider = grow_graph(model, signed_plan(model))
     assert check_widths(wider) == []
     shape = FAMILIES[name][1]
     values = [np.random.default_rng(b).normal(size=(b, *shape)).astype(dtype) for b in (1, 3)]
@@ -131,7 +131,7 @@ def test_all_axes_but_the_channels_may_be_dynamic(name, axes, sample):
     assert sum(group.splittable for group in find_channel_groups(model).groups) == MIXED_BAG[name]
     values = np.random.default_rng(0).normal(size=sample).astype(np.float32)
     batch = {model.graph.inputs[0].name: values}
-    assert_same_function(model, grow_graph(model, random_plan(model)), [batch])
+    assert_same_function(model, grow_graph(model, signed_plan(model)), [batch])
 
 
 def transformer(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -196,7 +196,7 @@ def test_transformers_grow_in_their_heads_and_mlps(name):
         "reduced over",
     }
     assert sum(group.splittable for group in groups) == TRANSFORMERS[name]
-    wider = grow_graph(graph, random_plan(graph))
+    wider = grow_graph(graph, signed_plan(graph))
     assert check_widths(wider) == []
     inputs = {graph.graph.inputs[0].name: example.numpy()}
     assert_same_function(graph, wider, [inputs, {k: v[:1] for k, v in inputs.items()}])

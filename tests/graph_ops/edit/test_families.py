@@ -14,7 +14,7 @@ from torch import nn
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.onnx_tools.width_check import check_widths
-from tests.helpers.growing import assert_same_function, random_plan
+from tests.helpers.growing import assert_same_function, signed_plan
 from tests.helpers.networks import FAMILIES, seeded
 
 # Channels of these families that reach something which does not treat them separately.
@@ -56,7 +56,7 @@ def export(model: nn.Module, shape: tuple[int, ...], **options) -> ir.Model:
 def grown(request):
     build, shape = FAMILIES[request.param]
     model = export(seeded(build), shape)
-    return model, grow_graph(model, random_plan(model)), shape, request.param
+    return model, grow_graph(model, signed_plan(model)), shape, request.param
 
 
 def test_only_named_channels_are_declined(grown):

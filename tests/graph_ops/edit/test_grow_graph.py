@@ -14,7 +14,7 @@ from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.split_plan import Displacement, hash_parameters
-from tests.helpers.growing import assert_same_function, random_plan
+from tests.helpers.growing import assert_same_function, signed_plan
 
 MLP = '<ir_version: 9, opset_import: ["" : 18]> mlp (float[n,4] x) => (float[n,2] y) '
 BODY = "{ h = MatMul (x, a) s = Add (h, c) r = Relu (s) y = MatMul (r, b) }"
@@ -37,20 +37,20 @@ def rows(batch: int, width: int = 4) -> dict[str, np.ndarray]:
 def test_the_model_is_left_alone():
     model = read(MLP + BODY, SHAPES)
     before = ir.to_proto(model).SerializeToString()
-    grown = grow_graph(model, random_plan(model))
+    grown = grow_graph(model, signed_plan(model))
     assert ir.to_proto(model).SerializeToString() == before
     assert grown.graph.initializers["a"].shape == ir.Shape([4, 8])
 
 
 def test_a_plan_for_another_structure_is_refused():
-    plan = random_plan(read(MLP + BODY, SHAPES))
+    plan = signed_plan(read(MLP + BODY, SHAPES))
     with pytest.raises(UsageError, match="the structure of the graph differs"):
         grow_graph(read(MLP + BODY.replace("Relu", "Tanh"), SHAPES), plan)
 
 
 def test_a_plan_for_other_values_is_refused():
     model = read(MLP + BODY, SHAPES)
-    plan = random_plan(model)
+    plan = signed_plan(model)
     array = model.graph.initializers["c"].const_value.numpy() + 1
     model.graph.initializers["c"].const_value = ir.tensor(array, name="c")
     with pytest.raises(UsageError, match="parameter values differ"):
@@ -59,7 +59,7 @@ def test_a_plan_for_other_values_is_refused():
 
 def test_a_plan_that_splits_a_barrier_is_refused():
     model = read(MLP + BODY, SHAPES)
-    plan = random_plan(model)
+    plan = signed_plan(model)
     wrong = replace(plan, groups=(replace(plan.groups[0], group="b"),))
     with pytest.raises(UsageError, match="which cannot split: Output y axis 1: an output of the graph"):
         grow_graph(model, wrong)
@@ -67,7 +67,7 @@ def test_a_plan_that_splits_a_barrier_is_refused():
 
 def test_a_plan_of_another_width_is_refused():
     model = read(MLP + BODY, SHAPES)
-    plan = random_plan(model)
+    plan = signed_plan(model)
     split = plan.groups[0]
     narrower = replace(split, width=5, source=np.arange(5), coefficient=np.ones(5))
     with pytest.raises(UsageError, match="has 6 channels, not 5"):
@@ -76,7 +76,7 @@ def test_a_plan_of_another_width_is_refused():
 
 def test_displacements_reach_the_grown_weights():
     model = read(MLP + BODY, SHAPES)
-    plan = random_plan(model)
+    plan = signed_plan(model)
     direction = np.arange(4, dtype=np.float32).reshape(1, 1, 4)
     moved = replace(plan.groups[0], displacements={"a": Displacement(1, np.array([7]), direction)})
     still = grow_graph(model, plan).graph.initializers["a"].const_value.numpy()
@@ -88,7 +88,7 @@ def test_displacements_reach_the_grown_weights():
 
 def test_parameters_that_a_plan_leaves_out_are_widened_all_the_same():
     model = read(MLP + BODY, SHAPES)
-    plan = random_plan(model)
+    plan = signed_plan(model)
     fewer = {name: layout for name, layout in plan.layouts.items() if name != "c"}
     values = {name: model.graph.initializers[name].const_value.numpy() for name in fewer}
     partial = replace(plan, layouts=fewer, parameters_hash=hash_parameters(fewer, values.__getitem__))
@@ -98,7 +98,7 @@ def test_parameters_that_a_plan_leaves_out_are_widened_all_the_same():
 def test_half_precision_weights_grow():
     text = MLP.replace("float[", "float16[") + BODY
     model = read(text, SHAPES, np.float16)
-    grown = grow_graph(model, random_plan(model))
+    grown = grow_graph(model, signed_plan(model))
     assert grown.graph.initializers["a"].dtype == ir.DataType.FLOAT16
     x = {"x": rows(3)["x"].astype(np.float16)}
     assert_same_function(model, grown, [x], tolerance=1e-2)
@@ -112,7 +112,7 @@ def test_weights_in_constant_nodes_grow():
         value = numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
         proto.graph.node.insert(0, helper.make_node("Constant", [], [name], value=value))
     model = ir.from_proto(proto)
-    grown = grow_graph(model, random_plan(model))
+    grown = grow_graph(model, signed_plan(model))
     assert next(iter(grown.graph)).attributes["value"].value.shape == ir.Shape([4, 8])
     assert_same_function(model, grown, [rows(3)])
 
@@ -120,7 +120,7 @@ def test_weights_in_constant_nodes_grow():
 def test_initializers_that_are_also_inputs_grow():
     text = MLP.replace("(float[n,4] x)", "(float[n,4] x, float[4,6] a)") + BODY
     model = read(text, SHAPES)
-    grown = grow_graph(model, random_plan(model))
+    grown = grow_graph(model, signed_plan(model))
     assert grown.graph.inputs[1].shape == ir.Shape([4, 8])
     assert_same_function(model, grown, [rows(3)])
 
@@ -135,7 +135,7 @@ def test_zeros_shared_by_unrelated_layers_become_their_own():
         for index, given in enumerate(node.inputs):
             if given is not None and given.name == "zero" and given is not value:
                 node.replace_input_with(index, value)
-    plan = random_plan(model)
+    plan = signed_plan(model)
     first, second = plan.groups
     grown = grow_graph(model, replace(plan, groups=(first,)))
     assert [node.inputs[2].shape for node in grown.graph if len(node.inputs) > 2] == [[8], [6]]
@@ -146,7 +146,7 @@ def test_zeros_shared_by_unrelated_layers_become_their_own():
 def test_a_weight_shared_by_two_layers_grows_once():
     body = "{ h = MatMul (x, a) k = MatMul (h, d) r = Relu (k) s = MatMul (r, d) y = MatMul (s, b) }"
     model = read(MLP + body, {"a": (4, 6), "d": (6, 6), "b": (6, 2)})
-    plan = random_plan(model)
+    plan = signed_plan(model)
     assert [split.group for split in plan.groups] == ["a"]
     assert_same_function(model, grow_graph(model, plan), [rows(3)])
 
@@ -161,7 +161,7 @@ def test_a_shared_shape_is_cloned_where_values_part():
     shapes = {"a": (4, 6), "b": (6, 2), "d": (4, 6), "e": (6, 2)}
     text = MLP + "<int64[2] six = {-1, 6}> " + body
     model = read(text, shapes)
-    plan = random_plan(model)
+    plan = signed_plan(model)
     assert [split.group for split in plan.groups] == ["a"]
     grown = grow_graph(model, plan)
     targets = [n.inputs[1].const_value.numpy().tolist() for n in grown.graph if n.op_type == "Reshape"]
@@ -177,7 +177,7 @@ def test_several_inputs_and_outputs():
             y = MatMul (r, b) w = MatMul (s, e)
         }"""
     model = read(text, {"a": (4, 6), "d": (3, 6), "b": (6, 2), "e": (6, 5)})
-    plan = random_plan(model)
+    plan = signed_plan(model)
     assert [split.group for split in plan.groups] == ["a"]
     inputs = {**rows(3), "z": rows(3, 3)["x"]}
     assert_same_function(model, grow_graph(model, plan), [inputs])
@@ -193,7 +193,7 @@ def test_a_dynamic_target_is_patched_where_it_spells_a_width():
             k = Concat <axis = 0> (s, six) u = Reshape (t, k) r = Relu (u) y = MatMul (r, b)
         }"""
     model = read(text, {"a": (4, 6), "b": (6, 2)})
-    grown = grow_graph(model, random_plan(model))
+    grown = grow_graph(model, signed_plan(model))
     batches = [
         {"x": np.random.default_rng(0).normal(size=size).astype(np.float32)}
         for size in ((1, 5, 4), (3, 2, 4))
@@ -203,8 +203,8 @@ def test_a_dynamic_target_is_patched_where_it_spells_a_width():
 
 def test_growing_twice_keeps_the_function():
     model = read(MLP + BODY, SHAPES)
-    once = grow_graph(model, random_plan(model, seed=1))
-    twice = grow_graph(once, random_plan(once, seed=2))
+    once = grow_graph(model, signed_plan(model, seed=1))
+    twice = grow_graph(once, signed_plan(once, seed=2))
     assert find_channel_groups(twice)["a"].width == 10
     assert_same_function(model, twice, [rows(1), rows(7)])
 
@@ -212,7 +212,7 @@ def test_growing_twice_keeps_the_function():
 def test_declared_shapes_follow():
     model = read(MLP + BODY, SHAPES)
     inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model)))
-    grown = ir.to_proto(grow_graph(inferred, random_plan(inferred)))
+    grown = ir.to_proto(grow_graph(inferred, signed_plan(inferred)))
     lengths = {value.name: value.type.tensor_type.shape.dim for value in grown.graph.value_info}
     assert {name: lengths[name][1].dim_value for name in "hsr"} == {"h": 8, "s": 8, "r": 8}
     onnx.checker.check_model(grown, full_check=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.onnx_tools.width_check import check_widths
-from tests.helpers.growing import random_plan, session
+from tests.helpers.growing import session, signed_plan
 from tests.helpers.random_graphs import CHANNELS, LENGTH, build_graph
 
 EXAMPLES = int(os.environ.get("GROWPIPE_HYPOTHESIS_EXAMPLES", "300"))
@@ -33,7 +33,7 @@ steps = st.lists(st.tuples(number, number, number, number), min_size=1, max_size
 def test_growth_of_a_random_graph_keeps_its_function(steps, seed):
     proto = build_graph(steps, seed)
     model = ir.from_proto(proto)
-    plan = random_plan(model, seed=seed, some=True)
+    plan = signed_plan(model, seed=seed, some=True)
     wider = grow_graph(model, plan)
     for batch in (1, 3):
         x = np.random.default_rng(seed).normal(size=(batch, CHANNELS, LENGTH)).astype(np.float32)

@@ -13,7 +13,7 @@ from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import Member, find_channel_groups
-from tests.helpers.growing import random_plan
+from tests.helpers.growing import signed_plan
 
 BLOCK = """
 <ir_version: 9, opset_import: ["" : 18]>
@@ -95,7 +95,7 @@ def test_cost_follows_the_widths():
 
 def test_cost_of_a_grown_model_is_the_cost_at_its_widths():
     model = read(BLOCK)
-    plan = random_plan(model, growth=0.5)
+    plan = signed_plan(model, growth=0.5)
     predicted = find_channel_groups(model).cost
     actual = find_channel_groups(grow_graph(model, plan)).cost
     assert actual.parameters() == predicted.parameters(plan.widths) > predicted.parameters()

@@ -1,3 +1,5 @@
+"""The check of widths: sound models have no problem, and every contradiction is named."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""Plans that need no data: random signed splits and exact duplication."""
+
 from __future__ import annotations
 
 import numpy as np

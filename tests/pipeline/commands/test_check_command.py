@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.testing import assert_export_ok
 from tests.helpers.broken_models import TORCH_MODULE
 from tests.helpers.good_models import build, cnn, cnn_weights, normal, save
+from tests.helpers.torch_free import TORCH, python_without
 
 FAST = ["--only", "safety", "--only", "structure/checker"]
 
@@ -112,17 +111,11 @@ def test_a_baseline_is_written_of_a_model_that_passed_alone(
 
 def test_it_starts_and_runs_without_torch(tmp_path: Path) -> None:
     path = save(cnn(), tmp_path)
-    code = (
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'onnxscript', 'transformers'):\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        "from growpipe.cli import main\n"
-        f"main(['check', {str(path)!r}, '--reference', {str(path)!r}, '--only', 'numerics'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    code = f"""
+        from growpipe.cli import main
+        main(['check', {str(path)!r}, '--reference', {str(path)!r}, '--only', 'numerics'])
+    """
+    done = python_without(TORCH, code)
     assert done.returncode == 0, done.stderr
     assert "numerics/reference" in done.stdout
 

@@ -22,7 +22,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@# mypy reads an installed copy: the folders of a checkout are a package only once they are installed.
-	rm -rf build/typed
+	@# All of build goes, since a module that was deleted would stay in build/lib and be installed again.
+	rm -rf build
 	$(PIP) --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p growpipe
 

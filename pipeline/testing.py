@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from growpipe.checks.context import TorchReference
+from growpipe.checks.child.model_process import TorchOutputs
 from growpipe.checks.formats.text import to_text
+from growpipe.checks.input_sets import Inputs
 from growpipe.checks.measure.inputs import Dataset
-from growpipe.checks.measure.sessions import Device
-from growpipe.checks.policy import Policy
 from growpipe.checks.report import CheckReport
+from growpipe.checks.request import CommonOptions, PathLike
 from growpipe.checks.runner import run_checks
 from growpipe.graph_ops.errors import UnsafeModel, UsageError
 from growpipe.graph_ops.files.load_save import load_model
 
 __all__ = ["assert_export_ok"]
 
-PathLike = str | os.PathLike[str]
-
 
 def assert_export_ok(
     model: PathLike,
     module: Any = None,
     example_inputs: Mapping[str, Any] | Sequence[Any] | None = None,
-    *,
-    reference: PathLike | None = None,
-    baseline: PathLike | None = None,
-    policy: PathLike | Policy | Mapping[str, Any] | None = None,
-    only: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    device: Device = "cpu",
+    **options: Unpack[CommonOptions],
 ) -> CheckReport:
     """Assert that an exported model passes all checks of `growpipe check`.
 
@@ -44,11 +37,8 @@ def assert_export_ok(
             and left as it was found.
         example_inputs: inputs to run on besides the random ones, by name or in the order of the model's
             inputs: arrays or tensors, [samples, ...].
-        reference: an ONNX file that must compute the same.
-        baseline: what an earlier model measured.
-        policy: a TOML file, a `Policy`, or its tables as a mapping.
-        only, skip: ids or areas of checks.
-        device: where the model runs.
+        options: those of `growpipe.checks.request.CommonOptions`: ``reference``, ``baseline``, ``policy``,
+            ``only``, ``skip``, ``device``.
 
     Returns:
         The report, for further assertions.
@@ -60,29 +50,30 @@ def assert_export_ok(
     __tracebackhide__ = True
     report = run_checks(
         model,
-        reference=reference,
-        torch=module if module is None or isinstance(module, str) else _in_process(module),
+        torch=module if module is None or isinstance(module, str) else _ModuleHere(module),
         data=[] if example_inputs is None else _dataset(model, example_inputs),
-        baseline=baseline,
-        policy=policy,
-        only=only,
-        skip=skip,
-        device=device,
+        **options,
     )
     if not report.ok:
         raise AssertionError(f"{os.fspath(model)} is not fit to ship\n{to_text([report])}")
     return report
 
 
-def _in_process(module: Any) -> TorchReference:
-    from growpipe.checks.child.torch_reference import run_module
+@dataclass(frozen=True)
+class _ModuleHere:
+    """A torch module of the test suite; it runs in this process."""
 
-    def run(
-        inputs: Mapping[str, npt.NDArray], double: bool, modules: Sequence[str]
-    ) -> tuple[list[npt.NDArray], dict[str, npt.NDArray]]:
-        return run_module(module, inputs, double=double, modules=modules)
+    module: Any
 
-    return TorchReference(type(module).__name__, run)
+    @property
+    def name(self) -> str:
+        return type(self.module).__name__
+
+    def run(self, inputs: Inputs, *, double: bool = False, modules: Sequence[str] = ()) -> TorchOutputs:
+        from growpipe.checks.child.torch_reference import run_module
+
+        outputs, inner = run_module(self.module, inputs, double=double, modules=modules)
+        return TorchOutputs(outputs, inner)
 
 
 def _dataset(model: PathLike, inputs: Mapping[str, Any] | Sequence[Any]) -> list[Dataset]:

@@ -45,7 +45,7 @@ ALLOWED = {
 ORDER = {
     "graph_ops": "errors hashes operators files onnx_tools axes cost groups plan edit",
     "analyser": "samples program preparation curvature spectra choice api",
-    "checks": "policy measure child report baseline context registry runner areas formats",
+    "checks": "policy measure child report baseline input_sets context registry request runner areas formats",
     "run": "locate recipe store task recipe_limits stages summary picture loop",
 }
 

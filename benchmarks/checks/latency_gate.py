@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.common.command import run_command
 from benchmarks.common.record import environment
-from growpipe.checks.measure.latency import paired_latency
+from growpipe.checks.measure.latency import Timing, paired_latency
 
 LIMIT = 1.05
 LAYERS, SLOWER = 40, 46  # 15 % more of the same layer
@@ -132,7 +132,9 @@ def measure(kind: str, count: int, seconds: float) -> dict[str, Any]:
         reference = make(LAYERS)
         candidate = reference if kind == "A/A" else make(SLOWER)
         begin = time.perf_counter()
-        result = paired_latency(reference, candidate, inputs, limit=LIMIT, seconds=seconds, seed=number)
+        result = paired_latency(
+            reference, candidate, inputs, Timing(limit=LIMIT, seconds=seconds, seed=number)
+        )
         durations.append(time.perf_counter() - begin)
         verdicts[result.verdict(LIMIT)] += 1
         ratios[name].append(result.ratio)

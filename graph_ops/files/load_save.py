@@ -16,7 +16,7 @@ from growpipe.graph_ops.files.atomic import check_file_target, settle, staging_f
 from growpipe.graph_ops.files.proto_rules import check_proto, shortened
 from growpipe.graph_ops.files.protobuf_size import check_wire
 
-__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "load_model", "save_model"]
+__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "load_model", "read_model", "save_model"]
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest protobuf file; bigger models keep their tensors in external data."""
@@ -45,6 +45,18 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     Raises:
         UnsafeModel: the file is not there, is no model, is damaged, or points out of its folder.
     """
+    return read_model(path)[1]
+
+
+def read_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, ir.Model]:
+    """`load_model`, with the message that the file holds, for those who judge the file itself.
+
+    Returns:
+        The message, without its external data; and the model.
+
+    Raises:
+        UnsafeModel: as `load_model`.
+    """
     place = Path(os.path.abspath(path))
     try:
         proto = _parse(place)
@@ -62,7 +74,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         # The file is anybody's: whatever the libraries stumble over is a fault of the file.
         reason = shortened(str(error) or type(error).__name__)
         raise UnsafeModel(f"{place} is no readable ONNX model: {reason}") from None
-    return model
+    return proto, model
 
 
 def _parse(path: Path) -> onnx.ModelProto:

@@ -1,7 +1,8 @@
 """A process that does nothing but run ONNX's checker and shape inference for `process`.
 
-Run as a file, with this as its protocol: a request is one byte of what to do, eight of length, and the model;
-an answer is one byte (0 or 1 for an error), eight of length, and the inferred model or the message.
+Run as a file, so that it imports nothing of growpipe. Its protocol are frames: one byte of kind, eight of
+length, and the content. A request's kind says what to do, an answer's whether it was done (`DONE`) or why
+not (`FAILED`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import struct
 import sys
 from typing import BinaryIO
 
-import onnx
+CHECK_FILE, CHECK, INFER, INFER_STRICTLY = b"f", b"c", b"i", b"s"
+"""Check a file, named by its path; check a model; infer the shapes of a model."""
 
-CHECK, INFER, INFER_STRICTLY = b"c", b"i", b"s"
+DONE, FAILED = b"\0", b"\1"
 HEADER = struct.Struct("<cQ")
+"""Of a frame: kind and length of the content."""
+
 MEMORY = 4 * 2**30
 
 
@@ -22,20 +26,22 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     while header := requests.read(HEADER.size):
         task, length = HEADER.unpack(header)
         try:
-            status, answer = b"\0", run(task, requests.read(length))
+            kind, answer = DONE, run(task, requests.read(length))
         except Exception as error:
-            status, answer = b"\1", (str(error) or type(error).__name__).encode(errors="replace")
-        answers.write(HEADER.pack(status, len(answer)) + answer)
+            kind, answer = FAILED, (str(error) or type(error).__name__).encode(errors="replace")
+        answers.write(HEADER.pack(kind, len(answer)) + answer)
         answers.flush()
 
 
-def run(task: bytes, model: bytes) -> bytes:
+def run(task: bytes, content: bytes) -> bytes:
     """The model with its shapes inferred, or nothing for a check that it passes."""
-    if task == CHECK:
-        onnx.checker.check_model(model)
+    import onnx
+
+    if task in (CHECK, CHECK_FILE):
+        onnx.checker.check_model(content if task == CHECK else content.decode("utf-8", "surrogateescape"))
         return b""
     inferred = onnx.shape_inference.infer_shapes(
-        model, check_type=True, strict_mode=task == INFER_STRICTLY, data_prop=True
+        content, check_type=True, strict_mode=task == INFER_STRICTLY, data_prop=True
     )
     return inferred.SerializeToString()
 

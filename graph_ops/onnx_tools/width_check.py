@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -17,28 +18,66 @@ from growpipe.graph_ops.onnx_tools.process import check_model
 from growpipe.graph_ops.onnx_tools.shape_inference import infer_shapes, skeleton
 from growpipe.graph_ops.operators import is_onnx
 
-__all__ = ["check_structure", "check_widths"]
+__all__ = [
+    "ShapeInference",
+    "check_structure",
+    "check_widths",
+    "contradicting_widths",
+    "infer_with_problems",
+    "wrong_declarations",
+]
 
 Dims = Sequence[int | None]
 
 
-def check_widths(model: ir.Model) -> list[str]:
-    """The places where the widths of a model contradict each other; empty when there are none.
+@dataclass(frozen=True)
+class ShapeInference:
+    """What shape inference made of a model.
 
-    Checked: convolutions (channels, groups, bias), Gemm, MatMul, normalisations, PRelu, recurrent weights,
-    scales of Quantize and Dequantize, operators that broadcast, Concat, Split, Reshape, Expand, Einsum,
-    initializers against their declared shapes, declared shapes of intermediate values against inferred ones.
+    Attributes:
+        model: a copy with inferred shapes; None if inference did not survive the model.
+        problems: the contradictions that inference found; empty if there are none.
     """
+
+    model: ir.Model | None
+    problems: tuple[str, ...]
+
+
+def infer_with_problems(model: ir.Model) -> ShapeInference:
+    """Infer all shapes anew; go on without strictness if they contradict each other."""
     try:
-        inferred = infer_shapes(model)
+        return ShapeInference(infer_shapes(model), ())
     except CheckFailed as error:
-        problems = [str(error)]
-        try:
-            inferred = infer_shapes(model, strict=False)
-        except CheckFailed:
-            return problems
-    else:
-        problems = []
+        problems = (str(error),)
+    try:
+        return ShapeInference(infer_shapes(model, strict=False), problems)
+    except CheckFailed:
+        return ShapeInference(None, problems)
+
+
+def check_widths(model: ir.Model) -> list[str]:
+    """The places where the shapes of a model contradict each other; empty when there are none.
+
+    These are what shape inference finds, `wrong_declarations` and `contradicting_widths`.
+    """
+    inference = infer_with_problems(model)
+    if inference.model is None:
+        return list(inference.problems)
+    return [
+        *inference.problems,
+        *wrong_declarations(model, inference.model),
+        *contradicting_widths(inference.model),
+    ]
+
+
+def wrong_declarations(model: ir.Model, inferred: ir.Model) -> list[str]:
+    """The values whose declared shape is not the inferred one, and the initializers of another shape.
+
+    Args:
+        model: the model as it was read.
+        inferred: a copy of it with inferred shapes.
+    """
+    problems = []
     for graph, original in zip(inferred.graphs(), model.graphs(), strict=True):
         for value in original.initializers.values():
             tensor = value.const_value
@@ -52,10 +91,22 @@ def check_widths(model: ir.Model) -> list[str]:
                     problems.append(
                         f"{_call(node)}: {output.name!r} is declared as {before.shape}, but is {output.shape}"
                     )
-            rule = _RULES.get(node.op_type) if is_onnx(node) else None
-            if rule is not None:
-                problems.extend(f"{_call(node)}: {problem}" for problem in rule(node))
     return problems
+
+
+def contradicting_widths(inferred: ir.Model) -> list[str]:
+    """The nodes whose inputs do not fit together, in a model with inferred shapes.
+
+    Checked: convolutions (channels, groups, bias), Gemm, MatMul, normalisations, PRelu, recurrent weights,
+    scales of Quantize and Dequantize, operators that broadcast, Concat, Split, Reshape, Expand, Einsum.
+    """
+    return [
+        f"{_call(node)}: {problem}"
+        for graph in inferred.graphs()
+        for node in graph
+        if is_onnx(node) and node.op_type in _RULES
+        for problem in _RULES[node.op_type](node)
+    ]
 
 
 def check_structure(model: ir.Model) -> list[str]:

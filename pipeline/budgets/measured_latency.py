@@ -23,7 +23,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from scipy.optimize import lsq_linear
 
-from growpipe.checks.measure.latency import paired_latency
+from growpipe.checks.measure.latency import Timing, paired_latency
 from growpipe.checks.measure.sessions import Device
 from growpipe.graph_ops.cost.cost import CostTerm
 from growpipe.graph_ops.edit.deploy import deploy_form
@@ -128,10 +128,7 @@ class MeasuredLatency:
                 self._deployed,
                 _serialised_deploy_form(wider),
                 self.inputs,
-                threads=self.threads,
-                device=self.device,
-                min_runs=_RUNS,
-                blocks=_BLOCKS,
+                Timing(threads=self.threads, device=self.device, min_runs=_RUNS, blocks=_BLOCKS),
             )
             return found.ratio, found.reference_ms
 

@@ -16,12 +16,12 @@ from growpipe.validation import explained
 
 __all__ = [
     "AccuracyPolicy",
-    "Budget",
+    "CostLimit",
     "CostPolicy",
     "LatencyPolicy",
-    "Limits",
     "NumericsPolicy",
     "Policy",
+    "ProcessLimits",
     "ProviderPolicy",
     "SafetyPolicy",
     "StructurePolicy",
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Tolerance = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -46,7 +46,7 @@ class Waiver(_Strict):
     expires: datetime.date
 
 
-class Limits(_Strict):
+class ProcessLimits(_Strict):
     """Of the child process in which models run."""
 
     seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -81,29 +81,29 @@ class NumericsPolicy(_Strict):
     """Sizes of symbolic dimensions, by name; the batch is set by ``batch_sizes``."""
     batch_dim: str | None = None
     """The symbolic dimension that is the batch. None: the one of a usual name, else that on axis 0."""
-    relative: Tolerance | None = None
+    relative: NonNegative | None = None
     """Limit of max |difference| / max |reference|. None: by the model's precision and a float64 reference."""
-    absolute: Tolerance | None = None
+    absolute: NonNegative | None = None
     """A difference below this is never too large."""
-    quantile: Tolerance | None = None
+    quantile: NonNegative | None = None
     """Limit of the 99.9 % quantile of the relative difference."""
-    cosine: Share | None = None
+    cosine: Fraction | None = None
     """Least cosine similarity."""
-    top1: Share | None = None
+    top1: Fraction | None = None
     """Least agreement of the largest entry."""
     float64: bool = True
     float64_seconds: Annotated[float, Field(gt=0)] = 20.0
 
 
 class AccuracyPolicy(_Strict):
-    floor: Share | None = None
-    max_drop: Share | None = None
+    floor: Fraction | None = None
+    max_drop: Fraction | None = None
     """Against the reference, in absolute terms: 0.01 is one point of a hundred."""
     batch_size: Positive = 64
     output: str | None = None
 
 
-class Budget(_Strict):
+class CostLimit(_Strict):
     """Limits of one cost."""
 
     max: Positive | None = None
@@ -113,10 +113,10 @@ class Budget(_Strict):
 
 
 class CostPolicy(_Strict):
-    parameters: Budget = Budget()
-    macs: Budget = Budget()
-    file_bytes: Budget = Budget()
-    peak_memory_bytes: Budget = Budget()
+    parameters: CostLimit = CostLimit()
+    macs: CostLimit = CostLimit()
+    file_bytes: CostLimit = CostLimit()
+    peak_memory_bytes: CostLimit = CostLimit()
     require_operators: tuple[str, ...] = ()
     """Operators that must be there after optimisation, such as FusedConv: that a fusion still happens."""
     forbid_operators: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ class Policy(_Strict):
     skip: tuple[str, ...] = ()
     levels: Mapping[str, Literal["error", "warning", "off"]] = {}
     waivers: tuple[Waiver, ...] = ()
-    limits: Limits = Limits()
+    limits: ProcessLimits = ProcessLimits()
     safety: SafetyPolicy = SafetyPolicy()
     structure: StructurePolicy = StructurePolicy()
     numerics: NumericsPolicy = NumericsPolicy()

@@ -15,7 +15,7 @@ from growpipe.suggestions import did_you_mean
 if TYPE_CHECKING:
     from growpipe.checks.context import Context
 
-__all__ = ["AREAS", "LOAD", "Check", "all_checks", "check", "explain", "select"]
+__all__ = ["AREAS", "LOAD", "Check", "all_checks", "explain", "register", "select"]
 
 AREAS = ("safety", "structure", "provider", "numerics", "accuracy", "cost", "latency")
 """In the order in which they run: what is cheap and decisive first."""
@@ -50,7 +50,7 @@ class Check:
 _CHECKS: dict[str, Check] = {}
 
 
-def check(
+def register(
     id_: str, title: str, *, runs: bool = False
 ) -> Callable[[Callable[[Context], Outcome]], Callable[[Context], Outcome]]:
     """Enter a function into the table; its docstring is the explanation."""

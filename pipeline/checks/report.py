@@ -42,6 +42,9 @@ SEVERITY: tuple[Status, ...] = (
 )
 """Worst first."""
 
+SHOWN = 20
+"""Findings that an outcome keeps; its message counts them all."""
+
 _EXIT_CODES: Mapping[Status, int] = {"unsafe": 4, "missing": 3, "failed": 1, "inconclusive": 5}
 
 
@@ -98,11 +101,11 @@ def skipped(message: str) -> Outcome:
 
 
 def failed(message: str, *findings: Finding, **measured: Any) -> Outcome:
-    return Outcome("failed", message, measured, findings)
+    return Outcome("failed", message, measured, findings[:SHOWN])
 
 
 def warned(message: str, *findings: Finding, **measured: Any) -> Outcome:
-    return Outcome("warned", message, measured, findings)
+    return Outcome("warned", message, measured, findings[:SHOWN])
 
 
 def inconclusive(message: str, **measured: Any) -> Outcome:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from growpipe.checks.formats import DOCUMENTS, FORMATS
-from growpipe.checks.formats.text import MARKS
-from growpipe.checks.report import CheckReport, overall_exit_code
+from growpipe.checks.formats.text import MARK_AT, MARKS, lines_of
+from growpipe.checks.report import CheckReport, Status, overall_exit_code
 from growpipe.environment import PROVIDERS
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.atomic import write_text
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-_STYLES = {"ok": "green", "FAILED": "bold red", "UNSAFE": "bold red", "MISSING": "bold red"} | dict.fromkeys(
-    ("UNCLEAR", "warning", "waived"), "yellow"
-)
+_STYLES: Mapping[Status, str] = {
+    "passed": "green",
+    **dict.fromkeys(("failed", "unsafe", "missing"), "bold red"),
+    **dict.fromkeys(("inconclusive", "warned", "waived"), "yellow"),
+}
 
 
 @click.command()
@@ -158,33 +160,29 @@ def _formats(words: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _write(reports: Sequence[CheckReport], wanted: Sequence[tuple[str, str | None]]) -> None:
-
     for name, file in wanted:
-        text = FORMATS[name](reports)
         if file is not None:
             Path(file).absolute().parent.mkdir(parents=True, exist_ok=True)
-            write_text(Path(file), text)
+            write_text(Path(file), FORMATS[name](reports))
         elif name == "text":
-            _print(text)
+            _print(reports)
         else:
-            click.echo(text, nl=False)
+            click.echo(FORMATS[name](reports), nl=False)
     place = os.environ.get("GITHUB_STEP_SUMMARY")
     if place and any(name == "github" for name, _ in wanted):
         with open(place, "a", encoding="utf-8") as summary:
             summary.write(FORMATS["markdown"](reports))
 
 
-def _print(text: str) -> None:
+def _print(reports: Sequence[CheckReport]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False)
-    marks = {mark: _STYLES[mark] for mark in MARKS.values() if mark in _STYLES}
-    for line in text.splitlines():
+    for status, line in lines_of(reports):
         shown = Text(line)
-        word = line[2:10].strip()
-        if line.startswith("  ") and word in marks:
-            shown.stylize(marks[word], 2, 2 + len(word))
+        if status is not None and status in _STYLES:
+            shown.stylize(_STYLES[status], MARK_AT, MARK_AT + len(MARKS[status]))
         console.print(shown)
 
 

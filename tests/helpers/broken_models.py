@@ -257,7 +257,7 @@ def stale_shape_of_an_output(folder: Path) -> Path:
     return save(cnn(signature=CNN_SIGNATURE.replace("N, 5", "N, 7")), folder)
 
 
-@broken("structure/widths")
+@broken("structure/shapes")
 def stale_shape_of_an_inner_value(folder: Path) -> Path:
     model = cnn()
     model.graph.value_info.append(helper.make_tensor_value_info("c0", TensorProto.FLOAT, ["N", 4, 12, 12]))

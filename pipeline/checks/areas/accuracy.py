@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +11,15 @@ from scipy.special import ndtri
 from growpipe.checks.context import Context
 from growpipe.checks.measure.accuracy import wilson_interval
 from growpipe.checks.measure.inputs import Dataset
-from growpipe.checks.registry import check
+from growpipe.checks.registry import register
 from growpipe.checks.report import Outcome, failed, inconclusive, passed, skipped
 
 __all__: list[str] = []
 
 _NO_DATA = "no data with targets; give an .npz of inputs and targets with --data"
-_TARGETS = "/targets"  # as no input is called
 
 
-@check("accuracy/floor", "the accuracy is not below the floor", runs=True)
+@register("accuracy/floor", "the accuracy is not below the floor", runs=True)
 def floor(context: Context) -> Outcome:
     """Top-1 accuracy on the data that has targets, with its Wilson interval. It fails when the whole interval
     is below the floor; below the floor with an interval that reaches it is inconclusive: more samples decide.
@@ -46,7 +44,7 @@ def floor(context: Context) -> Outcome:
     return inconclusive(f"{text}: the interval reaches the floor {wanted}; give more samples", **measured)
 
 
-@check("accuracy/drop", "the accuracy did not drop against the reference", runs=True)
+@register("accuracy/drop", "the accuracy did not drop against the reference", runs=True)
 def drop(context: Context) -> Outcome:
     """The difference to the accuracy of the reference on the same samples, paired: only samples on which the
     two disagree count, so the interval is far narrower than that of either. It fails when the drop is above
@@ -60,7 +58,7 @@ def drop(context: Context) -> Outcome:
     if context.reference is None:
         return _against_baseline(context, labelled)
     new = np.concatenate([_right(context, d) for d in labelled])
-    old = np.concatenate([_right(context, d, context.reference) for d in labelled])
+    old = np.concatenate([_right(context, d, of_reference=True) for d in labelled])
     difference = old - new
     loss = float(difference.mean())
     half = float(ndtri(0.975)) * float(difference.std(ddof=1)) / math.sqrt(len(new)) if len(new) > 1 else 1
@@ -94,20 +92,14 @@ def _against_baseline(context: Context, labelled: list[Dataset]) -> Outcome:
     return inconclusive(f"{text}; too few samples to tell from chance", **measured)
 
 
-def _right(context: Context, data: Dataset, path: Path | None = None) -> npt.NDArray[np.float64]:
-    """Per sample, whether the class is right; each model is run once per data set."""
-    key = (data.path, path)
-    if key not in context.classified:
-        assert data.targets is not None
-        policy = context.policy.accuracy
-        inputs = data.inputs if path is None else context.reference_inputs(data.inputs)
-        arguments = {
-            "model": str(path or context.path),
-            "device": context.device,
-            "batch_size": policy.batch_size,
-            "output": policy.output,
-            "targets": _TARGETS,
-        }
-        arrays = {**inputs, _TARGETS: data.targets}
-        context.classified[key] = context.sandbox.call("classify", arguments, arrays).arrays["right"]
-    return context.classified[key]
+def _right(context: Context, data: Dataset, of_reference: bool = False) -> npt.NDArray[np.float64]:
+    """Per sample, whether the class is right."""
+    assert data.targets is not None
+    policy = context.policy.accuracy
+    path, inputs = context.path, data.inputs
+    if of_reference:
+        assert context.reference is not None
+        path, inputs = context.reference.path, context.reference_inputs(inputs)
+    return context.process.correct_samples(
+        path, inputs, data.targets, context.device, batch_size=policy.batch_size, output=policy.output
+    )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy.typing as npt
-
 from growpipe.checks.context import Context
+from growpipe.checks.input_sets import Inputs
 from growpipe.checks.measure.inputs import batch_dims
-from growpipe.checks.measure.latency import LatencyRatio
-from growpipe.checks.registry import check
+from growpipe.checks.measure.latency import LatencyRatio, Timing
+from growpipe.checks.registry import register
 from growpipe.checks.report import Outcome, failed, inconclusive, passed, skipped, warned
 
 __all__: list[str] = []
 
 
-@check("latency/ratio", "it is not slower than the reference allows", runs=True)
+@register("latency/ratio", "it is not slower than the reference allows", runs=True)
 def ratio(context: Context) -> Outcome:
     """Both models run in turn in one process: fixed threads, spinning off, alternating order, sessions made
     anew in every block. The interval of the median ratio is bootstrapped, and two equal sessions of the
@@ -60,7 +58,7 @@ def ratio(context: Context) -> Outcome:
     )
 
 
-@check("latency/budget", "a run takes no longer than the budget", runs=True)
+@register("latency/budget", "a run takes no longer than the budget", runs=True)
 def budget(context: Context) -> Outcome:
     """The median time of one run on this machine. With one thread it is CPU time of the thread, so that
     other processes do not count.
@@ -84,35 +82,32 @@ def budget(context: Context) -> Outcome:
 
 
 def measure(context: Context, reference: Path, limit: float | None) -> LatencyRatio:
-    """`growpipe.checks.measure.latency.paired_latency` in the sandbox."""
+    """`growpipe.checks.measure.latency.paired_latency` in the child process."""
     policy = context.policy.latency
     given = _timed_inputs(context, policy.batch_size)
-    same = reference == context.path or reference != context.reference
-    names = {n: n for n in given} if same else context.input_names
-    reply = context.sandbox.call(
-        "latency",
-        {
-            "reference": str(reference),
-            "candidate": str(context.path),
-            "candidate_names": {theirs: ours for ours, theirs in names.items()},
-            "threads": policy.threads,
-            "seconds": policy.seconds,
-            "min_runs": policy.min_runs,
-            "limit": limit,
-            "device": context.device,
-        },
-        {names[name]: array for name, array in given.items() if name in names},
-        seconds=context.policy.limits.seconds + 3 * policy.seconds,
+    is_other = context.reference is not None and reference == context.reference.path != context.path
+    names = context.input_names if is_other else {name: name for name in given}
+    timing = Timing(
+        threads=policy.threads,
+        min_runs=policy.min_runs,
+        seconds=policy.seconds,
+        limit=limit,
+        device=context.device,
     )
-    return LatencyRatio(**reply.data)
+    return context.process.time_pair(
+        reference,
+        context.path,
+        {names[name]: array for name, array in given.items() if name in names},
+        {theirs: ours for ours, theirs in names.items()},
+        timing,
+    )
 
 
-def _timed_inputs(context: Context, batch_size: int) -> Mapping[str, npt.NDArray]:
+def _timed_inputs(context: Context, batch_size: int) -> Inputs:
     """The first of the user's samples, as what a loop does may depend on them, else random inputs."""
     first = context.first()
     if first.is_random:
-        made = context.random_set(batch_size, 7, "latency")
-        return first.inputs if made is None else made.inputs
+        return context.runs.maker.random(batch_size, 7, "latency", context.room).inputs
     batch = batch_dims(context.specs or ())
     free = {spec.name for spec in context.specs or () if spec.first in batch}
     return {name: array[:batch_size] if name in free else array for name, array in first.inputs.items()}
@@ -120,7 +115,7 @@ def _timed_inputs(context: Context, batch_size: int) -> Mapping[str, npt.NDArray
 
 def _reference(context: Context) -> Path | str:
     if context.reference is not None:
-        return context.reference
+        return context.reference.path
     baseline = context.baseline
     if baseline is None:
         return "no reference model; give one with --reference or --baseline"

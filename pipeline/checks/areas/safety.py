@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -12,14 +13,11 @@ import onnx_ir as ir
 from growpipe.checks.context import Context
 from growpipe.checks.measure.protos import all_graphs, all_nodes
 from growpipe.checks.measure.trace import module_of
-from growpipe.checks.registry import LOAD, check
+from growpipe.checks.registry import LOAD, register
 from growpipe.checks.report import Finding, Outcome, failed, passed
 from growpipe.graph_ops.operators import plain_domain
 
 __all__: list[str] = []
-
-SHOWN = 20
-"""Findings of one check; the message counts them all."""
 
 _LEAKS = (
     ("a stack trace", re.compile(r'Traceback \(most recent call last\)|File "[^"\n]+", line \d+')),
@@ -36,7 +34,7 @@ _LEAKS = (
 )
 
 
-@check(LOAD, "the file can be read safely")
+@register(LOAD, "the file can be read safely")
 def load(context: Context) -> Outcome:
     """Reads the file without trusting it: its size, its structure, and that its external data are regular
     files inside its own folder, whole, and not links that lead out of it. Libraries of custom operators are
@@ -51,7 +49,7 @@ def load(context: Context) -> Outcome:
     )
 
 
-@check("safety/domains", "no operators of domains that are not allowed")
+@register("safety/domains", "no operators of domains that are not allowed")
 def domains(context: Context) -> Outcome:
     """Operators outside ONNX need a runtime that has them, and custom ones a library that somebody has to
     trust. Domains of functions that the model itself defines are fine.
@@ -70,11 +68,11 @@ def domains(context: Context) -> Outcome:
     foreign = sorted({f.message.split("'")[1] for f in findings})
     return failed(
         f"{len(findings)} nodes are of domains {foreign}; allow them under safety.domains, or export without",
-        *findings[:SHOWN],
+        *findings,
     )
 
 
-@check("safety/leaks", "no source paths and no stack traces")
+@register("safety/leaks", "no source paths and no stack traces")
 def leaks(context: Context) -> Outcome:
     """Exporters write stack traces and absolute paths of the machine they ran on into metadata and doc
     strings. Shipped, they tell strangers about your users, folders and code.
@@ -100,12 +98,12 @@ def leaks(context: Context) -> Outcome:
         return passed("nothing leaks")
     return failed(
         f"{len(findings)} texts give away paths or stack traces; strip them with growpipe deploy",
-        *findings[:SHOWN],
+        *findings,
         value=len(findings),
     )
 
 
-@check("safety/size", "the model is not larger than allowed")
+@register("safety/size", "the model is not larger than allowed")
 def size(context: Context) -> Outcome:
     """Bytes of the file and of its external data, and the number of nodes.
 
@@ -135,25 +133,27 @@ def total_bytes(path: Path, model: ir.Model) -> int:
 
 def _texts(model: onnx.ModelProto) -> Iterator[tuple[str, str, onnx.NodeProto | None]]:
     """Every free text of a model: where it stands, the text, the node it belongs to."""
-    yield "the doc string of the model", model.doc_string, None
     yield "the producer name", f"{model.producer_name} {model.producer_version}", None
-    for entry in model.metadata_props:
-        yield f"metadata {entry.key!r} of the model", f"{entry.key} {entry.value}", None
+    for text in _described("the model", model):
+        yield (*text, None)
     for function in model.functions:
-        yield f"the doc string of function {function.name!r}", function.doc_string, None
-        for entry in function.metadata_props:
-            yield f"metadata {entry.key!r} of function {function.name!r}", entry.value, None
+        for text in _described(f"function {function.name!r}", function):
+            yield (*text, None)
     for graph in all_graphs(model):
-        yield f"the doc string of graph {graph.name!r}", graph.doc_string, None
-        for entry in graph.metadata_props:
-            yield f"metadata {entry.key!r} of graph {graph.name!r}", entry.value, None
+        for text in _described(f"graph {graph.name!r}", graph):
+            yield (*text, None)
         for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            yield f"the doc string of {value.name!r}", value.doc_string, None
-            for entry in value.metadata_props:
-                yield f"metadata {entry.key!r} of {value.name!r}", entry.value, None
+            for text in _described(repr(value.name), value):
+                yield (*text, None)
     for node in all_nodes(model):
-        yield "the doc string", node.doc_string, node
-        for entry in node.metadata_props:
-            yield f"metadata {entry.key!r}", entry.value, node
+        for text in _described("the node", node):
+            yield (*text, node)
         for attribute in node.attribute:
             yield f"the doc string of attribute {attribute.name!r}", attribute.doc_string, node
+
+
+def _described(name: str, thing: Any) -> Iterator[tuple[str, str]]:
+    """The texts that every part of a model may have: where they stand, and the text."""
+    yield f"the doc string of {name}", thing.doc_string
+    for entry in thing.metadata_props:
+        yield f"metadata {entry.key!r} of {name}", f"{entry.key} {entry.value}"

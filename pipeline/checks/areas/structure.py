@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
@@ -12,28 +11,27 @@ import onnx_ir as ir
 from onnx import GraphProto, NodeProto, TensorProto
 
 from growpipe.checks.context import Context
-from growpipe.checks.measure.protos import all_graphs, all_nodes, subgraphs
+from growpipe.checks.measure.protos import all_graphs, all_nodes, placed_nodes
 from growpipe.checks.measure.trace import module_of
-from growpipe.checks.registry import check
+from growpipe.checks.registry import register
 from growpipe.checks.report import Finding, Outcome, failed, passed, skipped
-from growpipe.graph_ops.onnx_tools.width_check import check_widths
+from growpipe.graph_ops.onnx_tools.process import check_file
+from growpipe.graph_ops.onnx_tools.width_check import contradicting_widths, wrong_declarations
 from growpipe.graph_ops.operators import is_onnx, plain_domain
 
 __all__: list[str] = []
 
-SHOWN = 20
 
-
-@check("structure/checker", "the ONNX checker accepts it")
+@register("structure/checker", "the ONNX checker accepts it")
 def checker(context: Context) -> Outcome:
     """The checker of the onnx package: required fields, operators known in their opset, attributes of the
     right type, nodes in topological order. It runs in the child process, external data included.
     """
-    context.sandbox.call("onnx_checker", {"model": str(context.path)})
+    check_file(context.path)
     return passed("the ONNX checker accepts it")
 
 
-@check("structure/shapes", "strict shape inference agrees with the declared shapes")
+@register("structure/shapes", "strict shape inference agrees with the declared shapes")
 def shapes(context: Context) -> Outcome:
     """Shape inference with data propagation, where any contradiction is an error: stale shapes after an edit,
     operators that get inputs of wrong rank or type. Without strictness onnx leaves such models silently as
@@ -41,25 +39,37 @@ def shapes(context: Context) -> Outcome:
 
     Remove stale `value_info` and infer anew, or export again.
     """
-    data = context.sandbox.call("infer_shapes", {"model": str(context.path)}).data
-    return passed(f"the shapes of {data['inferred']} of {data['values']} values were inferred")
+    inference = context.inference
+    problems = list(inference.problems)
+    if inference.model is None:
+        return failed("; ".join(problems))
+    problems += wrong_declarations(context.model, inference.model)
+    if problems:
+        return failed(
+            problems[0] if len(problems) == 1 else f"{len(problems)} shapes contradict each other",
+            *(Finding(problem) for problem in problems if len(problems) > 1),
+        )
+    outputs = [value for graph in inference.model.graphs() for node in graph for value in node.outputs]
+    known = sum(value.shape is not None for value in outputs)
+    return passed(f"the shapes of {known} of {len(outputs)} values were inferred")
 
 
-@check("structure/widths", "every layer gets as many channels as its weights take")
+@register("structure/widths", "every layer gets as many channels as its weights take")
 def widths(context: Context) -> Outcome:
     """The ONNX checker and even session creation accept a convolution whose weights take another number of
     channels than its input has; only running it fails. This compares the widths of Conv, ConvTranspose, Gemm,
     MatMul, BatchNormalization, groups, Reshape and Concat with what reaches them.
     """
-    problems = check_widths(context.model)
+    inferred = context.inference.model
+    if inferred is None:
+        return skipped("its shapes cannot be inferred (see structure/shapes)")
+    problems = contradicting_widths(inferred)
     if problems:
-        return failed(
-            f"{len(problems)} layers have inconsistent widths", *(Finding(p) for p in problems[:SHOWN])
-        )
+        return failed(f"{len(problems)} layers have inconsistent widths", *(Finding(p) for p in problems))
     return passed("all widths are consistent")
 
 
-@check("structure/names", "names are unique and not empty")
+@register("structure/names", "names are unique and not empty")
 def names(context: Context) -> Outcome:
     """Values must be produced once (ONNX is in SSA form); nodes need no names, but two nodes of one name make
     profiles and error messages ambiguous. Inputs and outputs must have names.
@@ -88,11 +98,11 @@ def names(context: Context) -> Outcome:
             Finding(f"{n} {kind}s have this name", tensor=name) for name, n in counted.items() if n > 1
         ]
     if findings:
-        return failed(f"{len(findings)} names are ambiguous", *findings[:SHOWN])
+        return failed(f"{len(findings)} names are ambiguous", *findings)
     return passed("all names are unique")
 
 
-@check("structure/versions", "opset and IR version are within the policy")
+@register("structure/versions", "opset and IR version are within the policy")
 def versions(context: Context) -> Outcome:
     """A too new opset does not load on the runtimes that are out there, a too old one has other semantics and
     misses fusions.
@@ -123,7 +133,7 @@ def versions(context: Context) -> Outcome:
     return passed(f"opset {opset}, IR version {ir_version}", **measured)
 
 
-@check("structure/dynamic_dims", "dynamic dimensions are where the policy wants them")
+@register("structure/dynamic_dims", "dynamic dimensions are where the policy wants them")
 def dynamic_dims(context: Context) -> Outcome:
     """A dynamic dimension costs speed on some runtimes and is refused by others; a batch that was fixed by
     accident cannot be served.
@@ -154,12 +164,12 @@ def dynamic_dims(context: Context) -> Outcome:
     if findings:
         return failed(
             f"{len(findings)} dimensions are against structure.dynamic_dims = {policy.dynamic_dims!r}",
-            *findings[:SHOWN],
+            *findings,
         )
     return passed(f"{dynamic} dynamic dimensions, allowed is {policy.dynamic_dims!r}")
 
 
-@check("structure/training", "no dropout and no batch normalisation in training mode")
+@register("structure/training", "no dropout and no batch normalisation in training mode")
 def training(context: Context) -> Outcome:
     """A model exported in training mode drops activations at random, or normalises by the batch at hand:
     its outputs depend on chance and on what else is in the batch.
@@ -168,18 +178,18 @@ def training(context: Context) -> Outcome:
     """
     findings = [
         Finding(reason, node.name, node.op_type, module=module_of(node))
-        for graph, node in _placed_nodes(context.proto)
+        for graph, node in placed_nodes(context.proto)
         if (reason := _trains(graph, node))
     ]
     if findings:
         return failed(
             f"{len(findings)} nodes are in training mode; call model.eval() before the export",
-            *findings[:SHOWN],
+            *findings,
         )
     return passed("no node is in training mode")
 
 
-@check("structure/unused", "no unused initializers")
+@register("structure/unused", "no unused initializers")
 def unused(context: Context) -> Outcome:
     """Weights that nothing reads make the file larger, and often show that a layer was cut off by mistake.
 
@@ -192,13 +202,13 @@ def unused(context: Context) -> Outcome:
     if idle and not context.policy.structure.allow_unused_initializers:
         return failed(
             f"{len(idle)} initializers are never read; remove them, or allow_unused_initializers",
-            *(Finding("it is never read", tensor=name) for name in idle[:SHOWN]),
+            *(Finding("it is never read", tensor=name) for name in idle),
             value=len(idle),
         )
     return passed(f"{len(idle)} unused initializers", value=len(idle))
 
 
-@check("structure/run", "it runs in onnxruntime")
+@register("structure/run", "it runs in onnxruntime")
 def run(context: Context) -> Outcome:
     """A real run, in a child process with limits of time and memory, on seeded random inputs of several batch
     sizes and on the inputs of --data. A model that crashes, hangs or wants too much memory fails here.
@@ -207,25 +217,22 @@ def run(context: Context) -> Outcome:
     `limits.seconds`, `limits.memory_mb`.
     """
     runs = context.runs
-    if not runs and not context.errors:
+    if not runs.ran and not runs.errors:
         return skipped("no inputs can be made for it (a sequence, or an unknown rank); give some with --data")
-    if context.errors:
-        label, error = next(iter(context.errors.items()))
-        return failed(
-            f"it does not run on {label}: {error}",
-            *(Finding(f"on {on}: {e}") for on, e in list(context.errors.items())[1:]),
-        )
-    return passed(f"it ran on {len(runs)} sets of inputs: {', '.join(runs)}")
+    if runs.errors:
+        (label, error), *others = runs.errors.items()
+        return failed(f"it does not run on {label}: {error}", *(Finding(f"on {on}: {e}") for on, e in others))
+    return passed(f"it ran on {len(runs.ran)} sets of inputs: {', '.join(runs.outputs)}")
 
 
-@check("structure/outputs", "the outputs have the declared types and shapes", runs=True)
+@register("structure/outputs", "the outputs have the declared types and shapes", runs=True)
 def outputs(context: Context) -> Outcome:
     """What comes out is what the model declares: number and names of outputs, type, rank, fixed sizes, and
     symbolic sizes that are equal to each other wherever they have one name. Servers allocate by the
     declaration; onnxruntime itself only warns.
     """
     findings: list[Finding] = []
-    for given in context.sets:
+    for given in context.runs.ran:
         sizes: dict[str, int] = {}
         for spec in context.specs or ():
             array = given.inputs.get(spec.name)
@@ -234,13 +241,13 @@ def outputs(context: Context) -> Outcome:
                     {d: n for d, n in zip(spec.shape, array.shape, strict=True) if isinstance(d, str)}
                 )
         for value in context.model.graph.outputs:
-            actual = context.runs[given.label].get(str(value.name))
+            actual = context.runs.outputs[given.label].get(str(value.name))
             if actual is not None and isinstance(value.type, ir.TensorType):
                 problem = _against(value, actual, sizes)
                 if problem:
                     findings.append(Finding(f"{problem} ({given.label})", tensor=str(value.name)))
     if findings:
-        return failed(f"{len(findings)} outputs are not as declared", *findings[:SHOWN])
+        return failed(f"{len(findings)} outputs are not as declared", *findings)
     return passed("all outputs are as declared")
 
 
@@ -260,19 +267,6 @@ def _against(value: ir.Value, actual: np.ndarray, sizes: dict[str, int]) -> str:
         if expected != size:
             return f"declared is shape {shown}, it gives {list(actual.shape)}"
     return ""
-
-
-def _placed_nodes(model: onnx.ModelProto) -> Iterator[tuple[GraphProto, NodeProto]]:
-    for graph in all_graphs(model):
-        for node in graph.node:
-            yield graph, node
-    for function in model.functions:
-        empty = GraphProto()
-        empty.node.extend(n for n in function.node if n.op_type == "Constant")
-        for node in function.node:
-            yield empty, node
-            for inner in subgraphs(node):
-                yield from ((inner, n) for n in inner.node)
 
 
 def _trains(graph: GraphProto, node: NodeProto) -> str:

@@ -1,6 +1,6 @@
-"""The child process: reads requests, runs one operation of `OPERATIONS` at a time, answers.
+"""The child process: reads requests, does one of `growpipe.checks.child.requests` at a time, answers.
 
-Started by `growpipe.checks.child.sandbox`; nothing else calls it.
+Started by `growpipe.checks.child.model_process`; nothing else calls it.
 """
 
 from __future__ import annotations
@@ -12,30 +12,36 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy.typing as npt
 
-from growpipe.checks.child.messages import BrokenPipeMessage, pack, read_message
+from growpipe.checks.child import requests
+from growpipe.checks.child.messages import NotAMessage, TooLarge, pack, read_message
+from growpipe.checks.measure.memory import bytes_of
+from growpipe.checks.measure.sessions import Device, Session
 from growpipe.graph_ops.errors import CheckFailed, GrowpipeError
 
-__all__ = ["OPERATIONS", "serve"]
+__all__ = ["serve"]
 
 Arrays = dict[str, npt.NDArray]
 Answer = tuple[dict[str, Any], Mapping[str, npt.NDArray]]
 
 KEPT_SESSIONS = 4
 MAX_MESSAGE = 4000
-_sessions: dict[tuple[Any, ...], Any] = {}
+_sessions: dict[tuple[Any, ...], Session] = {}
+_modules: dict[tuple[str, str | None], Any] = {}
 
 
 def serve(settings: Mapping[str, Any]) -> None:
     """Answer requests on stdin until it closes. What libraries print to stdout goes to stderr."""
-    requests = os.fdopen(os.dup(0), "rb")
+    source = _Stdin(os.fdopen(os.dup(0), "rb"))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    _limit_memory(int(settings["memory_mb"]))
+    memory_mb = int(settings["memory_mb"])
+    _limit_memory(memory_mb)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         if settings["torch"]:
@@ -49,20 +55,53 @@ def serve(settings: Mapping[str, Any]) -> None:
     warnings.simplefilter("ignore")  # of the libraries; what counts is in the answers
     while True:
         try:
-            document, arrays = read_message(requests.read)
-        except BrokenPipeMessage:
+            document, arrays = read_message(source, memory_mb * 2**20)
+        except (EOFError, NotAMessage, TooLarge):
             return
-        operation = OPERATIONS[document.pop("operation")]
-        try:
-            data, values = operation(arrays, **document)
-        except GrowpipeError as error:
-            data, values = _as_error(type(error).__name__, str(error)), {}
-        except MemoryError:
-            data, values = _as_error("CheckFailed", "it needs more memory than limits.memory_mb allows"), {}
-        except Exception as error:
-            line = " ".join(f"{type(error).__name__}: {error}".split())
-            data, values = _as_error("CheckFailed", line), {}
-        _answer(answers, data, values)
+        data, values = _answer(requests.from_fields(document), arrays)
+        for part in pack(data, values):
+            answers.write(part)
+        answers.flush()
+
+
+class _Stdin:
+    """Requests, as `read_message` reads them."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if len(data) != size:
+            raise EOFError
+        return data
+
+    def read_into(self, view: memoryview) -> None:
+        while view:
+            count = self._stream.readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise EOFError
+            view = view[count:]
+
+
+def _answer(request: requests.Request, arrays: Arrays) -> Answer:
+    try:
+        data, values = _HANDLERS[type(request)](request, arrays)
+    except GrowpipeError as error:
+        return _as_error(type(error).__name__, str(error))
+    except MemoryError:
+        return _as_error("CheckFailed", "it needs more memory than limits.memory_mb allows")
+    except Exception as error:
+        return _as_error("CheckFailed", " ".join(f"{type(error).__name__}: {error}".split()))
+    room = getattr(request, "room", None)
+    needed = bytes_of(values)
+    if room is not None and needed > room:
+        return {"error": {"too_large": needed}}, {}
+    return data, values
+
+
+def _as_error(kind: str, message: str) -> Answer:
+    return {"error": {"kind": kind, "message": message[:MAX_MESSAGE]}}, {}
 
 
 def _end_with_parent(parent: int) -> None:
@@ -70,16 +109,6 @@ def _end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(2.0)
     os._exit(1)
-
-
-def _as_error(kind: str, message: str) -> dict[str, Any]:
-    return {"error": {"kind": kind, "message": message[:MAX_MESSAGE]}}
-
-
-def _answer(stream: BinaryIO, data: Mapping[str, Any], values: Mapping[str, npt.NDArray]) -> None:
-    for part in pack(data, values):
-        stream.write(part)
-    stream.flush()
 
 
 def _limit_memory(megabytes: int) -> None:
@@ -94,131 +123,73 @@ def _limit_memory(megabytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _session(model: str, optimised: bool, device: str, threads: int = 1) -> Any:
+def _session(model: str, device: Device, optimised: bool = True) -> Session:
     from growpipe.checks.measure.sessions import open_session
 
     status = os.stat(model)
-    key = (model, status.st_mtime_ns, status.st_size, status.st_ino, optimised, device, threads)
+    key = (model, status.st_mtime_ns, status.st_size, status.st_ino, optimised, device)
     session = _sessions.pop(key, None)
     if session is None:
         while len(_sessions) >= KEPT_SESSIONS:
             del _sessions[next(iter(_sessions))]
-        session = open_session(model, optimised=optimised, device=device, threads=threads)  # type: ignore[arg-type]
+        session = open_session(model, optimised=optimised, device=device)
     _sessions[key] = session
     return session
 
 
-def onnx_checker(arrays: Arrays, *, model: str) -> Answer:
-    """The ONNX checker on a file, external data included."""
-    import onnx
-
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:
-        raise CheckFailed(" ".join(str(error).split())) from None
-    return {}, {}
+def _used_providers(request: requests.UsedProviders, arrays: Arrays) -> Answer:
+    return {"providers": _session(request.model, request.device).providers}, {}
 
 
-def infer_shapes(arrays: Arrays, *, model: str) -> Answer:
-    """Strict shape inference with data propagation; an error of it is a failure."""
-    import onnx
-
-    from growpipe.graph_ops.onnx_tools.shape_inference import spell_out_defaults
-
-    # Without external data: shapes are computed from small constants, which are stored inline.
-    proto = onnx.load(model, load_external_data=False)
-    spell_out_defaults(proto.graph)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    except Exception as error:
-        raise CheckFailed(" ".join(str(error).split())) from None
-    known = {i.name for i in inferred.graph.value_info} | {o.name for o in inferred.graph.output}
-    produced = [name for node in inferred.graph.node for name in node.output if name]
-    return {"values": len(produced), "inferred": sum(name in known for name in produced)}, {}
+def _run_model(request: requests.RunModel, arrays: Arrays) -> Answer:
+    return {}, _session(request.model, request.device, request.optimised).run(arrays)
 
 
-def describe(arrays: Arrays, *, model: str, device: str) -> Answer:
-    """The signature of a model, as onnxruntime sees it."""
-    session = _session(model, True, device)
-    return {
-        "inputs": {name: [list(shape), kind] for name, (shape, kind) in session.inputs.items()},
-        "outputs": list(session.outputs),
-        "providers": list(session.providers),
-    }, {}
-
-
-def run(arrays: Arrays, *, model: str, optimised: bool, device: str) -> Answer:
-    """One run; the outputs by name."""
-    session = _session(model, optimised, device)
-    begin = time.perf_counter()
-    outputs = session.run(arrays)
-    return {"seconds": time.perf_counter() - begin, "providers": list(session.providers)}, outputs
-
-
-def run_float64(arrays: Arrays, *, model: str) -> Answer:
-    """One run of the model with every float32 made a float64."""
+def _run_float64(request: requests.RunFloat64, arrays: Arrays) -> Answer:
     from growpipe.checks.measure.float64 import run_in_double
 
-    return {}, run_in_double(model, arrays)
+    return {}, run_in_double(request.model, arrays)
 
 
-def trace(
-    arrays: Arrays,
-    *,
-    model: str,
-    reference: str | None,
-    limit: float,
-    device: str,
-    reference_optimised: bool = False,
-    expected: Mapping[str, str] | None = None,
-) -> Answer:
-    """Where two models part, or where one stops being finite; see `growpipe.checks.measure.trace`."""
-    from growpipe.checks.measure.trace import first_diverging, first_not_finite
+def _find_not_finite(request: requests.FindNotFinite, arrays: Arrays) -> Answer:
+    from growpipe.checks.measure.trace import first_not_finite
 
-    if expected is not None:
-        given = {tensor: arrays.pop(key) for tensor, key in expected.items()}
-        place = first_diverging(model, arrays, limit, device=device, expected=given)  # type: ignore[arg-type]
-    elif reference is None:
-        place = first_not_finite(model, arrays, device=device)  # type: ignore[arg-type]
+    place = first_not_finite(request.model, arrays, device=request.device)
+    return {"place": None if place is None else asdict(place)}, {}
+
+
+def _find_divergence(request: requests.FindDivergence, arrays: Arrays) -> Answer:
+    from growpipe.checks.measure.trace import KnownValues, OtherModel, first_diverging
+
+    against: KnownValues | OtherModel
+    if request.reference:
+        against = OtherModel(request.reference, request.reference_optimised)
     else:
-        place = first_diverging(
-            model,
-            arrays,
-            limit,
-            device=device,  # type: ignore[arg-type]
-            reference=reference,
-            reference_optimised=reference_optimised,
-        )
-    return {"place": place}, {}
+        against = KnownValues({tensor: arrays.pop(key) for tensor, key in request.values.items()})
+    place = first_diverging(request.model, arrays, request.limit, against, device=request.device)
+    return {"place": None if place is None else asdict(place)}, {}
 
 
-def latency(
-    arrays: Arrays, *, reference: str, candidate: str, candidate_names: Mapping[str, str], **options: Any
-) -> Answer:
-    """`growpipe.checks.measure.latency.paired_latency`; ``candidate_names`` gives its name of an input."""
-    from dataclasses import asdict
-
-    from growpipe.checks.measure.latency import paired_latency
+def _time_pair(request: requests.TimePair, arrays: Arrays) -> Answer:
+    from growpipe.checks.measure.latency import Timing, paired_latency
 
     _sessions.clear()
-    renamed = {candidate_names.get(name, name): array for name, array in arrays.items()}
-    return asdict(paired_latency(reference, candidate, arrays, candidate_inputs=renamed, **options)), {}
+    renamed = {request.names.get(name, name): array for name, array in arrays.items()}
+    timing = Timing(**request.timing)
+    measured = paired_latency(request.reference, request.candidate, arrays, timing, candidate_inputs=renamed)
+    return asdict(measured), {}
 
 
-def classify(
-    arrays: Arrays, *, model: str, device: str, batch_size: int, output: str | None, targets: str
-) -> Answer:
-    """Per sample, whether its class is right."""
+def _classify(request: requests.Classify, arrays: Arrays) -> Answer:
     from growpipe.checks.measure.accuracy import correct_samples
 
-    labels = arrays.pop(targets)
-    session = _session(model, True, device)
-    right = correct_samples(session, arrays, labels, batch_size=batch_size, output=output)
+    labels = arrays.pop(request.targets)
+    session = _session(request.model, request.device)
+    right = correct_samples(session, arrays, labels, batch_size=request.batch_size, output=request.output)
     return {}, {"right": right}
 
 
-def peak_memory(arrays: Arrays, *, model: str, device: str) -> Answer:
-    """How far this process's resident memory rises by loading the model and running it once, in bytes."""
+def _measure_memory(request: requests.MeasureMemory, arrays: Arrays) -> Answer:
     from growpipe.checks.measure.sessions import open_session
 
     _sessions.clear()
@@ -228,7 +199,7 @@ def peak_memory(arrays: Arrays, *, model: str, device: str) -> Answer:
     except OSError:
         return {"bytes": None}, {}
     before = _status_bytes("VmRSS")
-    open_session(model, device=device).run(arrays)  # type: ignore[arg-type]
+    open_session(request.model, device=request.device).run(arrays)
     return {"bytes": max(0, _status_bytes("VmHWM") - before)}, {}
 
 
@@ -249,23 +220,17 @@ def _status_bytes(field: str) -> int:
     raise CheckFailed(f"the system does not tell {field}")
 
 
-def census(arrays: Arrays, *, model: str, device: str) -> Answer:
-    """The operators that remain after optimisation, and the provider that each node runs on."""
+def _count_nodes(request: requests.CountNodes, arrays: Arrays) -> Answer:
     import json
-    import shutil
+    import tempfile
     from collections import Counter
 
-    from growpipe.checks.child.sandbox import temporary_folder
     from growpipe.checks.measure.sessions import open_session
 
-    folder = temporary_folder()
-    try:
-        session = open_session(model, device=device, profile_prefix=str(folder / "profile"))  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(prefix="growpipe-check-") as folder:
+        session = open_session(request.model, device=request.device, profile_prefix=f"{folder}/profile")
         session.run(arrays)
-        profile = Path(session.raw.end_profiling())
-        events = json.loads(profile.read_text())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        events = json.loads(Path(session.raw.end_profiling()).read_text())
     nodes = {}
     for event in events:
         details = event.get("args") or {}
@@ -276,58 +241,45 @@ def census(arrays: Arrays, *, model: str, device: str) -> Answer:
     return {
         "operators": dict(sorted(Counter(operator for _, operator, _ in placed).items())),
         "placement": dict(sorted(Counter(provider for _, _, provider in placed).items())),
-        "elsewhere": [
-            [name, operator, provider]
-            for name, operator, provider in placed
-            if provider != session.providers[0]
-        ],
-        "providers": list(session.providers),
+        "elsewhere": [entry for entry in placed if entry[2] != session.providers[0]],
     }, {}
 
 
-def torch_signature(arrays: Arrays, *, target: str, weights: str | None) -> Answer:
-    """Load the user's module, to fail early."""
-    from growpipe.checks.child.torch_reference import load_module
-
-    return {"class": type(load_module(target, weights)).__name__}, {}
+def _build_torch(request: requests.TorchTarget, arrays: Arrays) -> Answer:
+    return {"class": type(_module(request.target, request.weights)).__name__}, {}
 
 
-def torch_run(
-    arrays: Arrays, *, target: str, weights: str | None, double: bool, modules: list[str] | None = None
-) -> Answer:
-    """The outputs of the user's module by position, and of those of its submodules that are asked for."""
-    from growpipe.checks.child.torch_reference import load_module, run_module
+def _run_torch(request: requests.RunTorch, arrays: Arrays) -> Answer:
+    from growpipe.checks.child.torch_reference import run_module
 
-    module = _kept_module(target, weights, load_module)
-    outputs, inner = run_module(module, arrays, double=double, modules=modules or ())
-    keys = {name: f"inner/{position}" for position, name in enumerate(inner)}
-    return {"inner": keys}, {
-        **{f"output/{i}": value for i, value in enumerate(outputs)},
+    module = _module(request.target, request.weights)
+    outputs, inner = run_module(module, arrays, double=request.double, modules=request.modules)
+    numbered = {f"output/{i}": value for i, value in enumerate(outputs)}
+    keys = {name: f"inner/{i}" for i, name in enumerate(inner)}
+    return {"outputs": list(numbered), "inner": keys}, {
+        **numbered,
         **{keys[name]: value for name, value in inner.items()},
     }
 
 
-def _kept_module(target: str, weights: str | None, load: Callable[[str, str | None], Any]) -> Any:
-    key = ("torch", target, weights)
-    if key not in _sessions:
-        _sessions[key] = load(target, weights)
-    return _sessions[key]
+def _module(target: str, weights: str | None) -> Any:
+    from growpipe.checks.child.torch_reference import load_module
+
+    if (target, weights) not in _modules:
+        _modules[target, weights] = load_module(target, weights)
+    return _modules[target, weights]
 
 
-OPERATIONS: dict[str, Callable[..., Answer]] = {
-    operation.__name__: operation
-    for operation in (
-        onnx_checker,
-        infer_shapes,
-        describe,
-        run,
-        run_float64,
-        trace,
-        latency,
-        classify,
-        peak_memory,
-        census,
-        torch_signature,
-        torch_run,
-    )
+_HANDLERS: Mapping[type[requests.Request], Callable[[Any, Arrays], Answer]] = {
+    requests.UsedProviders: _used_providers,
+    requests.RunModel: _run_model,
+    requests.RunFloat64: _run_float64,
+    requests.FindNotFinite: _find_not_finite,
+    requests.FindDivergence: _find_divergence,
+    requests.TimePair: _time_pair,
+    requests.Classify: _classify,
+    requests.MeasureMemory: _measure_memory,
+    requests.CountNodes: _count_nodes,
+    requests.TorchTarget: _build_torch,
+    requests.RunTorch: _run_torch,
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from growpipe.checks.report import SEVERITY, CheckReport
+from growpipe.checks.report import SEVERITY, CheckReport, Status
 
-__all__ = ["summary", "to_text"]
+__all__ = ["MARKS", "MARK_AT", "lines_of", "summary", "to_text"]
 
-MARKS = {
+MARKS: Mapping[Status, str] = {
     "passed": "ok",
     "failed": "FAILED",
     "unsafe": "UNSAFE",
@@ -18,11 +18,23 @@ MARKS = {
     "waived": "waived",
     "skipped": "skipped",
 }
+MARK_AT = 2
 
 
 def to_text(reports: Sequence[CheckReport]) -> str:
     """One line per check in the order in which they ran, what was found below it, the verdict at the end."""
-    return "\n".join(_one(report) for report in reports)
+    return "".join(f"{line}\n" for _, line in lines_of(reports))
+
+
+def lines_of(reports: Sequence[CheckReport]) -> Iterator[tuple[Status | None, str]]:
+    """The lines of `to_text`, each with the status that its `MARKS` word stands for, if it begins with one.
+
+    The word starts at column `MARK_AT`.
+    """
+    for position, report in enumerate(reports):
+        if position:
+            yield None, ""
+        yield from _one(report)
 
 
 def summary(report: CheckReport) -> str:
@@ -31,14 +43,16 @@ def summary(report: CheckReport) -> str:
     return f"{report.verdict}: {', '.join(counts)}"
 
 
-def _one(report: CheckReport) -> str:
+def _one(report: CheckReport) -> Iterator[tuple[Status | None, str]]:
     width = max((len(r.check) for r in report.results), default=0)
-    lines = [report.model + (f" against {report.reference}" if report.reference else "")]
+    margin = " " * MARK_AT
+    below = f"{margin}{'':<8}{'':<{width}}  "
+    yield None, report.model + (f" against {report.reference}" if report.reference else "")
     for result in report.results:
-        lines.append(f"  {MARKS[result.status]:<8}{result.check:<{width}}  {result.message}")
+        mark = MARKS[result.status]
+        yield result.status, f"{margin}{mark:<8}{result.check:<{width}}  {result.message}"
         if result.waiver:
-            lines.append(f"  {'':<8}{'':<{width}}  waived: {result.waiver}")
+            yield None, f"{below}waived: {result.waiver}"
         if result.status not in ("passed", "skipped"):
-            lines += [f"  {'':<8}{'':<{width}}  - {finding}" for finding in result.findings]
-    lines.append(f"{summary(report)} in {report.seconds:.1f} s (exit code {report.exit_code})")
-    return "\n".join(lines) + "\n"
+            yield from ((None, f"{below}- {finding}") for finding in result.findings)
+    yield None, f"{summary(report)} in {report.seconds:.1f} s (exit code {report.exit_code})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,20 +15,26 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from growpipe.checks.measure.memory import MemoryRoom
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = [
     "Dataset",
     "InputSpec",
     "batch_dims",
+    "can_be_random",
     "input_specs",
     "is_batch_name",
     "load_dataset",
     "random_inputs",
+    "sizes_of",
 ]
 
 TARGETS = ("targets", "target", "labels", "label")
 """The names under which a data file gives the classes."""
+
+_BLOCK = 2**20
+"""Values that are made at once."""
 
 _THROUGH = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Slice", "Concat"}
 
@@ -47,6 +54,11 @@ class InputSpec:
     shape: tuple[int | str, ...]
     dtype: np.dtype[Any]
     bound: int | None = None
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it is of integers of which nothing is known; bytes are images."""
+        return self.dtype.kind in "iu" and self.dtype.itemsize > 1 and self.bound is None
 
     @property
     def first(self) -> str | None:
@@ -117,12 +129,27 @@ def _bound(value: ir.Value) -> int | None:
     return min(lengths, default=None)
 
 
+def sizes_of(specs: Sequence[InputSpec], batch: int, dims: Mapping[str, int], default: int) -> dict[str, int]:
+    """A size for every symbolic dimension.
+
+    Args:
+        specs: the inputs.
+        batch: size of the batch, and of other symbolic dimensions on axis 0.
+        dims: sizes by name, which come first.
+        default: size of what is neither in ``dims`` nor the batch.
+    """
+    batches = batch_dims(specs)
+    names = {d for spec in specs for d in spec.shape if isinstance(d, str)}
+    return {name: dims.get(name, batch if name in batches else default) for name in names}
+
+
+def can_be_random(spec: InputSpec) -> bool:
+    """Whether random values of the input's type can be made."""
+    return spec.dtype.kind in "fciubO" or spec.dtype == ml_dtypes.bfloat16
+
+
 def random_inputs(
-    specs: Sequence[InputSpec],
-    batch: int,
-    seed: int,
-    dims: Mapping[str, int] | None = None,
-    default: int = 8,
+    specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int, room: MemoryRoom
 ) -> dict[str, npt.NDArray]:
     """Seeded inputs: normal numbers, bytes over their whole range, integers below their bound.
 
@@ -131,43 +158,50 @@ def random_inputs(
 
     Args:
         specs: the inputs.
-        batch: size of the batch, and of other symbolic dimensions on axis 0.
+        sizes: of every symbolic dimension.
         seed: the same seed gives the same inputs.
-        dims: sizes of symbolic dimensions by name.
-        default: size of symbolic dimensions that ``dims`` does not name.
+        room: for all inputs together.
+
+    Raises:
+        UsageError: an input is of a type that cannot be random.
+        CheckFailed: the inputs do not fit into ``room``.
     """
-    sizes = dict(dims or {})
-    for name in batch_dims(specs):
-        sizes.setdefault(name, batch)
+    shapes = [tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape) for spec in specs]
+    needed = sum(spec.dtype.itemsize * math.prod(shape) for spec, shape in zip(specs, shapes, strict=True))
+    room.require(needed, f"inputs of {', '.join(str(list(shape)) for shape in shapes)}")
     random = np.random.default_rng(seed)
-    inputs = {}
-    for spec in specs:
-        shape = tuple(sizes.get(d, default) if isinstance(d, str) else d for d in spec.shape)
-        inputs[spec.name] = _random(spec, shape, random)
-    return inputs
+    return {spec.name: _random(spec, shape, random) for spec, shape in zip(specs, shapes, strict=True)}
 
 
 def _random(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray:
-    kind = spec.dtype.kind
-    if kind == "f" or spec.dtype == ml_dtypes.bfloat16:
-        return random.standard_normal(shape).astype(spec.dtype)
-    if kind == "c":
-        return (random.standard_normal(shape) + 1j * random.standard_normal(shape)).astype(spec.dtype)
-    if kind in "iu" and (spec.bound is not None or spec.dtype.itemsize > 1):
-        values = random.integers(0, spec.bound or 2, shape)
-        if spec.bound is None and values.ndim:
-            values[..., :1] = 1
-        return values.astype(spec.dtype)
-    if kind in "iu":
-        ends = np.iinfo(spec.dtype)
-        return random.integers(ends.min, ends.max, shape, dtype=spec.dtype, endpoint=True)
-    if kind == "b":
-        return np.asarray(random.integers(0, 2, shape).astype(bool))
-    if kind == "O":
+    if not can_be_random(spec):
+        raise UsageError(
+            f"no random input of type {spec.dtype} can be made for {spec.name!r}; give inputs with --data"
+        )
+    if spec.dtype.kind == "O":
         return np.full(shape, "growpipe", dtype=object)
-    raise UsageError(
-        f"no random input of type {spec.dtype} can be made for {spec.name!r}; give inputs with --data"
-    )
+    array = np.empty(math.prod(shape), spec.dtype)
+    for start in range(0, array.size, _BLOCK):  # the generator's own types are larger than most inputs
+        part = array[start : start + _BLOCK]
+        part[...] = _random_block(spec, part.size, random)
+    array = array.reshape(shape)
+    if spec.is_mask and array.ndim:
+        array[..., :1] = 1
+    return array
+
+
+def _random_block(spec: InputSpec, count: int, random: np.random.Generator) -> npt.NDArray:
+    match spec.dtype.kind:
+        case "b":
+            return random.integers(0, 2, count).astype(bool)
+        case "c":
+            return random.standard_normal(count) + 1j * random.standard_normal(count)
+        case "i" | "u" if spec.bound is None and spec.dtype.itemsize == 1:
+            ends = np.iinfo(spec.dtype)
+            return random.integers(ends.min, ends.max, count, dtype=spec.dtype, endpoint=True)
+        case "i" | "u":
+            return random.integers(0, spec.bound or 2, count)
+    return random.standard_normal(count)
 
 
 def load_dataset(path: str | os.PathLike[str]) -> Dataset:

@@ -21,7 +21,7 @@ from scipy.special import ndtri, stdtrit
 from growpipe.checks.measure.sessions import Device, Model, Session, open_session, readable_errors
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["LatencyRatio", "Verdict", "paired_latency", "ratio_interval"]
+__all__ = ["LatencyRatio", "Timing", "Verdict", "paired_latency", "ratio_interval"]
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -81,72 +81,92 @@ class LatencyRatio:
         return self.verdict(limit) == "inconclusive"
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long and how to measure.
+
+    Attributes:
+        threads: threads within an operator. With one thread on a CPU the clock is the CPU time of the calling
+            thread, so that other processes do not count; otherwise it is the wall clock.
+        min_runs: least number of paired samples.
+        seconds: the most time spent on settling the verdict for ``limit``; a target, not a hard limit.
+        limit: of the ratio. None for a single look, after ``min_runs`` and ``blocks``.
+        level: confidence level of the intervals.
+        blocks: number of times that the sessions are made anew before the first look at the result.
+        device: where the models run.
+        seed: of the order and of the bootstrap.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    threads: int = 1
+    min_runs: int = 120
+    seconds: float = 30.0
+    limit: float | None = None
+    level: float = 0.95
+    blocks: int = 8
+    device: Device = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.min_runs < 2 or self.blocks < 2 or self.threads < 1 or not 0.5 < self.level < 1:
+            raise UsageError("latency needs min_runs >= 2, blocks >= 2, threads >= 1 and 0.5 < level < 1")
+
+    @property
+    def clock(self) -> str:
+        """``cpu`` or ``wall``; see ``threads``."""
+        return "cpu" if self.device == "cpu" and self.threads == 1 else "wall"
+
+
 def paired_latency(
     reference: Model,
     candidate: Model,
     inputs: Mapping[str, npt.NDArray],
+    timing: Timing | None = None,
     *,
     candidate_inputs: Mapping[str, npt.NDArray] | None = None,
-    threads: int = 1,
-    min_runs: int = 120,
-    seconds: float = 30.0,
-    limit: float | None = None,
-    level: float = 0.95,
-    blocks: int = 8,
-    device: Device = "cpu",
-    seed: int = 0,
 ) -> LatencyRatio:
     """Measure candidate over reference latency.
 
-    With one thread on a CPU the clock is the thread's own CPU time: the run happens in the calling thread,
-    and what other processes take is not counted. Otherwise it is the wall clock.
-
     Args:
-        reference, candidate: paths or bytes.
+        reference: path or bytes.
+        candidate: path or bytes.
         inputs: by name, for both models.
-        candidate_inputs: for the candidate, where its inputs differ.
-        threads: threads within an operator.
-        min_runs: least number of paired samples.
-        seconds: the most time spent on settling the verdict for ``limit``; a target, not a hard limit.
-        limit: of the ratio. Without one a single look is taken, after ``min_runs`` and ``blocks``.
-        level: confidence level of the intervals.
-        blocks: number of times that the sessions are made anew before the first look at the result.
-        seed: of the order and of the bootstrap.
+        timing: how long and how to measure; None for the defaults of `Timing`.
+        candidate_inputs: for the candidate, if its inputs differ.
 
     Raises:
-        UsageError: an input is missing or an argument is out of range.
+        UsageError: an input is missing.
         MissingEnvironment, CheckFailed: as `growpipe.checks.measure.sessions.open_session`.
     """
-    if min_runs < 2 or blocks < 2 or threads < 1 or not 0.5 < level < 1:
-        raise UsageError("latency needs min_runs >= 2, blocks >= 2, threads >= 1 and 0.5 < level < 1")
-    clock = "cpu" if device == "cpu" and threads == 1 else "wall"
-    now = time.thread_time if clock == "cpu" else time.perf_counter
-    random = np.random.default_rng(seed)
+    timing = timing or Timing()
+    now = time.thread_time if timing.clock == "cpu" else time.perf_counter
+    random = np.random.default_rng(timing.seed)
     started = time.perf_counter()
-    looks = blocks
+    looks = timing.blocks
+    models = (reference, candidate, reference)
+    given = (inputs, candidate_inputs or inputs, inputs)
     samples: list[npt.NDArray[np.float64]] = []  # each [rounds, 3]: seconds per run of A, B, A'
     while True:
-        models = (reference, candidate, reference)
         opened = {
             # In another order in every block: what is loaded first finds other memory than what comes later.
-            position: open_session(models[position], device=device, threads=threads)
+            position: open_session(models[position], device=timing.device, threads=timing.threads)
             for position in random.permutation(len(models))
         }
         sessions = [opened[position] for position in range(len(models))]
-        feeds = [
-            session.prepared(given)
-            for session, given in zip(sessions, (inputs, candidate_inputs or inputs, inputs), strict=True)
+        runners = [
+            _runner(session, session.prepared(feed)) for session, feed in zip(sessions, given, strict=True)
         ]
-        runners = [_runner(session, feed) for session, feed in zip(sessions, feeds, strict=True)]
         with readable_errors("onnxruntime could not run the model"):
             samples.append(_block(runners, now, random))
         del runners, sessions, opened
         runs = sum(len(block) for block in samples)
-        over = time.perf_counter() - started >= seconds
-        if runs < min_runs or len(samples) < 2 or (len(samples) < looks and not over):
+        over = time.perf_counter() - started >= timing.seconds
+        if runs < timing.min_runs or len(samples) < 2 or (len(samples) < looks and not over):
             continue
-        result = _result(samples, level, clock, threads, seed)
-        if over or limit is None or not result.inconclusive(limit):
+        result = _result(samples, timing)
+        if over or timing.limit is None or not result.inconclusive(timing.limit):
             return result
         # Looking seldom: every look takes time from the measurement and is a chance to be wrong.
         looks = math.ceil(1.3 * len(samples))
@@ -186,9 +206,8 @@ def _block(
     return times
 
 
-def _result(
-    samples: list[npt.NDArray[np.float64]], level: float, clock: str, threads: int, seed: int
-) -> LatencyRatio:
+def _result(samples: list[npt.NDArray[np.float64]], timing: Timing) -> LatencyRatio:
+    level, seed = timing.level, timing.seed
     logs = [np.log(block) for block in samples]
     # Both sessions of the reference: the mean of two is a steadier yardstick than one.
     ratio, low, high = ratio_interval([b[:, 1] - (b[:, 0] + b[:, 2]) / 2 for b in logs], level, seed)
@@ -205,8 +224,8 @@ def _result(
         candidate_ms=1e3 * float(np.median(times[:, 1])),
         runs=len(times),
         noise=math.expm1((same_high - same_low) / 2 + bias),
-        clock=clock,
-        threads=threads,
+        clock=timing.clock,
+        threads=timing.threads,
     )
 
 

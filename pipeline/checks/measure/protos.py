@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
-__all__ = ["all_graphs", "all_nodes", "subgraphs"]
+__all__ = ["all_graphs", "all_nodes", "placed_nodes", "subgraphs"]
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
@@ -25,9 +25,19 @@ def all_graphs(model: ModelProto) -> Iterator[GraphProto]:
             waiting += subgraphs(node)
 
 
+def placed_nodes(model: ModelProto) -> Iterator[tuple[GraphProto, NodeProto]]:
+    """Every node with the graph that it stands in, those of functions included.
+
+    A node of a function stands in a graph of its constants alone.
+    """
+    for graph in all_graphs(model):
+        yield from ((graph, node) for node in graph.node)
+    for function in model.functions:
+        constants = GraphProto()
+        constants.node.extend(node for node in function.node if node.op_type == "Constant")
+        yield from ((constants, node) for node in function.node)
+
+
 def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
     """The nodes of all graphs and of all functions."""
-    for graph in all_graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
+    return (node for _, node in placed_nodes(model))

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from growpipe.checks.measure.compare import Divergence, compare
-from growpipe.checks.policy import Policy
 from growpipe.graph_ops.errors import CheckFailed
 
 __all__ = ["Tolerance", "default_relative", "with_float64"]
@@ -47,18 +46,6 @@ class Tolerance:
     quantile: float | None = None
     cosine: float | None = None
     top1: float | None = None
-
-    @staticmethod
-    def of(policy: Policy, default: float) -> Tolerance:
-        """The policy's limits; where it does not say, ``default`` for the relative difference."""
-        settings = policy.numerics
-        return Tolerance(
-            default if settings.relative is None else settings.relative,
-            settings.absolute,
-            settings.quantile,
-            settings.cosine,
-            settings.top1,
-        )
 
     def problems(self, divergence: Divergence) -> list[str]:
         """In words, what is too large or too small."""

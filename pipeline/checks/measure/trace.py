@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +16,60 @@ from growpipe.checks.measure.compare import compare
 from growpipe.checks.measure.sessions import Device, open_session
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["first_diverging", "first_not_finite", "last_of_module", "module_of", "place_of"]
-
-Place = dict[str, Any]
-"""``node``, ``operator``, ``tensor`` and ``module`` of a node, and what was found there under ``detail``."""
+__all__ = [
+    "KnownValues",
+    "OtherModel",
+    "Place",
+    "first_diverging",
+    "first_not_finite",
+    "last_of_module",
+    "module_of",
+]
 
 PER_RUN = 64
 """Values kept per run: all at once would need the memory of the whole forward pass."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NAMESPACE = "namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node at which something was found.
+
+    Attributes:
+        node: its name.
+        operator: its operator type.
+        tensor: its output that was looked at.
+        module: the torch module that the node was exported from; empty if the exporter did not say.
+        detail: what was found there.
+    """
+
+    node: str
+    operator: str
+    tensor: str
+    module: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class OtherModel:
+    """A model as the reference of another one.
+
+    Attributes:
+        path: its file.
+        optimised: whether onnxruntime optimises its graph.
+    """
+
+    path: str | os.PathLike[str]
+    optimised: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KnownValues:
+    """Right values of a model's inner tensors, by the names of the tensors."""
+
+    values: Mapping[str, npt.NDArray]
 
 
 def module_of(node: onnx.NodeProto) -> str:
@@ -64,14 +108,8 @@ def last_of_module(model: onnx.ModelProto) -> dict[str, str]:
     }
 
 
-def place_of(node: onnx.NodeProto, tensor: str, detail: str) -> Place:
-    return {
-        "node": node.name,
-        "operator": node.op_type,
-        "tensor": tensor,
-        "module": module_of(node),
-        "detail": detail,
-    }
+def _place(node: onnx.NodeProto, tensor: str, detail: str) -> Place:
+    return Place(node.name, node.op_type, tensor, module_of(node), detail)
 
 
 def first_not_finite(
@@ -85,9 +123,8 @@ def first_not_finite(
             if value.dtype.kind in "fV":
                 bad = int(np.count_nonzero(~np.isfinite(value.astype(np.float64))))
                 if bad:
-                    return place_of(
-                        producer[tensor], tensor, f"{bad} of {value.size} values are NaN or infinite"
-                    )
+                    detail = f"{bad} of {value.size} values are NaN or infinite"
+                    return _place(producer[tensor], tensor, detail)
     return None
 
 
@@ -95,64 +132,71 @@ def first_diverging(
     path: str | os.PathLike[str],
     inputs: Mapping[str, npt.NDArray],
     limit: float,
+    against: OtherModel | KnownValues,
     *,
-    reference: str | os.PathLike[str] | None = None,
-    expected: Mapping[str, npt.NDArray] | None = None,
     device: Device = "cpu",
-    reference_optimised: bool = False,
 ) -> Place | None:
     """The first node whose output is further than ``limit`` (relative) from the reference's.
 
     Args:
         path: the candidate.
-        inputs: by the names of the candidate; the reference's are taken by position where names differ.
+        inputs: by the names of the candidate; the reference's are taken by position if names differ.
         limit: as the ``relative`` of `growpipe.checks.measure.compare.Divergence`.
-        reference: the other model. Values are matched by name and shape, else by aligning the operators.
-        expected: instead of ``reference``, values by the candidate's tensor names.
+        against: the reference. Values of another model are matched by name and operator, else by aligning
+            the operators of the two graphs.
         device: where both run.
-        reference_optimised: run the reference with graph optimisation.
 
     Returns:
-        The place, or None where no comparable value diverges.
+        The place, or None if no comparable value diverges.
     """
     model = onnx.load(path)
     producer = _producers(model)
-    if reference is not None:
-        other = onnx.load(reference)
-        pairs = _matched(model, other)
-        given = [i.name for i in model.graph.input if i.name in inputs]
-        wanted = [
-            i.name for i in other.graph.input if i.name not in {t.name for t in other.graph.initializer}
-        ]
-        other_inputs = (
-            {n: inputs[n] for n in wanted}
-            if all(n in inputs for n in wanted)
-            else {n: inputs[g] for n, g in zip(wanted, given, strict=False)}
-        )
-        ours = _intermediates(model, list(pairs), inputs, device=device, optimised=False)
-        theirs = _intermediates(
-            other, list(pairs.values()), other_inputs, device=device, optimised=reference_optimised
-        )
-        compared: Iterable[tuple[dict[str, npt.NDArray], dict[str, npt.NDArray]]] = zip(
-            ours, theirs, strict=True
-        )
-    else:
-        known = {name: value for name, value in (expected or {}).items() if name in producer}
-        pairs = {name: name for name in producer if name in known}
-        compared = (
-            (values, {name: known[name] for name in values})
-            for values in _intermediates(model, list(pairs), inputs, device=device, optimised=False)
-        )
-    for values, references in compared:
-        for tensor, value in values.items():
-            target = references[pairs[tensor]]
-            if value.shape != target.shape or value.dtype.kind not in "fV" or target.dtype.kind not in "fV":
-                continue
-            found = compare({tensor: target}, {tensor: value})
-            if found.relative > limit:
-                detail = f"relative difference {found.relative:.3g} (limit {limit:.3g})"
-                return place_of(producer[tensor], tensor, detail)
+    compared = (
+        _beside_model(model, inputs, against, device)
+        if isinstance(against, OtherModel)
+        else _beside_values(model, inputs, against.values, device)
+    )
+    for tensor, value, right in compared:
+        if value.shape != right.shape or value.dtype.kind not in "fV" or right.dtype.kind not in "fV":
+            continue
+        found = compare({tensor: right}, {tensor: value})
+        if found.relative > limit:
+            detail = f"relative difference {found.relative:.3g} (limit {limit:.3g})"
+            return _place(producer[tensor], tensor, detail)
     return None
+
+
+_Pairs = Iterator[tuple[str, npt.NDArray, npt.NDArray]]
+"""The name of a tensor of the candidate, its value, and the value that it should have."""
+
+
+def _beside_model(
+    model: onnx.ModelProto, inputs: Mapping[str, npt.NDArray], reference: OtherModel, device: Device
+) -> _Pairs:
+    other = onnx.load(reference.path)
+    pairs = _matched(model, other)
+    given = [i.name for i in model.graph.input if i.name in inputs]
+    defaults = {t.name for t in other.graph.initializer}
+    wanted = [i.name for i in other.graph.input if i.name not in defaults]
+    named = wanted if all(name in inputs for name in wanted) else given
+    other_inputs = {theirs: inputs[ours] for theirs, ours in zip(wanted, named, strict=False)}
+    ours = _intermediates(model, list(pairs), inputs, device=device, optimised=False)
+    theirs = _intermediates(
+        other, list(pairs.values()), other_inputs, device=device, optimised=reference.optimised
+    )
+    for values, right in zip(ours, theirs, strict=True):
+        yield from ((tensor, value, right[pairs[tensor]]) for tensor, value in values.items())
+
+
+def _beside_values(
+    model: onnx.ModelProto,
+    inputs: Mapping[str, npt.NDArray],
+    known: Mapping[str, npt.NDArray],
+    device: Device,
+) -> _Pairs:
+    wanted = [name for name in _producers(model) if name in known]
+    for values in _intermediates(model, wanted, inputs, device=device, optimised=False):
+        yield from ((tensor, value, known[tensor]) for tensor, value in values.items())
 
 
 def _producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

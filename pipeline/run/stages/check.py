@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from growpipe.checks.measure.compare import compare, run_model
-from growpipe.checks.measure.latency import paired_latency
+from growpipe.checks.measure.latency import Timing, paired_latency
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.atomic import write_text
@@ -124,7 +124,7 @@ def _check_split(
         problems.append(f"torch and ONNX differ after the split by {mirror:.1e} of the output's scale")
 
     sample = task.one_sample(load_model(parent))
-    latency = paired_latency(parent, child, sample, seconds=_LATENCY_SECONDS, level=0.95)
+    latency = paired_latency(parent, child, sample, Timing(seconds=_LATENCY_SECONDS, level=0.95))
     return {
         "problems": problems,
         "parity": parity,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
-from growpipe.checks.measure.latency import LatencyRatio, paired_latency, ratio_interval
+from growpipe.checks.measure.latency import LatencyRatio, Timing, paired_latency, ratio_interval
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 CHEAP = """
@@ -60,10 +61,11 @@ def test_verdicts(measured: LatencyRatio, limit: float, expected: str) -> None:
 
 
 def test_a_much_slower_model_fails_and_the_model_itself_does_not() -> None:
-    slower = paired_latency(serialised(CHEAP), serialised(SLOW), INPUTS, min_runs=12, seconds=0.2, limit=1.5)
+    timing = Timing(min_runs=12, seconds=0.2, limit=1.5)
+    slower = paired_latency(serialised(CHEAP), serialised(SLOW), INPUTS, timing)
     assert slower.verdict(1.5) == "fail"
     assert slower.candidate_ms > slower.reference_ms
-    same = paired_latency(serialised(CHEAP), serialised(CHEAP), INPUTS, min_runs=12, seconds=0.2)
+    same = paired_latency(serialised(CHEAP), serialised(CHEAP), INPUTS, replace(timing, limit=None))
     assert same.verdict(1.5) != "fail"
     assert same.low <= same.ratio <= same.high
 
@@ -91,7 +93,7 @@ def test_outliers_do_not_move_the_median() -> None:
 def test_arguments_out_of_range_and_models_that_do_not_run() -> None:
     model = serialised(CHEAP)
     with pytest.raises(UsageError, match="min_runs"):
-        paired_latency(model, model, INPUTS, min_runs=1)
+        Timing(min_runs=1)
     with pytest.raises(UsageError, match="needs inputs"):
         paired_latency(model, model, {})
     with pytest.raises(CheckFailed, match="could not run"):

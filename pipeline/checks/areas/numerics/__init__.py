@@ -1,0 +1,7 @@
+"""Numerics: are the numbers finite, the same every time, and the same as those of the reference?"""
+
+from __future__ import annotations
+
+from growpipe.checks.areas.numerics import finite, reference, repeated
+
+__all__ = ["finite", "reference", "repeated"]

@@ -53,7 +53,6 @@ ORDER = {
 EXPECTED = {
     ("growpipe.training", "growpipe.run.recipe"),
     ("growpipe.analyser.spectra", "growpipe.analyser.choice"),
-    ("growpipe.graph_ops.axes.inference", "growpipe.graph_ops.axes.rules"),
 }
 
 LONGEST_MODULE = 420

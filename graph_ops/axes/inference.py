@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze
+from growpipe.graph_ops.axes.axis import Axis, Barrier, TooMuchWork, freeze, limited_work
 from growpipe.graph_ops.axes.integers import Expression, axes_in
 from growpipe.graph_ops.axes.rule_api import AxisInference, UnknownShape
 from growpipe.graph_ops.axes.rules import RULES
@@ -14,6 +14,9 @@ from growpipe.graph_ops.axes.statements import Axes
 from growpipe.graph_ops.operators import is_onnx, plain_domain
 
 __all__ = ["infer_axes"]
+
+_MOST_STEPS = 5_000_000
+"""Some seconds of work; the largest networks tried take a tenth of it."""
 
 
 def infer_axes(model: ir.Model) -> AxisInference:
@@ -43,8 +46,9 @@ class _Walk:
                 self._input(value)
         for value in graph.initializers.values():
             self.inference.tensor_of(value, value.const_value)
-        for node in graph:
-            self._visit(node)
+        with limited_work(_MOST_STEPS):
+            for node in graph:
+                self._visit(node)
         for value in graph.outputs:
             self._freeze(value, Barrier("Output", value.name or "", None, "an output of the graph"))
         for value, barrier in self._late:
@@ -67,6 +71,8 @@ class _Walk:
             self.inference.integers.compute(node)
         except UnknownShape as refusal:
             self._give_up(node, str(refusal))
+        except (TooMuchWork, RecursionError):
+            self._give_up(node, "the reshapes and concatenations up to here are too entangled to be followed")
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
             # The file is anybody's, and rules are written for nodes as the operator's schema has them.
             self._give_up(node, "its inputs or attributes do not fit the operator")
@@ -87,7 +93,8 @@ class _Walk:
     def _freeze_numbers(self, node: ir.Node, followed: dict[int, tuple[Expression, ...]]) -> None:
         """Freeze the axes whose lengths go into a node as numbers that will not follow."""
         integers = self.inference.integers
-        if node.outputs[0] in integers:
+        result = integers.of(node.outputs[0]) if node.outputs[0] in integers else None
+        if result is not None and None not in result.elements:
             return
         for index, value in enumerate(node.inputs):
             known = integers.of(value) if value in integers else None

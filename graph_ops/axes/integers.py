@@ -16,6 +16,9 @@ __all__ = ["Arithmetic", "Expression", "Ints", "Size", "axes_in", "calculate", "
 ArithmeticOperator = Literal["add", "sub", "mul", "div", "mod", "min", "max"]
 
 
+_MOST_TERMS = 256  # an expression can hold another twice, which again holds another twice
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Size:
     """The length of an axis."""
@@ -25,11 +28,19 @@ class Size:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Arithmetic:
-    """Integer arithmetic on two expressions."""
+    """Integer arithmetic on two expressions; `calculate` makes it.
+
+    Attributes:
+        operator: the operator.
+        left: the left operand.
+        right: the right operand.
+        terms: the number of lengths and numbers in it.
+    """
 
     operator: ArithmeticOperator
     left: Expression
     right: Expression
+    terms: int
 
 
 Expression = int | Size | Arithmetic | None
@@ -60,7 +71,7 @@ def evaluate(expression: Expression, size_of: Callable[[Axis], int | None]) -> i
     match expression:
         case Size(axis):
             return size_of(axis)
-        case Arithmetic(operator, left, right):
+        case Arithmetic(operator, left, right, _):
             a, b = evaluate(left, size_of), evaluate(right, size_of)
             return None if a is None or b is None else _apply(operator, a, b)
         case _:
@@ -68,7 +79,10 @@ def evaluate(expression: Expression, size_of: Callable[[Axis], int | None]) -> i
 
 
 def calculate(operator: ArithmeticOperator, left: Expression, right: Expression) -> Expression:
-    """The expression for ``left operator right``, folded where both are numbers."""
+    """The expression for ``left operator right``, a number if both are.
+
+    None if an operand is not known, or if the expression would have more than 256 terms.
+    """
     if left is None or right is None:
         return None
     if isinstance(left, int) and isinstance(right, int):
@@ -79,7 +93,12 @@ def calculate(operator: ArithmeticOperator, left: Expression, right: Expression)
         return left
     if operator == "div" and right == 1:
         return left
-    return Arithmetic(operator, left, right)
+    terms = _terms(left) + _terms(right)
+    return Arithmetic(operator, left, right, terms) if terms <= _MOST_TERMS else None
+
+
+def _terms(expression: Expression) -> int:
+    return expression.terms if isinstance(expression, Arithmetic) else 1
 
 
 def axes_in(expression: Expression) -> Iterator[Axis]:
@@ -87,7 +106,7 @@ def axes_in(expression: Expression) -> Iterator[Axis]:
     match expression:
         case Size(axis):
             yield root(axis)
-        case Arithmetic(_, left, right):
+        case Arithmetic(_, left, right, _):
             yield from axes_in(left)
             yield from axes_in(right)
 
@@ -97,7 +116,7 @@ def factors_of(expression: Expression) -> list[int | Size] | None:
     match expression:
         case int() | Size():
             return [expression]
-        case Arithmetic("mul", left, right):
+        case Arithmetic("mul", left, right, _):
             a, b = factors_of(left), factors_of(right)
             return None if a is None or b is None else a + b
         case _:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, root, unify
+from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, root
 from growpipe.graph_ops.axes.integer_values import IntegerValues
 from growpipe.graph_ops.axes.integers import Expression, Ints
+from growpipe.graph_ops.axes.solver import unify
 from growpipe.graph_ops.axes.statements import Axes, Follow, MacTerm, Use, View
 from growpipe.graph_ops.operators import node_name, operator_name, opset_version
 
@@ -104,19 +105,28 @@ class AxisInference:
     def fixed(self, node: ir.Node, axis: int, size: int | None, index: int = 0) -> Axis:
         """A new axis of an output that cannot grow, because nothing in the file spells out its length.
 
-        A length that nobody computed is taken from the file where it says.
+        Args:
+            node: the node.
+            axis: the position of the axis.
+            size: its length; None to take the length that the file declares, if it declares one.
+            index: the output.
+
+        Raises:
+            UnknownShape: the length is negative, as that of a window that does not fit.
         """
         if size is None and index < len(node.outputs):
             shape = node.outputs[index].shape
             declared = shape[axis] if shape is not None and axis < len(shape) else None
             size = declared if isinstance(declared, int) else None
-        return Axis(size, self.barrier(node, axis, "a length that the operator computes"))
+        if size is not None and size < 0:
+            raise UnknownShape(f"axis {axis} of its output would have the length {size}")
+        return Axis(size, self.barrier(node, axis, "the operator computes this length"))
 
     def barrier(self, node: ir.Node, axis: int | None, reason: str) -> Barrier:
         return Barrier(operator_name(node), node_name(node), axis, reason)
 
     def unify(self, node: ir.Node, a: Axis, b: Axis, axis: int | None = None) -> None:
-        unify(a, b, self.barrier(node, axis, "its operands divide the axis differently"))
+        unify(a, b, self.barrier(node, axis, "its inputs divide this axis into different parts"))
 
     def freeze(self, node: ir.Node, axes: Axis | Iterable[Axis], axis: int | None, reason: str) -> None:
         barrier = self.barrier(node, axis, reason)

@@ -16,9 +16,10 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, leaves, root
+from growpipe.graph_ops.axes.axis import Axis, Barrier, extent, freeze, leaves, root
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
 from growpipe.graph_ops.axes.inference import infer_axes
+from growpipe.graph_ops.axes.integers import axes_in
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.axes.statements import Use
@@ -153,6 +154,7 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
     inference = infer_axes(model)
     for pattern in frozen:
         _freeze_matching(inference, pattern)
+    _freeze_entangled(inference)
     touches = [_Touch(use) for use in inference.uses]
     _resolve_roles(touches)
     members: dict[Axis, list[Member]] = {}
@@ -189,6 +191,26 @@ def _freeze_matching(inference: AxisInference, pattern: str) -> None:
                 freeze(axis, Barrier("", name, position, f"kept by --freeze {pattern}"))
     if not matched:
         raise UsageError(f"--freeze {pattern!r} matches no tensor of the model")
+
+
+_MOST_LEAVES, _DEEPEST = 1 << 14, 50
+
+
+def _freeze_entangled(inference: AxisInference) -> None:
+    """Freeze axes that are made of very many parts, of which dimensions would be too large to work with.
+
+    Two parts can be two parts each, and so on: forty nodes describe more parts than fit into memory.
+    """
+    known: dict[Axis, tuple[int, int]] = {}
+    held = [axis for axes in inference.axes.values() for axis in axes]
+    held += [axis for use in inference.uses for axis in use.axes]
+    held += [axis for term in inference.macs for axis in term.axes]
+    held += [axis for follow in inference.follows for element in follow.elements for axis in axes_in(element)]
+    for axis in held:
+        count, depth = extent(axis, known)
+        if count > _MOST_LEAVES or depth > _DEEPEST:
+            reason = "reshapes and concatenations divide this axis into too many parts to be followed"
+            freeze(axis, Barrier("", "", None, reason))
 
 
 class _Touch:

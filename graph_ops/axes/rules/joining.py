@@ -6,10 +6,11 @@ import math
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.axes.axis import Axis, align, concat, product, root
-from growpipe.graph_ops.axes.integers import Arithmetic, Expression, Size, evaluate
+from growpipe.graph_ops.axes.axis import Axis, concat, product, root
+from growpipe.graph_ops.axes.integers import Expression, Size, calculate, evaluate
 from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape, size_of
 from growpipe.graph_ops.axes.rules.layout import axes_argument
+from growpipe.graph_ops.axes.solver import align
 from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES"]
@@ -138,7 +139,7 @@ def cut(inference: AxisInference, node: ir.Node) -> None:
         barrier = inference.barrier(node, position, "cut inside a channel's block")
         align([axis], [before, kept, after], barrier)
         first[i] = Size(before)
-        last[i] = Arithmetic("add", Size(before), Size(kept))
+        last[i] = calculate("add", Size(before), Size(kept))
         axes[position] = kept
     inference.follow(node, 1, first)
     inference.follow(node, 2, last)

@@ -6,10 +6,11 @@ import math
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.axes.axis import Axis, match, product, root
+from growpipe.graph_ops.axes.axis import Axis, product, root
 from growpipe.graph_ops.axes.integers import Expression, Size, evaluate
 from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape, size_of
 from growpipe.graph_ops.axes.rules.shape_operators import axis_from
+from growpipe.graph_ops.axes.solver import match
 from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES", "axes_argument", "reshape_view"]

@@ -68,6 +68,8 @@ def axis_from(inference: AxisInference, node: ir.Node, element: Expression) -> A
     of those it multiplies; numbers in it cannot follow and are frozen.
     """
     length = evaluate(element, size_of)
+    if length is not None and length < 0:
+        raise UnknownShape(f"an axis of its output would have the length {length}")
     if length is not None:
         return Axis(length)
     factors = factors_of(element)

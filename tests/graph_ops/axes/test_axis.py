@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growpipe.graph_ops.axes.axis import (
     Axis,
     Barrier,
-    align,
+    TooMuchWork,
     concat,
+    extent,
     freeze,
     leaves,
-    match,
+    limited_work,
     product,
     root,
-    unify,
 )
+from growpipe.graph_ops.axes.solver import align, match, unify
 
 WHY = Barrier("Reshape", "node", None, "does not fit")
 
@@ -116,7 +118,8 @@ def test_a_cut_inside_a_block_makes_the_blocks_equal():
     align([product([outer, inner])], [first, second], WHY)
     assert frozen(outer) == [True]
     assert leaves(inner) == [root(first), leaves(inner)[1]]
-    assert leaves(second) == [leaves(inner)[1], *leaves(inner)]
+    assert leaves(second) == [leaves(inner)[1], root(first)]
+    assert extent(second, {}) == (3, 2)
 
 
 def test_a_concatenation_of_equal_parts_is_a_product():
@@ -131,6 +134,30 @@ def test_what_contains_itself_is_frozen():
     whole = product([a, Axis(2)])
     unify(a, whole, WHY)
     assert frozen(a) == [True]
+
+
+def test_a_product_that_comes_to_hold_its_own_factor_is_frozen():
+    """A factor of unknown length is as long as the whole, if the other one turns out to be 1."""
+    part, other = axes(6, None)
+    whole = product([part, other])
+    root(whole).size = 6
+    unify(part, whole, WHY)
+    assert frozen(part) == [True]
+    assert root(part) is not root(whole)
+
+
+def test_leaves_are_listed_once_however_often_they_occur():
+    axis = Axis(1 << 1)
+    for _ in range(60):
+        axis = concat([axis, axis])
+    assert len(leaves(axis)) == 1
+    assert extent(axis, {}) == (1 << 60, 60)
+
+
+def test_work_is_limited():
+    parts = axes(*[1 << level for level in range(20)])
+    with pytest.raises(TooMuchWork), limited_work(10):
+        align([Axis((1 << 20) - 1)], parts, WHY)
 
 
 def entries(axis: Axis) -> list[tuple]:

@@ -28,7 +28,7 @@ DECLINED: dict[str, dict[str, str]] = {
     "group_norm": {"0.weight#2": "normalised over"},
     "PixelShuffle": {"wide.weight#2": "channels become pixels"},
     "shuffle_uneven": dict.fromkeys(
-        ("0.0.weight", "1.0.weight", "3.0.weight:in"), "its operands divide the axis differently"
+        ("0.0.weight", "1.0.weight", "3.0.weight:in"), "its inputs divide this axis into different parts"
     ),
     "TiedTranspose": dict.fromkeys(
         ("first.weight", "hidden.weight"), "'hidden.weight' both mixes and carries the channels on one axis"

@@ -238,3 +238,72 @@ def test_nodes_that_fit_no_definition_are_barriers(body):
         {{ h = MatMul (x, a) {body} y = MatMul (h, b) }}
     """)
     assert not find_channel_groups(model)["a"].splittable
+
+
+def test_an_axis_that_would_come_to_contain_itself_is_a_barrier():
+    model = read("""
+        <ir_version: 9, opset_import: ["" : 18]>
+        rolled (float[n,4] x) => (float[n,2,1] y)
+        <float[6,4,1] a, float[6,6,1] b, float[6,1,1] c, float[6,6,1] d, float[2,6,1] e,
+         int64[3] apart = {0, 6, 1}, int64[3] together = {1, 6, -1}, int64[3] rows = {-1, 4, 1}>
+        {
+            i = Reshape (x, rows)
+            h = Relu (i)
+            p = Conv (h, a)
+            q = Conv (p, b)
+            r = Reshape (q, together)
+            s = Conv <group = 6, pads = [0, 0]> (r, c)
+            t = Reshape (s, apart)
+            u = Add (p, t)
+            v = Conv (u, d)
+            y = Conv (v, e)
+        }
+    """)
+    assert find_channel_groups(model)["d"].splittable
+
+
+@pytest.mark.parametrize("join", ["Concat <axis = 1> (h, h)", "Concat <axis = 0> (h, h)"])
+def test_parts_of_parts_of_parts_are_a_barrier(join):
+    doubling = "".join(
+        f"h = {join}\n".replace("h =", f"h{i + 1} =").replace("(h, h)", f"(h{i}, h{i})") for i in range(60)
+    )
+    model = read(f"""
+        <ir_version: 9, opset_import: ["" : 18]>
+        doubled (float[n,4] x) => (y)
+        <float[4,6] a, float[6,2] b>
+        {{ h0 = MatMul (x, a) {doubling} z = ReduceSum (h60) k = MatMul (h0, b) y = Add (z, k) }}
+    """)
+    assert find_channel_groups(model)["a"].barrier is not None
+
+
+def test_lengths_that_double_sixty_times_end():
+    doubling = "".join(f"s{i + 1} = Add (s{i}, s{i})\n" for i in range(60))
+    model = read(f"""
+        <ir_version: 9, opset_import: ["" : 18]>
+        doubled (float[n,4] x) => (y)
+        <float[4,6] a, float[6,2] b>
+        {{ h = MatMul (x, a) s0 = Shape (h) {doubling} z = Expand (h, s60) y = MatMul (z, b) }}
+    """)
+    assert find_channel_groups(model)["a"].barrier is not None
+
+
+def test_a_length_that_decides_is_a_barrier():
+    """The comparison changes when the channels grow, and with it the scale."""
+    model = read("""
+        <ir_version: 9, opset_import: ["" : 18]>
+        deciding (float[n,4] x) => (float[n,2] y)
+        <float[4,6] a, float[6,2] b, int64 one = {1}, int64 six = {6}, int64 four = {4}>
+        {
+            h = MatMul (x, a)
+            s = Shape (h)
+            width = Gather (s, one)
+            same = Equal (width, six)
+            number = Where (same, four, one)
+            scale = Cast <to = 1> (number)
+            z = Mul (h, scale)
+            y = MatMul (z, b)
+        }
+    """)
+    barrier = find_channel_groups(model)["a"].barrier
+    assert barrier is not None
+    assert barrier.operator == "Equal"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -11,10 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import growpipe
+import growpipe.graph_ops
+import growpipe.models
 from growpipe.environment import library_versions
 
-__all__ = ["FOLDER", "append", "environment", "summarise"]
+__all__ = ["FOLDER", "append", "code_hash", "environment", "summarise"]
 
+PACKAGES = (growpipe, growpipe.graph_ops, growpipe.models)
 FOLDER = Path(__file__).parents[1]
 
 
@@ -37,6 +42,18 @@ def _processor() -> str:
     except OSError:
         found = None
     return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def code_hash() -> str:
+    """A hash of the code of growpipe: measurements of the same code may be joined."""
+    folders = {Path(str(package.__file__)).parent for package in PACKAGES}
+    contents = {path.resolve(): path.read_bytes() for folder in folders for path in folder.rglob("*.py")}
+    # The same for a checkout and for what is installed from it, which lie in other folders.
+    return hashlib.sha256(b"".join(sorted(map(_digest, contents.values())))).hexdigest()[:16]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def append(name: str, measurement: dict[str, Any]) -> None:

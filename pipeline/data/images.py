@@ -18,12 +18,18 @@ import numpy.typing as npt
 
 from growpipe.environment import require
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.reading import limited, opened, read_bytes, reading
 
 __all__ = ["ImageSet", "decode", "open_images", "read_images"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_FILE = 64 << 20  # bytes of one encoded image
 MAX_PIXELS = 64 << 20  # of one image: a small file can claim to be huge
+MAX_ALL = 1 << 30  # bytes of all decoded images of `read_images`
+MAX_ZIP = 1 << 40  # bytes
+MAX_DIRECTORY = (
+    256 << 20
+)  # bytes of a zip's list of members; that of ImageNet's 1.3 million has about 120 MiB
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,10 @@ class ImageSet:
             UsageError: it cannot be read, or is larger than 64 MiB.
         """
         name = self.names[index]
-        try:
-            if self.source.is_dir():
-                with open(self.source / name, "rb") as file:
-                    data = file.read(MAX_FILE + 1)
-            else:
-                with self._archive().open(name) as member:
-                    data = member.read(MAX_FILE + 1)
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-            raise UsageError(f"{self.source}: {name!r} cannot be read: {error}") from None
+        if self.source.is_dir():
+            return read_bytes(self.source / name, "the image", most=MAX_FILE)
+        with reading("the zip", self.source), self._archive().open(name) as member:
+            data = member.read(MAX_FILE + 1)
         if len(data) > MAX_FILE:
             raise UsageError(f"{self.source}: {name!r} is larger than {MAX_FILE >> 20} MiB")
         return data
@@ -74,7 +75,8 @@ class ImageSet:
         # Loader processes must not share one file position.
         process = os.getpid()
         if process not in self._archives:
-            self._archives[process] = zipfile.ZipFile(self.source)
+            with opened(self.source, most=MAX_ZIP):  # it is still a regular file
+                self._archives[process] = zipfile.ZipFile(self.source)
         return self._archives[process]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,15 +96,17 @@ def decode(data: bytes, where: str) -> Any:
         MissingEnvironment: Pillow is not installed.
     """
     pillow = require("PIL.Image", "train", "reading images")
-    try:
-        with pillow.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+    with reading("the image", where):
+        try:
+            image = pillow.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        except pillow.UnidentifiedImageError:
+            raise UsageError("it is not a JPEG or PNG image") from None
+        with image:
             if image.width * image.height > MAX_PIXELS:
                 raise UsageError(
-                    f"{where} has {image.width} x {image.height} pixels, more than can be wanted"
+                    f"it has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read"
                 )
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise UsageError(f"{where} is no readable JPEG or PNG: {error}") from None
 
 
 def open_images(source: Path) -> ImageSet:
@@ -115,18 +119,8 @@ def open_images(source: Path) -> ImageSet:
         UsageError: there are no images, they do not lie in class folders, or the zip is damaged, encrypted,
             or has a member whose name leads out of it.
     """
-    if source.is_dir():
-        names = [
-            f"{entry.name}/{file.name}"
-            for entry in os.scandir(source)
-            if entry.is_dir() and not entry.name.startswith(".")
-            for file in os.scandir(entry)
-            if _is_image(file.name) and file.is_file()
-        ]
-    elif source.is_file():
-        names = _members(source)
-    else:
-        raise UsageError(f"there is no image folder or zip {source}")
+    with reading("the image folder or zip", source):
+        names = _listed(source) if source.is_dir() else _members(source)
     if not names:
         raise UsageError(f"{source} holds no images: class folders with JPEG or PNG files in them are wanted")
     parents = {PurePosixPath(name).parent for name in names}
@@ -143,12 +137,19 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
+def _listed(source: Path) -> list[str]:
+    return [
+        f"{entry.name}/{file.name}"
+        for entry in os.scandir(source)
+        if entry.is_dir() and not entry.name.startswith(".")
+        for file in os.scandir(entry)
+        if _is_image(file.name) and file.is_file()
+    ]
+
+
 def _members(source: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{source} is no readable zip: {error}") from None
+    with opened(source, most=MAX_ZIP) as file, zipfile.ZipFile(limited(file, once=MAX_DIRECTORY)) as archive:
+        members = archive.infolist()
     names = []
     for member in members:
         path = PurePosixPath(member.filename)
@@ -174,6 +175,11 @@ def read_images(images: ImageSet) -> npt.NDArray[np.uint8]:
         UsageError: an image cannot be read or has another size than the first.
     """
     width, height = images.image(0).size
+    if len(images) * 3 * height * width > MAX_ALL:
+        raise UsageError(
+            f"{images.source}: {len(images)} images of {width} x {height} pixels take more than "
+            f"{MAX_ALL >> 20} MiB"
+        )
     pixels = np.empty((len(images), 3, height, width), dtype=np.uint8)
     for index in range(len(images)):
         image = images.image(index)

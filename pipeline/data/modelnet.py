@@ -5,8 +5,6 @@ Batches are point clouds float32 [N, points, 3], centred and scaled into the uni
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -17,17 +15,22 @@ from torch import Tensor
 
 from growpipe.data import Loaders
 from growpipe.data.array_batches import Batches
+from growpipe.data.hdf5 import read_numbers
 from growpipe.data.location import locate
 from growpipe.data.meshes import parse_off, sample_surface
 from growpipe.data.train_test import held_out
 from growpipe.environment import require
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.arrays import read_npy
+from growpipe.graph_ops.files.atomic import publish_file
+from growpipe.graph_ops.files.reading import read_bytes, reading
 
 __all__ = ["jitter", "loaders", "read_hdf5", "read_meshes"]
 
 SOURCE = "https://modelnet.cs.princeton.edu"
 CLASSES = 40
-MAX_FILE = 256 << 20  # bytes of one mesh
+MAX_FILE = 128 << 20  # bytes of one mesh
+MAX_RADIUS = 1e6  # of a point; the clouds lie in the unit ball
 EVALUATION_BATCH = 64
 
 Clouds = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -102,36 +105,25 @@ def read_hdf5(folder: Path, part: str, points: int) -> Clouds:
         UsageError: there are no such files, or they hold something else.
         MissingEnvironment: h5py is not installed.
     """
-    h5py = require("h5py", "hdf5", "reading the HDF5 files of ModelNet40")
+    require("h5py", "hdf5", "reading the HDF5 files of ModelNet40")
     files = sorted(folder.glob(f"ply_data_{part}*.h5"), key=lambda file: (len(file.name), file.name))
     if not files:
         raise UsageError(f"{folder} has no ply_data_{part}*.h5; get modelnet40_ply_hdf5_2048 whole")
     clouds, labels = [], []
     for file in files:
-        try:
-            with h5py.File(file, "r") as content:
-                for name in ("data", "label"):
-                    # A link could point into any other file of the machine.
-                    if (
-                        not isinstance(content.get(name, getlink=True), h5py.HardLink)
-                        or content[name].external
-                    ):
-                        raise UsageError(f"{file} keeps {name!r} in another file; get it again")
-                data, label = content["data"][:, :points], content["label"][:]
-        except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
-            raise UsageError(f"{file} is no readable file of ModelNet40: {error}") from None
-        if data.ndim != 3 or data.shape[1:] != (points, 3) or label.size != len(data):
-            raise UsageError(
-                f"{file} holds clouds {data.shape} and labels {label.shape}, not [n, {points}, 3] and [n, 1]"
-            )
-        clouds.append(np.asarray(data, dtype=np.float32))
+        with reading("the HDF5 file", file):
+            data, label = read_numbers(file, ("data", "label"))
+            if data.ndim != 3 or not len(data) or data.shape[1] < points or data.shape[2] != 3:
+                raise UsageError(f"it holds clouds {data.shape}, not [n, at least {points}, 3]")
+            if label.dtype.kind not in "iu" or label.size != len(data):
+                raise UsageError(f"it holds labels {label.shape} of {label.dtype}, not whole numbers [n, 1]")
+            if not np.isfinite(data).all() or np.abs(data).max() > MAX_RADIUS:
+                raise UsageError(f"it holds points that are not finite, or farther out than {MAX_RADIUS:g}")
+            if not 0 <= label.min() <= label.max() < CLASSES:
+                raise UsageError(f"it holds labels that are not 0 to {CLASSES - 1}")
+        clouds.append(np.asarray(data[:, :points], dtype=np.float32))
         labels.append(np.asarray(label, dtype=np.int64).reshape(-1))
-    result = np.concatenate(clouds), np.concatenate(labels)
-    if not np.isfinite(result[0]).all() or not 0 <= result[1].min() <= result[1].max() < CLASSES:
-        raise UsageError(
-            f"{folder} holds points that are not finite, or labels that are not 0 to {CLASSES - 1}"
-        )
-    return result
+    return np.concatenate(clouds), np.concatenate(labels)
 
 
 def read_meshes(folder: Path, part: str, points: int, cache: str | None) -> Clouds:
@@ -142,7 +134,8 @@ def read_meshes(folder: Path, part: str, points: int, cache: str | None) -> Clou
     Raises:
         UsageError: there are no such files, or one is damaged.
     """
-    classes = sorted(entry.name for entry in folder.iterdir() if (entry / part).is_dir())
+    with reading("the folder", folder):
+        classes = sorted(entry.name for entry in folder.iterdir() if (entry / part).is_dir())
     files = [
         (file, label)
         for label, name in enumerate(classes)
@@ -154,21 +147,29 @@ def read_meshes(folder: Path, part: str, points: int, cache: str | None) -> Clou
     names = "\n".join(f"{file.parent.parent.name}/{file.name} {file.stat().st_size}" for file, _ in files)
     kept = None
     if cache is not None:
-        kept = Path(cache) / f"modelnet-{part}-{points}-{zlib.crc32(names.encode()):08x}.npy"
+        kept = (
+            Path(cache)
+            / f"modelnet-{part}-{points}-{zlib.crc32(names.encode('utf-8', 'surrogateescape')):08x}.npy"
+        )
         if kept.is_file():
-            return np.load(kept, allow_pickle=False), labels
+            return _kept(kept, (len(files), points, 3)), labels
     clouds = np.stack([_cloud(file, points) for file, _ in files])
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".npy", delete=False) as beside:
-            np.save(beside, clouds)
-        os.replace(beside.name, kept)
+        with publish_file(kept) as staged:
+            np.save(staged, clouds)
     return clouds, labels
 
 
+def _kept(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    clouds = read_npy(file, "the cache of points")
+    if clouds.shape != shape or clouds.dtype != np.float32 or not np.isfinite(clouds).all():
+        raise UsageError(f"{file} does not hold the points of these meshes; remove it")
+    return clouds
+
+
 def _cloud(file: Path, points: int) -> npt.NDArray[np.float32]:
-    if file.stat().st_size > MAX_FILE:
-        raise UsageError(f"{file} is larger than {MAX_FILE >> 20} MiB; it is no mesh of ModelNet40")
-    mesh = parse_off(file.read_text(encoding="utf-8", errors="replace"), str(file))
-    generator = np.random.default_rng(zlib.crc32(file.name.encode()))
-    return sample_surface(mesh, points, generator)
+    text = read_bytes(file, "the mesh", most=MAX_FILE).decode("utf-8", "replace")
+    generator = np.random.default_rng(zlib.crc32(file.name.encode("utf-8", "surrogateescape")))
+    with reading("the mesh", file):
+        return sample_surface(parse_off(text, str(file)), points, generator)

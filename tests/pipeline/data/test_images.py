@@ -67,16 +67,16 @@ def test_a_member_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_faults_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no image folder or zip"):
+    with pytest.raises(UsageError, match=r"image folder or zip .* No such file"):
         open_images(tmp_path / "absent")
     (tmp_path / "a.zip").write_bytes(b"no zip")
-    with pytest.raises(UsageError, match="no readable zip"):
+    with pytest.raises(UsageError, match="cannot be read: File is not a zip file"):
         open_images(tmp_path / "a.zip")
     with pytest.raises(UsageError, match="holds no images"):
         open_images(write_zip(tmp_path / "b.zip", {"cat/readme.txt": b""}))
     with pytest.raises(UsageError, match="side by side"):
         open_images(write_zip(tmp_path / "c.zip", {"train/cat/1.png": b"", "cat/1.png": b""}))
-    with pytest.raises(UsageError, match=r"'cat/1.png' is no readable JPEG or PNG"):
+    with pytest.raises(UsageError, match=r"'cat/1.png' cannot be read: it is not a JPEG or PNG image"):
         read_images(open_images(write_zip(tmp_path / "d.zip", {"cat/1.png": b"\x89PNG nonsense"})))
     sizes = {"cat/1.png": encoded(1), "cat/2.png": encoded(1, size=(5, 5))}
     with pytest.raises(UsageError, match="resize them first"):
@@ -84,10 +84,10 @@ def test_faults_are_told(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_claims_to_be_huge_is_refused() -> None:
-    with pytest.raises(UsageError, match="more than can be wanted"):
+    with pytest.raises(UsageError, match="pixels; at most 67,108,864 are read"):
         decode(encoded(0, size=(65_536, 1_025)), "a.png")
 
 
 def test_other_formats_are_not_opened() -> None:
-    with pytest.raises(UsageError, match="no readable JPEG or PNG"):
+    with pytest.raises(UsageError, match="not a JPEG or PNG image"):
         decode(encoded(0, "GIF"), "a.gif")

@@ -42,17 +42,18 @@ from growpipe.graph_ops.errors import NothingToSplit, UsageError
 from growpipe.graph_ops.files.atomic import write_text
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
 from growpipe.models.digits import DigitsNet
-from growpipe.run.recipe import Training
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.widen import uniform_widths, with_widths
-from growpipe.training.train import evaluate, make_optimizer, train
+from growpipe.training.evaluation import Objective, evaluate
+from growpipe.training.options import TrainingOptions
+from growpipe.training.train import TrainingStage, make_optimizer, train
 
 GROWTHS = (2, 5)
 EPOCHS = 20
 FACTOR = 9.0
 SEED_WIDTHS = (2, 2, 3, 4)
-TRAINING = Training(optimizer="adamw", learning_rate=0.01, batch_size=64)
+TRAINING = TrainingOptions(optimizer="adamw", learning_rate=0.01, batch_size=64)
 DEFAULT: dict[str, Any] = {
     "scheme": "m4",
     "c": 1.25,
@@ -138,13 +139,18 @@ def run(name: str, options: Mapping[str, Any], seed: int, data: Loaders) -> dict
     targets = [int(groups.cost.macs() * FACTOR ** ((i + 1) / len(GROWTHS))) for i in range(len(GROWTHS))]
     widths = {group.name: group.width for group in groups.groups if group.splittable}
     splits: list[dict[str, Any]] = []
+    objective = Objective(data, nn.functional.cross_entropy)
 
     def fit(start: int, end: int) -> None:
         train(
-            model, optimizer, data, nn.functional.cross_entropy, TRAINING,
-            stage=f"epochs {start + 1}-{end}", epochs=end - start, until="end" if end == EPOCHS else "period",
-            seed=seed, device="cpu", classify=True,
-        )  # fmt: skip
+            model,
+            optimizer,
+            objective,
+            TRAINING,
+            TrainingStage(
+                f"epochs {start + 1}-{end}", end - start, "end" if end == EPOCHS else "period", seed=seed
+            ),
+        )
 
     done = 0
     if options.get("method") == "scratch":
@@ -181,7 +187,7 @@ def run(name: str, options: Mapping[str, Any], seed: int, data: Loaders) -> dict
             widths |= {split.group: split.grown_width for split in plan.groups}
     fit(done, EPOCHS)
     held_out = [*data.validation, *data.test]
-    result = evaluate(model, held_out, nn.functional.cross_entropy, classify=True, device="cpu")
+    result = evaluate(model, held_out, objective)
     return {
         "variant": name,
         "seed": seed,

@@ -35,7 +35,7 @@ def main() -> None:
     names = [str(value.name) for value in model.graph.inputs]
     recipe, folder = load_recipe(args.recipe)
     task = load_task(Run(Path(), recipe, folder, seed=0, device="cpu"))
-    measured = accuracy(path, *task.gathered(task.loaders.test, names))
+    measured = accuracy(path, *task.gathered(task.objective.loaders.test, names))
     cost = find_channel_groups(model).cost
     outcome = {
         "artifact": path.name,

@@ -40,10 +40,12 @@ from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel
 from growpipe.run.recipe import load_recipe
 from growpipe.run.store import Run
 from growpipe.run.task import Task, load_task
+from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow
 from growpipe.torch_module.widen import uniform_widths, with_widths
-from growpipe.training.train import evaluate, make_optimizer, seed_everything, train
+from growpipe.training.evaluation import evaluate
+from growpipe.training.train import TrainingStage, make_optimizer, train
 
 TRAIN_COST = 3  # forward and backward, in forward passes
 LAST = "last stage"
@@ -117,9 +119,9 @@ class Bench:
         if seed not in self._tasks:
             task = load_task(Run(Path(), self.recipe, self.folder, seed, self.device))
             # No decision is taken by validation here: one batch of it shows progress.
-            glance = list(itertools.islice(task.loaders.validation, 1))
-            task = replace(task, loaders=replace(task.loaders, validation=glance))
-            self.samples = sum(len(target) for _, target in task.loaders.train)
+            glance = list(itertools.islice(task.objective.loaders.validation, 1))
+            task = replace(task, loaders=replace(task.objective.loaders, validation=glance))
+            self.samples = sum(len(target) for _, target in task.objective.loaders.train)
             self._tasks = {seed: task}
         return self._tasks[seed]
 
@@ -149,15 +151,10 @@ class Bench:
         train(
             model.to(self.device),
             optimizer,
-            task.loaders,
-            task.loss_fn,
+            task.objective,
             self.recipe.train,
-            stage=name,
-            epochs=epochs,
-            until="end" if name == LAST else "period",
-            seed=task.run.seed,
+            TrainingStage(name, epochs, until="end" if name == LAST else "period", seed=task.run.seed),
             device=self.device,
-            classify=task.classify,
         )
         spending.spent += epochs * self.epoch_macs(self.views(model, task)[1].cost.macs())
 
@@ -186,7 +183,7 @@ class Bench:
             # As many epochs as the large network: it would take ten times as long to spend as much.
             epochs = self.protocol.epochs
         self.fit(task, model, optimizer, spending, epochs, LAST)
-        held_out = evaluate(model, task.loaders.test, task.loss_fn, classify=True, device=self.device)
+        held_out = evaluate(model, task.objective.loaders.test, task.objective, device=self.device)
         _, groups = self.views(model, task)
         assert held_out.accuracy is not None
         return Outcome(
@@ -237,7 +234,9 @@ class Bench:
         export, groups = self.views(model, task)
         samples, seed = self.protocol.samples, 1000 * task.run.seed + number
         batches = task.analysis_batches(2 * samples)
-        moment = Moment(model, task.loss_fn, batches, samples, task.example_inputs(), export, groups, seed)
+        moment = Moment(
+            model, task.objective.loss_fn, batches, samples, task.example_inputs(), export, groups, seed
+        )
         if not isinstance(target, int):
             own = _widths(groups)
             target = {name: width - own[name] for name, width in target.items() if width > own[name]}

@@ -34,7 +34,7 @@ from growpipe.graph_ops.plan.data_free import net2net_plan
 
 __all__ = ["MeasuredLatency"]
 
-Share = Callable[[Callable[[], Any]], Any]
+Broadcast = Callable[[Callable[[], Any]], Any]
 
 DESIGNS = 12
 """Networks measured for the fit, at most, besides those that grow everywhere."""
@@ -71,7 +71,7 @@ class MeasuredLatency:
     threads: int = 1
     device: Device = "cpu"
     told: Callable[[str], None] = lambda line: None
-    share: Share = lambda measure: measure()
+    share: Broadcast = lambda measure: measure()
     own: float = field(init=False)
     """Milliseconds of the network as it is."""
 

@@ -37,7 +37,7 @@ def _do(
         read_recipe(recipe)
     if not starts:
         require_run(directory)
-    from growpipe.parallel.distributed import broadcast, launched
+    from growpipe.parallel.distributed import launched
     from growpipe.run.loop import STAGES, announced, next_round
     from growpipe.run.recipe import load_recipe
     from growpipe.run.store import Run
@@ -46,7 +46,7 @@ def _do(
     resolved = resolve_device(device) if starts else Run.open(directory).device
     with launched(resolved) as peers:
         # Another process may have seen what the first has made since.
-        if recipe is not None and broadcast(peers, starts):
+        if recipe is not None and peers.broadcast(starts):
             loaded, folder = load_recipe(recipe)
             opened = Run.create(directory, loaded, folder, seed=seed, device=resolved, peers=peers)
         else:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,25 +29,17 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from growpipe.data.loader_items import pairs, samples_of
 from growpipe.graph_ops.errors import GrowpipeError, MissingEnvironment, UsageError
-from growpipe.parallel.processes import Processes, no_torchrun
+from growpipe.parallel.processes import ALONE, Processes, no_torchrun
 from growpipe.seeding import seed_everything
 
 __all__ = [
-    "ALONE",
     "Piece",
-    "Processes",
-    "broadcast",
     "data_parallel",
     "launched",
     "pieces",
     "share_buffers",
     "weights_hash",
 ]
-
-T = TypeVar("T")
-
-ALONE = Processes()
-"""No other process."""
 
 _FAILURE = "growpipe/failure"
 # Process 0 may check and export for long while the others wait; one that dies is noticed at once.
@@ -123,15 +115,6 @@ def _lost_peers(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection" in str(error))
     )
-
-
-def broadcast(peers: Processes, value: T) -> T:
-    """What process 0 has, in every process."""
-    if peers.world == 1:
-        return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
 
 
 @dataclass(frozen=True)

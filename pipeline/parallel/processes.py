@@ -1,18 +1,20 @@
-"""Several processes under ``torchrun``: data sharded, sums all-reduced, one plan for every rank."""
+"""The processes of a job under ``torchrun``: who this one is, sums, agreement. Loads torch only if needed."""
 
 from __future__ import annotations
 
 import atexit
 import os
 from dataclasses import dataclass
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment
 
-__all__ = ["Processes", "no_torchrun", "processes"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ALONE", "Processes", "no_torchrun", "processes"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +29,30 @@ class Processes:
     rank: int = 0
     world: int = 1
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def broadcast(self, value: T) -> T:
+        """What process 0 has, in every process."""
+        if self.world == 1:
+            return value
+        import torch.distributed as dist
+
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, the same bits on each."""
         if self.world == 1:
             return tensor
+        import torch.distributed as dist
+
         result = tensor.detach().clone()
         dist.all_reduce(result)
         return result
 
     def totals(self, *numbers: float, device: torch.device) -> list[float]:
         """Sums of numbers over all processes."""
+        import torch
+
         values: list[float] = self.total(torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
         return values
 
@@ -48,6 +64,8 @@ class Processes:
         """
         if self.world == 1:
             return
+        import torch.distributed as dist
+
         held: list[str | None] = [None] * self.world
         dist.all_gather_object(held, value)
         if len(set(held)) > 1:
@@ -55,6 +73,10 @@ class Processes:
                 f"the processes do not agree on {what}: rank {self.rank} of {self.world} has {value[:16]}; "
                 f"give every process the same model, batches and options"
             )
+
+
+ALONE = Processes()
+"""No other process."""
 
 
 def processes(device: torch.device) -> Processes:
@@ -66,6 +88,8 @@ def processes(device: torch.device) -> Processes:
     Raises:
         MissingEnvironment: several processes are asked for, but not in torchrun's way.
     """
+    import torch.distributed as dist
+
     if not dist.is_available():
         return Processes()
     if not dist.is_initialized() and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -78,7 +102,7 @@ def processes(device: torch.device) -> Processes:
 
 
 def no_torchrun(error: Exception) -> MissingEnvironment:
-    """What to say where WORLD_SIZE is set and the rest of torchrun's environment is not."""
+    """What to say if WORLD_SIZE is set and the rest of torchrun's environment is not."""
     return MissingEnvironment(
         f"WORLD_SIZE is set but this is not torchrun's environment ({error}); start with torchrun, or unset "
         "WORLD_SIZE"
@@ -86,5 +110,7 @@ def no_torchrun(error: Exception) -> MissingEnvironment:
 
 
 def _close() -> None:
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -13,10 +13,9 @@ from growpipe.checks.measure.compare import compare, run_model
 from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.load_save import load_model, save_model
-from growpipe.parallel.distributed import broadcast
 from growpipe.progress import log
 from growpipe.run.picture import draw_run
-from growpipe.run.recipe import Budget
+from growpipe.run.recipe import BudgetSection
 from growpipe.run.stages.check import check_round
 from growpipe.run.stages.stages import (
     CONTROL,
@@ -84,7 +83,7 @@ def _reason_to_stop(run: Run, number: int) -> str | None:
         return None
     rounds = run.recipe.growth.rounds
     done = f"growth is done, round {rounds} of {rounds}"
-    if found is None or run.recipe.budget == Budget():
+    if found is None or run.recipe.budget == BudgetSection():
         return done
     return f"{done}, and some of the budget is left: more rounds, or a larger share, would use it"
 
@@ -106,7 +105,7 @@ def _discard(run: Run, number: int, unread: Iterable[str], *, later: bool) -> No
             shutil.rmtree(folder)
             log(f"{folder.name}: of an earlier, longer run, removed")
             beyond += 1
-    broadcast(run.peers, None)  # nobody reads what is being removed
+    run.peers.broadcast(None)  # nobody reads what is being removed
 
 
 def announced(record: StageRecord) -> StageRecord:
@@ -152,7 +151,7 @@ def finish(task: Task, number: int, stopped: str) -> StageRecord:
     def produce(folder: Path) -> dict[str, Any]:
         growth = load_model(exported.folder / GROWTH_FORM)
         save_model(deploy_form(growth), folder / "model.onnx")
-        feed, _ = task.gathered(task.loaders.validation, input_names(growth), limit=1)
+        feed, _ = task.gathered(task.objective.loaders.validation, input_names(growth), limit=1)
         difference = compare(
             run_model(exported.folder / GROWTH_FORM, feed), run_model(folder / "model.onnx", feed)
         ).relative

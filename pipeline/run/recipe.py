@@ -10,51 +10,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run.locate import read_recipe
+from growpipe.training.options import TrainingOptions
 from growpipe.validation import Section, explained
 
-__all__ = ["Budget", "Growth", "Recipe", "Training", "load_recipe"]
+__all__ = ["BudgetSection", "Growth", "Recipe", "load_recipe"]
 
 Share = Annotated[float, Field(gt=0.0, le=10.0)]
 Width = Annotated[int, Field(ge=1)]
 Reference = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
-
-
-class Training(Section):
-    """How each stage of training goes.
-
-    Before the last growth the network trains at a constant rate for ``epochs`` (``trigger = "period"``), or
-    until the validation loss has not improved for ``patience`` epochs if that comes first (``"plateau"``).
-    The last stage is the long one: ``final_epochs`` with the rate falling to zero along a cosine. (Growing
-    early and training long afterwards is worth several points.)
-
-    ``accumulate`` batches make one step; ``precision`` is that of the products under autocast, parameters
-    stay float32; ``channels_last`` is the memory format of images; ``threads`` is how many torch uses on the
-    CPU, by default all cores (a small network trains fastest on one).
-
-    ``recalibrate``: at the end of each stage the running statistics of batch norm are averaged anew over this
-    many training samples (see `growpipe.recalibrate`); 0 keeps training's running averages. ``compile`` runs
-    training steps through `torch.compile`.
-
-    Under ``torchrun`` ``batch_size`` is that of all processes together, and ``sync_batch_norm`` lets batch
-    norm see the whole batch (CUDA only).
-    """
-
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(default=1e-2, gt=0.0)
-    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
-    weight_decay: float = Field(default=1e-2, ge=0.0)
-    batch_size: int = Field(default=64, ge=1)
-    epochs: int = Field(default=30, ge=1)
-    final_epochs: int = Field(default=60, ge=1)
-    patience: int = Field(default=5, ge=1)
-    trigger: Literal["plateau", "period"] = "plateau"
-    accumulate: int = Field(default=1, ge=1)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    channels_last: bool = False
-    threads: int | None = Field(default=None, ge=1)
-    recalibrate: int = Field(default=1024, ge=0)
-    compile: bool = False
-    sync_batch_norm: bool = False
 
 
 class Growth(Section):
@@ -111,7 +74,7 @@ class Table(Section):
     terms: tuple[TableTerm, ...] = Field(min_length=1)
 
 
-class Budget(Section):
+class BudgetSection(Section):
     """The most that the finished network may cost; None is no limit.
 
     ``milliseconds`` are those of one sample through the deploy form in onnxruntime on the machine of the run,
@@ -125,7 +88,7 @@ class Budget(Section):
     table: Table | None = None
 
     @model_validator(mode="after")
-    def _one_measure(self) -> Budget:
+    def _one_measure(self) -> BudgetSection:
         if self.milliseconds is not None and self.table is not None:
             raise ValueError("a budget has milliseconds or a table, not both")
         if self.threads != 1 and self.milliseconds is None:
@@ -151,9 +114,9 @@ class Recipe(Section):
     data_options: dict[str, Any] = Field(default_factory=dict)
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
-    train: Training = Training()
+    train: TrainingOptions = TrainingOptions()
     growth: Growth = Growth()
-    budget: Budget = Budget()
+    budget: BudgetSection = BudgetSection()
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,6 @@ from growpipe.budgets.measured_latency import MeasuredLatency
 from growpipe.graph_ops.cost.cost_table import CostTable, CurveTerm, RateTerm
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
-from growpipe.parallel.distributed import broadcast
 from growpipe.progress import log
 from growpipe.run.recipe import Growth, Recipe, Table
 from growpipe.run.task import Task
@@ -54,7 +53,7 @@ def _latency(task: Task, graph: ir.Model, threads: int) -> MeasuredLatency:
     peers = task.run.peers
 
     def share(measure: Callable[[], Any]) -> Any:
-        return broadcast(peers, None if peers.rank else measure())
+        return peers.broadcast(None if peers.rank else measure())
 
     return MeasuredLatency(graph, task.one_sample(graph), threads=threads, told=log, share=share)
 

@@ -27,7 +27,7 @@ from typing import Any
 from growpipe.environment import code_version, library_versions
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.atomic import STAGING, hash_file, publish_folder, sweep, write_text
-from growpipe.parallel.distributed import ALONE, Processes, broadcast
+from growpipe.parallel.processes import ALONE, Processes
 from growpipe.run.locate import RUN_FILE, require_run
 from growpipe.run.recipe import Recipe, parse_recipe
 
@@ -100,7 +100,7 @@ class Run:
         """
         run = Run(path, recipe, folder, seed, device, peers)
         if peers.rank:
-            broadcast(peers, None)  # the first has made it
+            peers.broadcast(None)  # the first has made it
             return run
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file; --out names a directory")
@@ -125,7 +125,7 @@ class Run:
         }
         with run.locked():
             write_text(path / RUN_FILE, json.dumps(document, indent=1) + "\n")
-        broadcast(peers, None)
+        peers.broadcast(None)
         return run
 
     @staticmethod
@@ -222,14 +222,14 @@ class Run:
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.peers.agree(f"what {name} depends on (code, libraries, recipe and files)", key)
         folder = self.path / name
-        done = broadcast(self.peers, None if self.peers.rank else self._finished(name, key))
+        done = self.peers.broadcast(None if self.peers.rank else self._finished(name, key))
         if done is not None:
             return done
         if self.peers.rank:
             if everywhere:
                 with tempfile.TemporaryDirectory() as scratch:
                     produce(Path(scratch))
-            return broadcast(self.peers, StageRecord(name, folder, {}, {}))
+            return self.peers.broadcast(StageRecord(name, folder, {}, {}))
         folder.parent.mkdir(parents=True, exist_ok=True)
         with publish_folder(folder) as staging:
             started = time.monotonic()
@@ -248,7 +248,7 @@ class Run:
             }
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         self._gather_metrics()
-        return broadcast(self.peers, StageRecord(name, folder, outputs, facts))
+        return self.peers.broadcast(StageRecord(name, folder, outputs, facts))
 
     def _finished(self, name: str, key: str) -> StageRecord | None:
         folder = self.path / name

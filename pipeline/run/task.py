@@ -18,8 +18,9 @@ from growpipe.data import Loaders
 from growpipe.data.loader_items import as_tuple, pairs
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run.store import Run
+from growpipe.seeding import seed_everything
 from growpipe.torch_module.outputs import to_numpy
-from growpipe.training.train import LossFunction, seed_everything
+from growpipe.training.evaluation import LossFunction, Objective
 from growpipe.user_code import call_user_code, hash_user_file, load_reference
 
 __all__ = ["Task", "as_feed", "input_names", "load_task"]
@@ -36,17 +37,13 @@ class Task:
 
     Attributes:
         run: whose recipe it is.
-        loaders: the data.
-        loss_fn: ``(output, target)`` to a mean over samples.
-        classify: whether accuracy is measured.
-        config: what of the recipe all stages that touch the model or the data depend on, with the hashes of
-            the user's files.
+        objective: data, loss, and whether accuracy is measured.
+        config: the recipe values that enter the key of every stage that uses the model or the data, plus
+            hashes of the user's own files.
     """
 
     run: Run
-    loaders: Loaders
-    loss_fn: LossFunction
-    classify: bool
+    objective: Objective
     config: Mapping[str, Any]
 
     def build_seed(self) -> nn.Module:
@@ -69,7 +66,7 @@ class Task:
         Raises:
             UsageError: there is none.
         """
-        inputs, _ = next(pairs(self.loaders.validation), (None, None))
+        inputs, _ = next(pairs(self.objective.loaders.validation), (None, None))
         if inputs is None:
             raise UsageError("the validation loader gave no batches; look at the recipe's data")
         return tuple(tensor[:8] for tensor in as_tuple(inputs))
@@ -78,7 +75,7 @@ class Task:
         """Training batches of about ``samples`` samples, the same at every call."""
         seed_everything(self.run.seed, "analysis set")
         batches, count = [], 0
-        for batch in pairs(self.loaders.train):
+        for batch in pairs(self.objective.loaders.train):
             batches.append(batch)
             count += len(batch[1])
             if count >= samples:
@@ -91,7 +88,7 @@ class Task:
         """All inputs of a loader by graph input name, and the targets, as arrays.
 
         Args:
-            loader: of `loaders`.
+            loader: of the objective.
             names: the graph's inputs, in order.
             limit: the most batches.
         """
@@ -107,7 +104,7 @@ class Task:
 
     def one_sample(self, graph: ir.Model) -> dict[str, npt.NDArray]:
         """The first validation sample, a batch of one, by input name: what latency is measured on."""
-        feed, _ = self.gathered(self.loaders.validation, input_names(graph), limit=1)
+        feed, _ = self.gathered(self.objective.loaders.validation, input_names(graph), limit=1)
         return {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
 
 
@@ -154,4 +151,4 @@ def load_task(run: Run) -> Task:
         "seed": run.seed,
         "device": run.device,
     }
-    return Task(run, loaders, loss_fn, recipe.task == "classification", config)
+    return Task(run, Objective(loaders, loss_fn, recipe.task == "classification"), config)

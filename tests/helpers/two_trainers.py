@@ -16,9 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from growpipe.data import Loaders
 from growpipe.data.array_batches import Batches
 from growpipe.graph_ops.errors import UsageError
-from growpipe.parallel.distributed import ALONE, Processes, launched, pieces, weights_hash
-from growpipe.run.recipe import Training
-from growpipe.training.train import evaluate, make_optimizer, seed_everything, train
+from growpipe.parallel.distributed import launched, pieces, weights_hash
+from growpipe.parallel.processes import ALONE, Processes
+from growpipe.seeding import seed_everything
+from growpipe.training.evaluation import Objective, evaluate
+from growpipe.training.options import TrainingOptions
+from growpipe.training.train import TrainingStage, make_optimizer, train
 
 SETTINGS = {"optimizer": "sgd", "learning_rate": 0.05, "recalibrate": 32}
 
@@ -46,13 +49,11 @@ def normalised() -> nn.Module:
 def trained(
     model: nn.Module, batches: Any, peers: Processes, checkpoint: Path | None = None, **settings: Any
 ) -> list[float]:
-    options = Training(**{**SETTINGS, **settings})
+    options = TrainingOptions(**{**SETTINGS, **settings})
     held_out = DataLoader(data(), 24)
-    history = train(
-        model, make_optimizer(model, options), Loaders(batches, held_out, held_out),
-        nn.functional.cross_entropy, options, stage="s", epochs=3, until="end", seed=0, device="cpu",
-        classify=True, peers=peers, checkpoint=checkpoint, key="k",
-    )  # fmt: skip
+    objective = Objective(Loaders(batches, held_out, held_out), nn.functional.cross_entropy)
+    stage = TrainingStage("s", 3, checkpoint=checkpoint, key="k")
+    history = train(model, make_optimizer(model, options), objective, options, stage, peers=peers)
     return [value for epoch in history for value in (epoch.train_loss, epoch.validation_loss)]
 
 
@@ -126,9 +127,9 @@ def facts(peers: Processes, folder: Path) -> dict[str, Any]:
         together[name] = {"losses": trained(model, batches, peers, **settings), "weights": weights(model)}
     model = normalised()
     trained(model, DataLoader(data(), 8, shuffle=True), peers)
-    held_out = evaluate(
-        model, DataLoader(data(), 7), nn.functional.cross_entropy, classify=True, device="cpu", peers=peers
-    )
+    batches = DataLoader(data(), 7)
+    objective = Objective(Loaders(batches, batches, batches), nn.functional.cross_entropy)
+    held_out = evaluate(model, batches, objective, peers=peers)
     samples = [piece.samples for piece in pieces(DataLoader(data(), 9), peers, 0)]
     return {
         "together": together,

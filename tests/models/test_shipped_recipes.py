@@ -17,7 +17,9 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.models import rbf
 from growpipe.run.locate import shipped_recipes
 from growpipe.run.recipe import load_recipe
-from growpipe.training.train import make_optimizer, seed_everything, train
+from growpipe.seeding import seed_everything
+from growpipe.training.evaluation import Objective
+from growpipe.training.train import TrainingStage, make_optimizer, train
 from growpipe.user_code import load_reference
 
 EVERYWHERE = ("digits", "rbf", "shapes", "shapes-pointnet")
@@ -82,15 +84,9 @@ def test_the_shapes_can_be_learned(name: str) -> None:
     history = train(
         model,
         make_optimizer(model, recipe.train),
-        parts,
-        nn.functional.cross_entropy,
+        Objective(parts, nn.functional.cross_entropy),
         recipe.train,
-        stage="test",
-        epochs=6,
-        until="end",
-        seed=0,
-        device="cpu",
-        classify=True,
+        TrainingStage("test", 6),
     )
     assert history[-1].train_loss < 0.92 * np.log(10)
 

@@ -18,9 +18,10 @@ from growpipe.analyser.program.activations import Surrogate
 from growpipe.cli import main
 from growpipe.data import Loaders
 from growpipe.graph_ops.plan.split_plan import SplitPlan
-from growpipe.run.recipe import Training
 from growpipe.run.store import Run
-from growpipe.training.train import evaluate, make_optimizer, train
+from growpipe.training.evaluation import Objective, evaluate
+from growpipe.training.options import TrainingOptions
+from growpipe.training.train import TrainingStage, make_optimizer, train
 from tests.helpers.other_device import DEVICE, other_device
 from tests.helpers.splitting_cases import CASES, build
 
@@ -87,15 +88,15 @@ def stages(model: nn.Module, device: str) -> tuple[dict[str, Tensor], float]:
     images = torch.randn(64, 2, 6, 6, generator=generator, dtype=torch.float64)
     data = list(zip(images.split(16), (images[:, 0, 0, 0] > 0).long().split(16), strict=True))
     loaders = Loaders(data, data, data)
-    settings = Training(learning_rate=0.05, batch_size=16)
+    settings = TrainingOptions(learning_rate=0.05, batch_size=16)
     model = model.to(device)
     optimizer = make_optimizer(model, settings)
-    common: dict[str, Any] = {"until": "end", "epochs": 2, "seed": 0, "device": device, "classify": True}
-    train(model, optimizer, loaders, cross_entropy, settings, stage="before", **common)
+    objective = Objective(loaders, cross_entropy)
+    train(model, optimizer, objective, settings, TrainingStage("before", 2), device=device)
     plan = analyse(model, cross_entropy, data, (images[:2],), growth=0.5, micro_batch=16)
     model = grow(model, plan, optimizer=optimizer)
-    train(model, optimizer, loaders, cross_entropy, settings, stage="after", **common)
-    loss = evaluate(model, data, cross_entropy, classify=True, device=device).loss
+    train(model, optimizer, objective, settings, TrainingStage("after", 2), device=device)
+    loss = evaluate(model, data, objective, device=device).loss
     return {name: value.cpu() for name, value in model.state_dict().items()}, loss
 
 

@@ -94,7 +94,7 @@ def _check_split(
     """The child against its parent."""
     child = rewritten / CHILD
     names = input_names(load_model(parent))
-    feed, _ = task.gathered(task.loaders.validation, names, limit=1)
+    feed, _ = task.gathered(task.objective.loaders.validation, names, limit=1)
     plan = SplitPlan.load(previous_stage(run, number, "analyse").folder / PLAN)
     problems = [f"{child.name}: {problem}" for problem in structure_problems(child, BATCH_SIZES)]
 

@@ -31,12 +31,13 @@ from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.run.recipe_limits import alignment, budget_for, check_limits, width_limits
 from growpipe.run.store import METRICS, Run, StageRecord
 from growpipe.run.task import Task, as_feed, input_names
+from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import export_growth_form, named_tensors
 from growpipe.torch_module.grow_module import grow, load_grown, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
 from growpipe.torch_module.outputs import output_tensors, to_numpy
 from growpipe.torch_module.widen import reinitialise
-from growpipe.training.train import make_optimizer, seed_everything, train
+from growpipe.training.train import TrainingStage, make_optimizer, train
 
 __all__ = [
     "CONTROL",
@@ -172,9 +173,9 @@ def train_control(task: Task, epochs: int) -> StageRecord:
 
 def test_accuracy(task: Task, path: Path) -> dict[str, Any] | None:
     """Accuracy of an ONNX file on the test set in onnxruntime, with its interval; None for a regression."""
-    if not task.classify:
+    if not task.objective.classify:
         return None
-    feed, targets = task.gathered(task.loaders.test, input_names(load_model(path)))
+    feed, targets = task.gathered(task.objective.loaders.test, input_names(load_model(path)))
     return dataclasses.asdict(accuracy(path, feed, targets))
 
 
@@ -190,21 +191,16 @@ def _train_into(
     inputs: Mapping[str, str],
 ) -> dict[str, Any]:
     run = task.run
-    history = train(
-        model,
-        optimizer,
-        task.loaders,
-        task.loss_fn,
-        run.recipe.train,
-        stage=name,
-        epochs=epochs,
+    stage = TrainingStage(
+        name,
+        epochs,
         until="end" if last else run.recipe.train.trigger,
         seed=run.seed,
-        device=run.device,
-        classify=task.classify,
         checkpoint=_progress_folder(run, name),
         key=json.dumps([config, inputs], sort_keys=True),
-        peers=run.peers,
+    )
+    history = train(
+        model, optimizer, task.objective, run.recipe.train, stage, device=run.device, peers=run.peers
     )
     save_grown(model, folder / WEIGHTS)
     save_optimizer(optimizer, model, folder / OPTIMIZER)
@@ -303,7 +299,7 @@ def analyse_round(task: Task, number: int) -> StageRecord:
         try:
             plan = analyser.analyse(
                 model,
-                task.loss_fn,
+                task.objective.loss_fn,
                 # The spectra's samples, and as many that they do not see as a trial wants.
                 task.analysis_batches(growth.samples + analyser.RANKING_SAMPLES // 2),
                 task.example_inputs(),

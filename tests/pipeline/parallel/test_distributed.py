@@ -20,7 +20,8 @@ from torch import nn
 from growpipe.cli import main
 from growpipe.graph_ops.errors import MissingEnvironment
 from growpipe.graph_ops.plan.split_plan import SplitPlan
-from growpipe.parallel.distributed import Processes, data_parallel
+from growpipe.parallel.distributed import data_parallel
+from growpipe.parallel.processes import Processes
 from tests.helpers.two_trainers import alone, print_facts, refusal
 
 pytestmark = pytest.mark.timeout(600)

@@ -16,10 +16,11 @@ from growpipe.data import Loaders
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
-from growpipe.run.recipe import Training
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import plan_for_module
-from growpipe.training.train import evaluate, make_optimizer, train
+from growpipe.training.evaluation import Objective, evaluate
+from growpipe.training.options import TrainingOptions
+from growpipe.training.train import TrainingStage, make_optimizer, train
 
 
 def make_model() -> nn.Module:
@@ -134,17 +135,14 @@ def test_an_error_leaves_the_old_statistics() -> None:
 
 def test_training_ends_with_recalibrated_statistics_and_their_validation() -> None:
     batches = make_batches()
-    loaders = Loaders(batches, batches, batches)
+    objective = Objective(Loaders(batches, batches, batches), nn.functional.cross_entropy)
     trained = {}
     for samples in (0, 32):
         model = make_model()
-        settings = Training(recalibrate=samples, learning_rate=0.05)
+        settings = TrainingOptions(recalibrate=samples, learning_rate=0.05)
         optimizer = make_optimizer(model, settings)
-        history = train(
-            model, optimizer, loaders, nn.functional.cross_entropy, settings,
-            stage="s", epochs=3, until="end", seed=0, device="cpu", classify=True,
-        )  # fmt: skip
-        held_out = evaluate(model, batches, nn.functional.cross_entropy, classify=True, device="cpu")
+        history = train(model, optimizer, objective, settings, TrainingStage("s", 3))
+        held_out = evaluate(model, batches, objective)
         assert history[-1].validation_loss == held_out.loss
         trained[samples] = model
     for (name, plain), tensor in zip(trained[0].named_parameters(), trained[32].parameters(), strict=True):
@@ -157,7 +155,7 @@ def test_training_ends_with_recalibrated_statistics_and_their_validation() -> No
 
 def test_a_training_killed_after_its_last_epoch_ends_with_the_same_statistics(tmp_path: Path) -> None:
     batches = make_batches()
-    settings = Training(recalibrate=32, learning_rate=0.05)
+    settings = TrainingOptions(recalibrate=32, learning_rate=0.05)
     states, histories = [], []
 
     class Killed(BaseException):
@@ -179,10 +177,12 @@ def test_a_training_killed_after_its_last_epoch_ends_with_the_same_statistics(tm
         def run() -> None:
             model = make_model()
             history = train(
-                model, make_optimizer(model, settings), Loaders(data, batches, batches),  # noqa: B023
-                nn.functional.cross_entropy, settings, stage="s", epochs=2, until="end", seed=0, device="cpu",
-                classify=True, checkpoint=tmp_path / str(dies), key="k",  # noqa: B023
-            )  # fmt: skip
+                model,
+                make_optimizer(model, settings),
+                Objective(Loaders(data, batches, batches), nn.functional.cross_entropy),  # noqa: B023
+                settings,
+                TrainingStage("s", 2, checkpoint=tmp_path / str(dies), key="k"),  # noqa: B023
+            )
             states.append(model.state_dict())
             histories.append(history)
 
@@ -198,13 +198,15 @@ def test_a_training_killed_after_its_last_epoch_ends_with_the_same_statistics(tm
 def test_a_training_of_no_epochs_is_none_at_all() -> None:
     model = make_model()
     before = copy.deepcopy(model.state_dict())
-    settings = Training(recalibrate=32)
+    settings = TrainingOptions(recalibrate=32)
     batches = make_batches()
     history = train(
-        model, make_optimizer(model, settings), Loaders(batches, batches, batches),
-        nn.functional.cross_entropy, settings, stage="s", epochs=0, until="end", seed=0, device="cpu",
-        classify=True,
-    )  # fmt: skip
+        model,
+        make_optimizer(model, settings),
+        Objective(Loaders(batches, batches, batches), nn.functional.cross_entropy),
+        settings,
+        TrainingStage("s", 0),
+    )
     assert history == []
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name

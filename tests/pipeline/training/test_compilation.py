@@ -15,11 +15,13 @@ from growpipe.data import Loaders
 from growpipe.graph_ops.errors import MissingEnvironment, UsageError
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
-from growpipe.run.recipe import Training
+from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import export_growth_form, named_tensors
 from growpipe.torch_module.grow_module import grow, plan_for_module, save_grown
 from growpipe.training.compilation import compiled, compiler_errors
-from growpipe.training.train import make_optimizer, seed_everything, train
+from growpipe.training.evaluation import Objective
+from growpipe.training.options import TrainingOptions
+from growpipe.training.train import TrainingStage, make_optimizer, train
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None,
@@ -46,11 +48,14 @@ def make_model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.SiLU(), nn.Linear(6, 2))
 
 
-def trained(model: nn.Module, optimizer: torch.optim.Optimizer, settings: Training) -> nn.Module:
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainingOptions) -> nn.Module:
     train(
-        model, optimizer, loaders(), nn.functional.cross_entropy, settings,
-        stage="s", epochs=2, until="end", seed=0, device="cpu", classify=True,
-    )  # fmt: skip
+        model,
+        optimizer,
+        Objective(loaders(), nn.functional.cross_entropy),
+        settings,
+        TrainingStage("s", 2),
+    )
     return model
 
 
@@ -60,7 +65,7 @@ def test_a_compiled_training_and_its_growth_are_those_of_the_plain_one(tmp_path:
     results = []
     for compile_ in (False, True):
         torch._dynamo.utils.counters.clear()
-        settings = Training(optimizer="sgd", learning_rate=0.05, compile=compile_)
+        settings = TrainingOptions(optimizer="sgd", learning_rate=0.05, compile=compile_)
         model = make_model()
         names = list(model.state_dict())
         optimizer = make_optimizer(model, settings)

@@ -14,10 +14,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from growpipe.data import Loaders
 from growpipe.graph_ops.errors import UsageError
-from growpipe.run.recipe import Training
-from growpipe.training.train import Epoch, make_optimizer, seed_everything, train
+from growpipe.seeding import seed_everything
+from growpipe.training.checkpoint import Epoch
+from growpipe.training.evaluation import Objective
+from growpipe.training.options import TrainingOptions
+from growpipe.training.train import TrainingStage, make_optimizer, train
 
-SETTINGS = Training(learning_rate=0.05, epochs=6, patience=2, batch_size=8)
+SETTINGS = TrainingOptions(learning_rate=0.05, epochs=6, patience=2, batch_size=8)
 
 
 class Killed(BaseException):
@@ -49,24 +52,13 @@ def make_model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.SiLU(), nn.Dropout(0.1), nn.Linear(6, 2))
 
 
-def run(model: nn.Module, loaders: Loaders, settings: Training = SETTINGS, **options: Any) -> list[Epoch]:
+def run(
+    model: nn.Module, loaders: Loaders, settings: TrainingOptions = SETTINGS, **options: Any
+) -> list[Epoch]:
     optimizer = options.pop("optimizer", None) or make_optimizer(model, settings)
-    return train(
-        model,
-        optimizer,
-        loaders,
-        options.pop("loss_fn", nn.functional.cross_entropy),
-        settings,
-        **{
-            "stage": "round-00/train",
-            "epochs": 6,
-            "until": "end",
-            "seed": 0,
-            "device": "cpu",
-            "classify": True,
-            **options,
-        },
-    )
+    objective = Objective(loaders, options.pop("loss_fn", nn.functional.cross_entropy))
+    stage = TrainingStage(**{"name": "round-00/train", "epochs": 6, **options})
+    return train(model, optimizer, objective, settings, stage)
 
 
 def test_the_same_seed_gives_the_same_weights_whatever_ran_before() -> None:

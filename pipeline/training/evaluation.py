@@ -1,0 +1,88 @@
+"""What a network is trained for, and how well it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from growpipe.data import Loaders
+from growpipe.data.loader_items import as_tuple, to_device
+from growpipe.graph_ops.errors import UsageError
+from growpipe.parallel.distributed import pieces
+from growpipe.parallel.processes import ALONE, Processes
+from growpipe.torch_module.outputs import evaluation_mode
+from growpipe.user_code import call_user_code
+
+__all__ = ["Evaluation", "LossFunction", "Objective", "evaluate"]
+
+LossFunction = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What a network is trained for.
+
+    Attributes:
+        loaders: the data.
+        loss_fn: ``(output, target)`` to a mean over samples.
+        classify: whether accuracy is measured. Targets are then integer classes, and outputs are scores
+            [samples, classes].
+    """
+
+    loaders: Loaders
+    loss_fn: LossFunction
+    classify: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a network does on a set.
+
+    Attributes:
+        loss: the mean over samples.
+        accuracy: the share of samples whose class is right, 0 to 1; None if it is not measured.
+    """
+
+    loss: float
+    accuracy: float | None
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    objective: Objective,
+    *,
+    device: str = "cpu",
+    peers: Processes = ALONE,
+) -> Evaluation:
+    """Loss and accuracy in evaluation mode.
+
+    Args:
+        model: on ``device``; its mode is restored afterwards.
+        batches: gives ``(inputs, target)`` pairs, e.g. one of the objective's loaders.
+        objective: its loss, and whether accuracy is measured.
+        device: where the batches are brought to.
+        peers: the processes that share the batches; all get the same figures.
+
+    Raises:
+        UsageError: ``batches`` is empty, or the network or the loss fails.
+    """
+    total, correct, samples = 0.0, 0.0, 0.0
+    with evaluation_mode(model):
+        for piece in pieces(batches, peers, "evaluate"):
+            target = to_device(piece.target, device)
+            output = call_user_code("the network", model, *as_tuple(to_device(piece.inputs, device)))
+            total += float(objective.loss_fn(output, target)) * piece.samples
+            if objective.classify:
+                correct += float((output.argmax(1) == target).sum()) * (piece.samples / len(target))
+            samples += piece.samples
+    if peers.world > 1:
+        total, correct, samples = peers.totals(total, correct, samples, device=torch.device("cpu"))
+    if samples == 0:
+        raise UsageError("a data loader gave no batches; look at the recipe's data")
+    return Evaluation(total / samples, correct / samples if objective.classify else None)

@@ -9,18 +9,46 @@ from growpipe.graph_ops.errors import GrowpipeError
 
 if TYPE_CHECKING:
     from growpipe.analyser import analyse
+    from growpipe.budgets.budget import NetworkCost
+    from growpipe.budgets.measured_latency import MeasuredLatency
+    from growpipe.checks import run_checks
+    from growpipe.data import Loaders
+    from growpipe.graph_ops.cost.cost_table import CostTable
     from growpipe.graph_ops.plan.split_plan import SplitPlan
-    from growpipe.torch_module.grow_module import grow
+    from growpipe.torch_module.export import export_growth_form
+    from growpipe.torch_module.grow_module import grow, load_grown, save_grown
     from growpipe.torch_module.recalibration import recalibrate
 
-__all__ = ["GrowpipeError", "SplitPlan", "analyse", "grow", "recalibrate"]
+__all__ = [
+    "CostTable",
+    "GrowpipeError",
+    "Loaders",
+    "MeasuredLatency",
+    "NetworkCost",
+    "SplitPlan",
+    "analyse",
+    "export_growth_form",
+    "grow",
+    "load_grown",
+    "recalibrate",
+    "run_checks",
+    "save_grown",
+]
 
 # Resolved at first use: `import growpipe` stays cheap, and works where torch is not installed.
 _HOMES = {
+    "CostTable": "growpipe.graph_ops.cost.cost_table",
+    "Loaders": "growpipe.data",
+    "MeasuredLatency": "growpipe.budgets.measured_latency",
+    "NetworkCost": "growpipe.budgets.budget",
     "SplitPlan": "growpipe.graph_ops.plan.split_plan",
     "analyse": "growpipe.analyser",
+    "export_growth_form": "growpipe.torch_module.export",
     "grow": "growpipe.torch_module.grow_module",
+    "load_grown": "growpipe.torch_module.grow_module",
     "recalibrate": "growpipe.torch_module.recalibration",
+    "run_checks": "growpipe.checks",
+    "save_grown": "growpipe.torch_module.grow_module",
 }
 _NEED_TORCH = ("growpipe.analyser", "growpipe.torch_module")
 
@@ -33,3 +61,7 @@ def __getattr__(name: str) -> Any:
             require("torch", "train", f"growpipe.{name}")
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -37,6 +37,17 @@ def test_the_python_calls_name_the_missing_extra() -> None:
     )
 
 
+def test_every_public_name_is_there() -> None:
+    import growpipe
+
+    assert growpipe.__all__ == sorted(set(growpipe.__all__))
+    for name in growpipe.__all__:
+        public = getattr(growpipe, name)
+        assert public.__name__ == name
+        assert public.__doc__
+    assert set(growpipe.__all__) <= set(dir(growpipe))
+
+
 def test_importing_growpipe_imports_nothing_heavy() -> None:
     code = "import growpipe, sys; print(sorted({'torch', 'onnx', 'numpy', 'onnxruntime'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=100) == "[]\n"

@@ -16,8 +16,8 @@ from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.dims import atoms_of, grown_size
 from growpipe.graph_ops.axes.integers import evaluate
 from growpipe.graph_ops.axes.layouts import TensorLayout
-from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.axes.statements import Follow
+from growpipe.graph_ops.edit.additions import Additions
 from growpipe.graph_ops.edit.history import record_growth
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import Solution, solve
@@ -29,28 +29,38 @@ from growpipe.graph_ops.plan.split_plan import SplitPlan
 __all__ = ["grow_graph"]
 
 
-def grow_graph(model: ir.Model, plan: SplitPlan) -> ir.Model:
-    """The grown model; ``model`` is left untouched, and tensors that do not grow are shared with it.
+def grow_graph(model: ir.Model, plan: SplitPlan, solution: Solution | None = None) -> ir.Model:
+    """The model grown by a plan.
+
+    Requires: every group of the plan can split in ``model``, and every parameter of the plan has the values
+    that it had when the plan was made.
+
+    Ensures: ``model`` is as before, and tensors that do not grow are shared with it. At ε = 0 the grown model
+    computes the same function, up to rounding. Declared shapes of everything that grew follow. The metadata
+    records the step (`growpipe.graph_ops.edit.history`).
 
     Grown tensors are computed when they are read or written (`GrownTensor`).
 
     Args:
         model: the model that ``plan`` was made for.
         plan: which channels are copied, with which coefficients and displacements.
+        solution: what `solve` says of ``model`` as it is now; None to solve here.
 
     Raises:
-        UsageError: the plan was made for another model, or splits what cannot split.
+        UsageError: the plan was made for another model, or splits what cannot split; or the solution is of
+            another model.
     """
-    grown = model.clone()
-    solution = solve(grown)
+    if solution is None:
+        solution = solve(model)
+    elif solution.inference.model is not model:
+        raise UsageError("the solution of the channel groups belongs to another model; solve this one")
     _check(solution, plan, where=model.graph.name or "this model")
-    sizes = _GrownSizes(solution, plan.widths)
-    _grow_tensors(solution, plan)
-    replaced = [_follow(solution, follow, sizes) for follow in solution.inference.follows]
-    _update_shapes(solution, sizes)
-    _drop_orphans(value for values in replaced for value in values)
-    record_growth(grown, solution.groups.graph_hash, plan)
-    return grown
+    growth = _Growth(solution, plan)
+    growth.grow_tensors()
+    growth.follow_lengths()
+    growth.update_shapes()
+    record_growth(growth.grown, solution.groups.graph_hash, plan)
+    return growth.grown
 
 
 def _check(solution: Solution, plan: SplitPlan, where: str) -> None:
@@ -105,26 +115,157 @@ class _GrownSizes:
         return self(axis) != root(axis).size
 
 
-def _grow_tensors(solution: Solution, plan: SplitPlan) -> None:
-    inference = solution.inference
-    for value, tensor in inference.tensors.items():
-        layout = solution.groups.layouts.get(value.name or "")
-        if layout is None or not _grows(layout, plan):
-            continue
-        lazy = _grown(tensor, value.name or "", layout, plan)
-        producer = value.producer()
-        if producer is None:
-            value.const_value = lazy
-            value.shape = ir.Shape(lazy.shape)
+class _Growth:
+    """One application of a plan: a clone of the model, and the edits that make it grow.
+
+    The solution speaks of the original's values and nodes; `_value` and `_node` give their clones.
+
+    Attributes:
+        grown: the clone.
+    """
+
+    def __init__(self, solution: Solution, plan: SplitPlan) -> None:
+        original = solution.inference.model
+        self.grown = original.clone()
+        self._solution = solution
+        self._plan = plan
+        self._sizes = _GrownSizes(solution, plan.widths)
+        self._additions = Additions(self.grown.graph)
+        self._node: dict[ir.Node, ir.Node] = {}
+        self._value: dict[ir.Value, ir.Value] = {}
+        before, after = original.graph, self.grown.graph
+        self._value.update(zip(before.inputs, after.inputs, strict=True))
+        self._value.update(zip(before.initializers.values(), after.initializers.values(), strict=True))
+        for node, clone in zip(before, after, strict=True):
+            self._node[node] = clone
+            self._value.update(zip(node.outputs, clone.outputs, strict=True))
+
+    def grow_tensors(self) -> None:
+        """Every parameter that a growing group touches gets its grown tensor."""
+        inference, plan = self._solution.inference, self._plan
+        for value, tensor in inference.tensors.items():
+            layout = self._solution.groups.layouts.get(value.name or "")
+            if layout is None or not _grows(layout, plan):
+                continue
+            lazy = _grown(tensor, value.name or "", layout, plan)
+            clone = self._value[value]
+            producer = clone.producer()
+            if producer is None:
+                clone.const_value = lazy
+                clone.shape = ir.Shape(lazy.shape)
+            else:
+                producer.attributes.clear()
+                producer.attributes["value"] = ir.AttrTensor("value", lazy)
+        for (node, index), layout in self._solution.private.items():
+            shared = node.inputs[index]
+            if shared is not None and _grows(layout, plan):
+                array = inference.tensors[inference.views[shared].base].numpy()
+                grown = grow_tensor(array, layout, plan.offspring, {}, 0.0)
+                self._node[node].replace_input_with(index, self._constant(node, grown))
+
+    def follow_lengths(self) -> None:
+        """Every attribute and integer input that spells out a grown length follows."""
+        unread: list[ir.Value] = []
+        for follow in self._solution.inference.follows:
+            if isinstance(follow.target, str):
+                self._follow_attribute(follow, follow.target)
+            else:
+                unread += self._follow_input(follow, follow.target)
+        _drop_orphans(unread)
+
+    def update_shapes(self) -> None:
+        """Lengths that changed are written into the declared shapes."""
+        for value, axes in self._solution.inference.axes.items():
+            clone = self._value[value]
+            if clone.shape is None or len(clone.shape) != len(axes):
+                continue
+            shape = list(clone.shape)
+            for position, axis in enumerate(axes):
+                if isinstance(shape[position], int) and self._sizes.grows(axis):
+                    shape[position] = _known(self._sizes(axis))
+            if shape != list(clone.shape):
+                clone.shape = ir.Shape(shape)
+
+    def _follow_attribute(self, follow: Follow, name: str) -> None:
+        if not self._changes(follow):
+            return
+        node = self._node[follow.node]
+        numbers = [number for number in self._wanted(follow) if number is not None]
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.type == ir.AttributeType.INT:
+            node.attributes[name] = ir.AttrInt64(name, numbers[0])
         else:
-            producer.attributes.clear()
-            producer.attributes["value"] = ir.AttrTensor("value", lazy)
-    for (node, index), layout in solution.private.items():
-        shared = node.inputs[index]
-        if shared is not None and _grows(layout, plan):
-            array = inference.tensors[inference.views[shared].base].numpy()
-            grown = grow_tensor(array, layout, plan.offspring, {}, 0.0)
-            node.replace_input_with(index, _array(node, grown))
+            node.attributes[name] = ir.AttrInt64s(name, tuple(numbers))
+
+    def _follow_input(self, follow: Follow, index: int) -> list[ir.Value]:
+        """Make one integer input follow; the value that the node no longer reads is returned."""
+        node = self._node[follow.node]
+        source = follow.node.inputs[index] if index < len(follow.node.inputs) else None
+        if source is None:
+            if self._changes(follow):
+                # Equal parts by default: the lengths are no longer equal, so spell them out.
+                node.resize_inputs(max(len(node.inputs), index + 1))
+                node.replace_input_with(index, self._constant(follow.node, _integers(self._wanted(follow))))
+                node.attributes.pop("num_outputs", None)
+            return []
+        symbolic = self._solution.inference.integers.of(source)
+        if symbolic is None:
+            return []
+        if symbolic.rank == 0:
+            if not (follow.elements and self._changes(follow)):
+                return []
+            # SplitToSequence: one length for all parts becomes a list of lengths.
+            value = self._constant(follow.node, _integers(self._wanted(follow)))
+        else:
+            natural = [evaluate(element, self._sizes) for element in symbolic.elements]
+            changed = [
+                want if want is not None and want != have else None
+                for want, have in zip(self._wanted(follow), natural, strict=True)
+            ]
+            if all(change is None for change in changed):
+                return []
+            value = self._patched(follow.node, source, changed, natural, symbolic.array.shape)
+        node.replace_input_with(index, value)
+        return [self._value[source]]
+
+    def _wanted(self, follow: Follow) -> list[int | None]:
+        return [evaluate(element, self._sizes) for element in follow.elements]
+
+    def _changes(self, follow: Follow) -> bool:
+        """Whether any of the lengths grows."""
+        now = [evaluate(element, lambda axis: root(axis).size) for element in follow.elements]
+        return self._wanted(follow) != now
+
+    def _patched(
+        self,
+        node: ir.Node,
+        source: ir.Value,
+        changed: Sequence[int | None],
+        natural: Sequence[int | None],
+        shape: tuple[int, ...],
+    ) -> ir.Value:
+        """An integer tensor like ``source`` in which the elements that ``changed`` names have new values.
+
+        Args:
+            node: what reads it.
+            source: the integer tensor as it is.
+            changed: by element the new value; None for an element that stays.
+            natural: by element the value that ``source`` will have in the grown graph; None if that is known
+                only when the model runs.
+            shape: of the tensor.
+        """
+        integer = np.int32 if source.dtype == ir.DataType.INT32 else np.int64
+        if None not in natural:
+            numbers = [have if new is None else new for new, have in zip(changed, natural, strict=True)]
+            return self._constant(node, np.array(numbers, integer).reshape(shape))
+        kept = self._constant(node, np.array([new is None for new in changed]))
+        patch = np.array([new or 0 for new in changed], integer)
+        inputs = [kept, self._value[source], self._constant(node, patch)]
+        clone = self._node[node]
+        return self._additions.node_before(clone, "Where", inputs, f"{node_name(node)}_grown", patch)
+
+    def _constant(self, node: ir.Node, array: npt.NDArray) -> ir.Value:
+        return self._additions.constant(f"{node_name(node)}_grown", array)
 
 
 def _grows(layout: TensorLayout, plan: SplitPlan) -> bool:
@@ -137,144 +278,8 @@ def _grown(tensor: ir.TensorProtocol, name: str, layout: TensorLayout, plan: Spl
     return GrownTensor(tensor, growth, name)
 
 
-def _follow(solution: Solution, follow: Follow, sizes: _GrownSizes) -> list[ir.Value]:
-    """Make one attribute or integer input follow; the values that it no longer reads are returned."""
-    wanted = [evaluate(element, sizes) for element in follow.elements]
-    node = follow.node
-    if isinstance(follow.target, str):
-        attribute = node.attributes.get(follow.target)
-        numbers = [number for number in wanted if number is not None]
-        single = attribute is not None and attribute.type == ir.AttributeType.INT
-        present = None if attribute is None else attribute.value
-        if present != (numbers[0] if single else tuple(numbers)) and any(_changes(follow, sizes)):
-            node.attributes[follow.target] = (
-                ir.AttrInt64(follow.target, numbers[0])
-                if single
-                else ir.AttrInt64s(follow.target, tuple(numbers))
-            )
-        return []
-    source = node.inputs[follow.target] if follow.target < len(node.inputs) else None
-    if source is None:
-        if any(_changes(follow, sizes)):
-            # Equal parts by default: the lengths are no longer equal, so spell them out.
-            node.resize_inputs(max(len(node.inputs), follow.target + 1))
-            _replace(node, follow.target, _integers(node, wanted))
-            node.attributes.pop("num_outputs", None)
-        return []
-    symbolic = solution.inference.integers.of(source)
-    if symbolic is None:
-        return []
-    natural = [evaluate(element, sizes) for element in symbolic.elements]
-    if symbolic.rank == 0 and follow.elements and any(_changes(follow, sizes)):
-        # SplitToSequence: one length for all parts becomes a list of lengths.
-        _replace(node, follow.target, _integers(node, wanted))
-        return [source]
-    if symbolic.rank == 0:
-        return []
-    changed = [
-        want if want is not None and want != have else None
-        for want, have in zip(wanted, natural, strict=True)
-    ]
-    if all(change is None for change in changed):
-        return []
-    patch = _Patch(solution.inference, node)
-    _replace(node, follow.target, patch(source, changed, natural))
-    return [source]
-
-
-def _changes(follow: Follow, sizes: _GrownSizes) -> list[bool]:
-    return [
-        evaluate(element, sizes) != evaluate(element, lambda axis: root(axis).size)
-        for element in follow.elements
-    ]
-
-
-class _Patch:
-    """Builds, before a node, an integer tensor in which some elements have new values."""
-
-    def __init__(self, inference: AxisInference, node: ir.Node) -> None:
-        self._inference = inference
-        self._node = node
-
-    def __call__(
-        self, value: ir.Value, changed: Sequence[int | None], natural: Sequence[int | None]
-    ) -> ir.Value:
-        if all(number is not None for number in natural):
-            return self._constant(value, [c if c is not None else n for c, n in zip(changed, natural)])  # noqa: B905
-        kept = np.array([change is None for change in changed])
-        numbers = np.array([change or 0 for change in changed], self._type(value))
-        inputs = [_array(self._node, kept), value, _array(self._node, numbers)]
-        return _insert(self._node, "Where", inputs, numbers)
-
-    def _constant(self, value: ir.Value, numbers: Sequence[int | None]) -> ir.Value:
-        known = self._inference.integers.of(value)
-        assert known is not None
-        shape = known.array.shape
-        return _array(self._node, np.array(numbers, self._type(value)).reshape(shape))
-
-    @staticmethod
-    def _type(value: ir.Value) -> type[np.integer]:
-        return np.int32 if value.dtype == ir.DataType.INT32 else np.int64
-
-
-def _integers(node: ir.Node, numbers: Sequence[int | None]) -> ir.Value:
-    return _array(node, np.array(numbers, np.int64))
-
-
-def _array(node: ir.Node, array: npt.NDArray) -> ir.Value:
-    """A new initializer of the graph of ``node``."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    name = _fresh_name(graph, f"{node_name(node)}_grown")
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def _insert(node: ir.Node, operator: str, inputs: Sequence[ir.Value], like: npt.NDArray) -> ir.Value:
-    """The output of a new node before ``node``, of the type and shape of ``like``."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    new = ir.node(operator, inputs)
-    new.outputs[0].name = _fresh_name(graph, f"{node_name(node)}_grown")
-    new.outputs[0].dtype = ir.DataType.from_numpy(like.dtype)
-    new.outputs[0].shape = ir.Shape(like.shape)
-    node.prepend(new)
-    return new.outputs[0]
-
-
-def _fresh_name(graph: ir.Graph, base: str) -> str:
-    taken = graph.meta.get("growpipe.names")
-    if taken is None:
-        taken = set(graph.initializers) | {value.name for value in graph.inputs}
-        taken |= {value.name for node in graph.all_nodes() for value in node.outputs}
-        graph.meta["growpipe.names"] = taken
-    number, name = 0, base
-    while name in taken:
-        number += 1
-        name = f"{base}_{number}"
-    taken.add(name)
-    return name
-
-
-def _replace(node: ir.Node, index: int, value: ir.Value) -> None:
-    node.replace_input_with(index, value)
-
-
-def _update_shapes(solution: Solution, sizes: _GrownSizes) -> None:
-    """Lengths that changed are written into the declared shapes."""
-    for value, axes in solution.inference.axes.items():
-        if value.shape is None or len(value.shape) != len(axes):
-            continue
-        shape = list(value.shape)
-        for position, axis in enumerate(axes):
-            if isinstance(shape[position], int) and sizes.grows(axis):
-                shape[position] = _known(sizes(axis))
-        if shape != list(value.shape):
-            value.shape = ir.Shape(shape)
+def _integers(numbers: Sequence[int | None]) -> npt.NDArray[np.int64]:
+    return np.array(numbers, np.int64)
 
 
 def _known(size: int | None) -> int:

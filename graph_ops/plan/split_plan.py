@@ -30,9 +30,10 @@ __all__ = ["GroupSplit", "SplitPlan", "hash_parameters", "plan_files"]
 
 FORMAT_VERSION = 1
 _DOCUMENT, _TENSORS = "plan.json", "plan.safetensors"
+_SHOWN = 6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GroupSplit:
     """What happens to the channels of one group.
 
@@ -42,11 +43,11 @@ class GroupSplit:
     Attributes:
         group: the name of the channel group.
         width: the number of channels before the split.
-        source: int64 [grown width], the channel each grown channel is a copy of.
-        coefficient: float64 [grown width], w_i; sums to 1 over the copies of each channel.
+        source: int64 [grown width]; entry i is the channel that grown channel i is a copy of.
+        coefficient: float64 [grown width]; entry i is w_i. The copies of one channel sum to 1.
         displacements: by parameter name, δ_i at ε = 1.
-        predicted_change: predicted change of loss at the plan's ε, (ε²/2) Σ w δᵀSδ over the channels;
-            None when nobody predicted one.
+        predicted_change: predicted change of loss at the plan's ε, (ε²/2) Σ w δᵀSδ over the channels; None
+            if the plan was made without a prediction.
     """
 
     group: str
@@ -81,8 +82,12 @@ class GroupSplit:
                 len(channels) and not 0 <= channels.min() <= channels.max() < len(source)
             ):
                 raise UsageError(
-                    f"group {self.group!r}: the displacement of {name!r} names channels it has not"
+                    f"group {self.group!r}: the displacement of {name!r} names channels that do not exist"
                 )
+
+    def __repr__(self) -> str:
+        change = "" if self.predicted_change is None else f", predicted change {self.predicted_change:.3g}"
+        return f"GroupSplit({self.group!r}, {self.width} → {self.grown_width}{change})"
 
     @property
     def grown_width(self) -> int:
@@ -93,24 +98,25 @@ class GroupSplit:
         return Offspring(self.source, self.coefficient)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SplitPlan:
     """A signed split of some channel groups of one model.
 
     Attributes:
         groups: the groups that split, each once.
-        layouts: every parameter that one of those groups touches.
-        epsilon: the step ε; the function is preserved exactly at 0.
+        layouts: by name, the axes of every parameter that a group of the plan touches.
+        epsilon: the step ε. At 0 the function is preserved exactly.
         graph_hash: `ChannelGroups.graph_hash` of the graph that the plan was made for.
         parameters_hash: `hash_parameters` of the parameters in ``layouts``.
-        scheme: what made the plan, e.g. ``"m4"``, ``"random"``.
-        c: the bound on Σ|w_i|; None where the scheme has none.
-        metric: in which ‖δ‖ ≤ 1, ``"euclidean"`` or ``"input"``.
-        surrogate: the curvature used for activations that have none, e.g. ``"softplus(beta=3)"``;
-            None when every second derivative was exact.
+        scheme: what made the plan, e.g. ``"m4"`` or ``"random"``.
+        c: the bound on Σ|w_i| of one channel; None if the scheme has no bound.
+        metric: the norm in which ‖δ‖ ≤ 1: ``"euclidean"`` or ``"input"``.
+        surrogate: the curvature that stood in for activations without a second derivative, e.g.
+            ``"softplus(beta=3)"``; None if every second derivative was exact.
         predicted_change: predicted change of loss of the whole plan at its ε; None without a prediction.
-        realised_change: the change of loss measured at its ε, on samples held out from the analysis.
-        notes: further facts about how the plan was made; JSON values.
+        realised_change: change of loss at the plan's ε, measured on samples that the analysis did not see;
+            None if it was not measured.
+        notes: further facts about how the plan was made, as JSON values.
     """
 
     groups: tuple[GroupSplit, ...]
@@ -140,6 +146,14 @@ class SplitPlan:
                 if layout is None or not 0 <= displacement.axis < len(layout.axes):
                     raise UsageError(f"group {group.group!r} displaces {name!r}, whose layout the plan lacks")
 
+    def __repr__(self) -> str:
+        shown = [f"{g.group} {g.width} → {g.grown_width}" for g in self.groups[:_SHOWN]]
+        if len(self.groups) > _SHOWN:
+            shown.append(f"{len(self.groups) - _SHOWN} more")
+        changes = {"predicted": self.predicted_change, "realised": self.realised_change}
+        told = "".join(f", {what} change {c:.3g}" for what, c in changes.items() if c is not None)
+        return f"SplitPlan({self.scheme}, ε = {self.epsilon:g}{told}: {', '.join(shown) or 'no groups'})"
+
     @property
     def offspring(self) -> dict[str, Offspring]:
         return {group.group: group.offspring for group in self.groups}
@@ -154,7 +168,7 @@ class SplitPlan:
         return sum(group.grown_width - group.width for group in self.groups)
 
     def with_epsilon(self, epsilon: float) -> SplitPlan:
-        """The same plan at another ε. Predictions scale with ε²; a measured change does not carry over."""
+        """The same plan at another ε. Predictions scale with ε²; a measured change is dropped."""
         scale = (epsilon / self.epsilon) ** 2 if self.epsilon else None
 
         def scaled(change: float | None) -> float | None:
@@ -173,7 +187,7 @@ class SplitPlan:
         )
 
     def grow_parameter(self, name: str, array: npt.NDArray) -> npt.NDArray:
-        """The grown parameter; one that the plan does not touch is returned as it is."""
+        """The grown parameter. A parameter that the plan does not touch is returned as it is."""
         layout = self.layouts.get(name)
         if layout is None:
             return array
@@ -184,8 +198,8 @@ class SplitPlan:
         """Refuse a model that the plan was not made for.
 
         Args:
-            read: gives the parameter of a name, KeyError where there is none.
-            where: how to call the model in the message.
+            read: gives the parameter of a name; raises KeyError if the model has no such parameter.
+            where: the name of the model, for the message.
 
         Raises:
             UsageError: a parameter is missing, has another shape, or has other values.

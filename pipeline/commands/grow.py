@@ -27,14 +27,15 @@ def grow(model: str, plan_path: str, output: str, as_json: bool) -> None:
     from growpipe.graph_ops.edit.grow_graph import grow_graph
     from growpipe.graph_ops.files.atomic import check_file_target
     from growpipe.graph_ops.files.load_save import load_model, save_model
-    from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+    from growpipe.graph_ops.groups.channel_groups import find_channel_groups, solve
     from growpipe.graph_ops.onnx_tools.width_check import check_structure
     from growpipe.graph_ops.plan.split_plan import SplitPlan
 
     check_file_target(output)
     plan = SplitPlan.load(plan_path)
     loaded = load_model(model)
-    grown = grow_graph(loaded, plan)
+    solution = solve(loaded)
+    grown = grow_graph(loaded, plan, solution)
     problems = check_structure(grown)
     if problems:
         # A model may come with contradictions of its own; growth must not have added any.
@@ -43,7 +44,7 @@ def grow(model: str, plan_path: str, output: str, as_json: bool) -> None:
             raise CheckFailed(f"the grown model is not sound, nothing was written: {problems[0]}")
         say(f"growpipe: the model is not sound to begin with: {present[0]}")
     save_model(grown, output)
-    before, after = find_channel_groups(loaded).cost, find_channel_groups(grown).cost
+    before, after = solution.groups.cost, find_channel_groups(grown).cost
     if as_json:
         print_json(
             {

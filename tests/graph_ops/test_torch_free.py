@@ -62,3 +62,15 @@ def test_no_module_of_graph_ops_imports_torch_or_the_rest_of_growpipe():
                 top = name.split(".")[0]
                 assert top != "torch", f"{path.name} imports torch"
                 assert top != "growpipe" or name.startswith("growpipe.graph_ops"), f"{path.name}: {name}"
+
+
+def test_the_public_names_are_found_at_their_first_use() -> None:
+    script = """
+import sys
+import growpipe.graph_ops as graph_ops
+assert not {"onnx", "onnx_ir", "numpy"} & sys.modules.keys()
+for name in graph_ops.__all__:
+    assert getattr(graph_ops, name).__module__.startswith("growpipe.graph_ops."), name
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups, solve
 from growpipe.graph_ops.plan.split_plan import Displacement, hash_parameters
 from tests.helpers.growing import assert_same_function, signed_plan
 
@@ -40,6 +40,16 @@ def test_the_model_is_left_alone():
     grown = grow_graph(model, signed_plan(model))
     assert ir.to_proto(model).SerializeToString() == before
     assert grown.graph.initializers["a"].shape == ir.Shape([4, 8])
+
+
+def test_a_solution_of_the_model_is_used_and_one_of_another_is_refused():
+    model, other = read(MLP + BODY, SHAPES), read(MLP + BODY, SHAPES)
+    plan, solution = random_plan(model), solve(model)
+    expected = ir.to_proto(grow_graph(model, plan)).SerializeToString()
+    assert ir.to_proto(grow_graph(model, plan, solution)).SerializeToString() == expected
+    assert ir.to_proto(grow_graph(model, plan, solution)).SerializeToString() == expected
+    with pytest.raises(UsageError, match="belongs to another model"):
+        grow_graph(other, plan, solution)
 
 
 def test_a_plan_for_another_structure_is_refused():

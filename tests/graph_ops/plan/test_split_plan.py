@@ -95,6 +95,17 @@ def test_saving_replaces_a_plan_and_nothing_else(tmp_path):
         plan().save(tmp_path / "other")
 
 
+def test_a_plan_is_shown_in_one_line():
+    shown = repr(plan())
+    assert shown.startswith("SplitPlan(m2, ε = 0.5, predicted change -0.25")
+    assert f"{plan().groups[0].group} 2 → 3" in shown
+    assert "array" not in shown
+    assert repr(plan().groups[0]) == "GroupSplit('a.weight', 2 → 3, predicted change -0.25)"
+    many = SplitPlan(tuple(split(group=f"g{i}", displacements={}) for i in range(40)), {}, 0.0, "", "", "m2")
+    assert "34 more" in repr(many)
+    assert len(repr(many)) < 200
+
+
 def test_another_epsilon_scales_predictions():
     scaled = plan().with_epsilon(0.25)
     assert scaled.predicted_change == scaled.groups[0].predicted_change == -0.0625
@@ -109,7 +120,7 @@ def test_another_epsilon_scales_predictions():
         ({"source": np.array([1, 0, 1])}, "must begin with 0..1"),
         ({"source": np.array([0, 1, 2])}, "must begin with 0..1"),
         ({"coefficient": np.array([1.0, 1.5, 0.5])}, "channel 1 sum to 2.0"),
-        ({"displacements": {"a.weight": Displacement(0, np.array([3]), np.ones((1, 1, 3)))}}, "has not"),
+        ({"displacements": {"a.weight": Displacement(0, np.array([3]), np.ones((1, 1, 3)))}}, "do not exist"),
     ],
 )
 def test_half_built_splits_are_refused(changes, message):

@@ -1,0 +1,61 @@
+"""What an edit adds to a graph: constants and nodes, under names that nothing else in the graph has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+__all__ = ["Additions"]
+
+
+class Additions:
+    """Adds initializers and nodes to one graph.
+
+    Names of subgraphs count as taken: a value of an outer graph must not hide behind one of theirs.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._taken: set[str | None] = set()
+        for each in (graph, *graph.subgraphs()):
+            self._taken.update(value.name for value in each.inputs)
+            self._taken.update(each.initializers)
+            self._taken.update(value.name for node in each for value in node.outputs)
+
+    def constant(self, name: str, array: npt.NDArray, dtype: ir.DataType | None = None) -> ir.Value:
+        """A new initializer of the shape and values of ``array``.
+
+        Args:
+            name: the wanted name; a number is appended if it is taken.
+            array: the values. A scalar stays a scalar.
+            dtype: the element type; None for the array's own.
+        """
+        unique = self._fresh(name)
+        tensor = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=unique)
+        type_, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+        value = ir.Value(name=unique, type=type_, shape=shape, const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+    def node_before(
+        self, node: ir.Node, operator: str, inputs: Sequence[ir.Value], name: str, like: npt.NDArray
+    ) -> ir.Value:
+        """The output of a new node that stands before ``node``; it has the type and shape of ``like``."""
+        new = ir.node(operator, inputs)
+        (output,) = new.outputs
+        output.name = self._fresh(name)
+        output.dtype = ir.DataType.from_numpy(like.dtype)
+        output.shape = ir.Shape(like.shape)
+        node.prepend(new)
+        return output
+
+    def _fresh(self, base: str) -> str:
+        number, name = 0, base
+        while name in self._taken:
+            number += 1
+            name = f"{base}_{number}"
+        self._taken.add(name)
+        return name

@@ -44,7 +44,7 @@ def test_the_model_is_left_alone():
 
 def test_a_solution_of_the_model_is_used_and_one_of_another_is_refused():
     model, other = read(MLP + BODY, SHAPES), read(MLP + BODY, SHAPES)
-    plan, solution = random_plan(model), solve(model)
+    plan, solution = signed_plan(model), solve(model)
     expected = ir.to_proto(grow_graph(model, plan)).SerializeToString()
     assert ir.to_proto(grow_graph(model, plan, solution)).SerializeToString() == expected
     assert ir.to_proto(grow_graph(model, plan, solution)).SerializeToString() == expected

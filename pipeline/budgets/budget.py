@@ -100,6 +100,14 @@ class Limits:
         if not 0 <= self.balance <= 1:
             raise UsageError(f"balance is between 0 and 1, not {self.balance}")
 
+    def least(self, group: str) -> int:
+        """The least width that the group must reach; 0 if there is none."""
+        return self.widths.get(group, (None, None))[0] or 0
+
+    def most(self, group: str) -> int | None:
+        """The greatest width that the group may have; None if there is none."""
+        return self.widths.get(group, (None, None))[1]
+
     def decides(self, groups: Iterable[str]) -> bool:
         """Whether every one of these groups has one width that it may end at."""
         bounds = (self.widths.get(group, (None, None)) for group in groups)

@@ -21,6 +21,8 @@ from growpipe.graph_ops.errors import NothingToSplit, UsageError
 
 __all__ = ["Candidates", "Selection", "select"]
 
+_SHARE_REACHED = "the growth share is reached"
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
@@ -96,6 +98,11 @@ class _Step:
         return self.gain / self.added
 
 
+def _added(steps: Iterable[_Step]) -> int:
+    """The number of channels that the steps add."""
+    return sum(step.added for step in steps)
+
+
 class _Queue:
     """The steps of one group, best gain per added channel first.
 
@@ -106,6 +113,7 @@ class _Queue:
 
     def __init__(self, candidates: Candidates, floor: float) -> None:
         self.candidates, self.floor = candidates, floor
+        self.unpromising = 0  # channels taken although they gain nothing
         self.chosen = np.zeros(candidates.width, dtype=np.int64)
         self.options: list[dict[int, float]] = [
             {0: 0.0, **{added: -float(value) for added, value in enumerate(values, 1) if np.isfinite(value)}}
@@ -160,11 +168,12 @@ class _Queue:
         """
         if self.candidates.worth is None:
             return sum(step.gain for step in steps)
-        return self.candidates.worth * math.log2(1 + sum(step.added for step in steps) / width)
+        return self.candidates.worth * math.log2(1 + _added(steps) / width)
 
     def take(self, steps: Sequence[_Step]) -> None:
         for step in steps:
             self.chosen[step.channel] = step.after
+        self.unpromising += _added([step for step in steps if step.gain <= self.floor])
         changed = {step.channel for step in steps}
         self.steps = [step for step in self.steps if step.channel not in changed]
         self.fill = [step for step in self.fill if step.channel not in changed]
@@ -224,89 +233,135 @@ def select(
         UsageError: a limit names no group, or a least width cannot be reached with the copies of the scheme
             or within the budget.
     """
-    widths = {c.group: c.width for c in candidates}
-    start = dict(widths)
-    unknown = sorted(set(limits.widths) - set(widths))
+    start = {c.group: c.width for c in candidates}
+    unknown = sorted(set(limits.widths) - set(start))
     if unknown:
         raise UsageError(f"there is no splittable group {unknown[0]!r} to limit; see growpipe inspect")
-    channels = sum(widths.values()) if total_channels is None else total_channels
-    room = None if limits.growth is None else max(1, round(limits.growth * channels))
     expenses = Expenses(cost, {**(own or {}), **start}, limits.budget)
     if not expenses.affordable({}):
         raise NothingToSplit("the budget is spent: the network costs more already; give a larger budget")
+    room = _Room(expenses, start, limits, sum(start.values()) if total_channels is None else total_channels)
     largest = max((float(-c.values.min(initial=0.0)) for c in candidates), default=0.0)
-    floor = 1e-9 * largest
-    queues = {c.group: _Queue(c, floor) for c in candidates}
-    unpromising = dict.fromkeys(queues, 0)
+    queues = {c.group: _Queue(c, floor=1e-9 * largest) for c in candidates}
     open_groups = set(queues)
-    balanced = balanced_widths(expenses, widths, room, limits)
-    prices: dict[str, float] = {}
-    added = priced_at = 0
     reason = "no candidate lowers the loss any further"
     while open_groups:
-        if not prices or added - priced_at >= max(1, added // 32):
-            prices, priced_at = expenses.prices(widths, limits.cost_exponent), added
-        below = [g for g in open_groups if widths[g] < (limits.widths.get(g, (None, None))[0] or 0)]
-        behind = [g for g in open_groups if widths[g] < balanced[g]]
-        best: tuple[float, str, list[_Step]] | None = None
-        for group in sorted(below or behind or open_groups):
-            steps = _move(queues[group], widths[group], start[group], limits, group)
-            if steps is None:
-                open_groups.discard(group)
-                continue
-            count = sum(s.added for s in steps)
-            score = queues[group].worth(widths[group], steps) / count / prices[group]
-            if best is None or score > best[0]:
-                best = (score, group, steps)
-        if best is None:
+        turn, required = room.turn(open_groups)
+        moves = {group: _move(queues[group], room.widths[group], start[group], limits) for group in turn}
+        open_groups -= {group for group, steps in moves.items() if steps is None}
+        offers = {group: steps for group, steps in moves.items() if steps is not None}
+        if not offers:
             continue
-        _, group, steps = best
-        count = sum(s.added for s in steps)
-        wider = {**widths, group: widths[group] + count}
-        grown = {g: w for g, w in wider.items() if w != start[g]}
-        if room is not None and added + count > room and added > 0 and not below:
-            reason = "the growth share is reached"
+        rates = room.rates(queues, offers)
+        group = max(offers, key=rates.__getitem__)
+        refusal = room.refusal(group, offers[group], required)
+        if refusal is not None:
+            reason = refusal
             open_groups.discard(group)
             continue
-        if not expenses.affordable(grown):
-            reason = "the budget is spent"
-            open_groups.discard(group)
-            continue
-        queues[group].take(steps)
-        unpromising[group] += sum(step.added for step in steps if step.gain <= floor)
-        widths = wider
-        added += count
-        if room is not None and added >= room and not below:
-            reason = "the growth share is reached"
+        queues[group].take(offers[group])
+        room.grow(group, offers[group])
+        if room.share_reached and not required:
+            reason = _SHARE_REACHED
             break
-    for group, (least, _) in limits.widths.items():
-        if least is not None and widths[group] < least:
-            raise UsageError(
-                f"group {group!r} cannot reach its least width {least}: {widths[group]} is the most"
-            )
+    room.check_least_widths()
     notes = [reason]
     notes += [
-        f"{count} channels of {group!r} promise nothing: its least width asked for them"
-        for group, count in unpromising.items()
-        if count
+        f"{queue.unpromising} channels of {group!r} promise nothing: its least width asked for them"
+        for group, queue in queues.items()
+        if queue.unpromising
     ]
     rows = {group: queue.rows() for group, queue in queues.items()}
-    return Selection(rows, {g: w for g, w in widths.items() if w != start[g]}, "; ".join(notes))
+    return Selection(rows, room.grown, "; ".join(notes))
 
 
-def _move(queue: _Queue, width: int, start: int, limits: Limits, group: str) -> list[_Step] | None:
+class _Room:
+    """The widths so far, and what is left of the growth share and of the budget.
+
+    Args:
+        expenses: what the network costs at any widths.
+        start: by group the width before this round.
+        limits: what bounds the growth.
+        channels: the number of channels of which ``limits.growth`` is a share.
+    """
+
+    def __init__(self, expenses: Expenses, start: Mapping[str, int], limits: Limits, channels: int) -> None:
+        self.widths = dict(start)
+        self.added = 0
+        self._expenses, self._start, self._limits = expenses, start, limits
+        self._share = None if limits.growth is None else max(1, round(limits.growth * channels))
+        self._balanced = balanced_widths(expenses, start, self._share, limits)
+        self._prices: dict[str, float] = {}
+        self._priced_at = 0
+
+    @property
+    def grown(self) -> dict[str, int]:
+        """By group the width so far, of the groups that have grown."""
+        return {group: width for group, width in self.widths.items() if width != self._start[group]}
+
+    @property
+    def share_reached(self) -> bool:
+        return self._share is not None and self.added >= self._share
+
+    def turn(self, groups: Iterable[str]) -> tuple[list[str], bool]:
+        """The groups that may grow next, and whether their least widths require it.
+
+        Groups below their least width come first, then groups below their balanced width, then all.
+        """
+        below = [group for group in groups if self.widths[group] < self._limits.least(group)]
+        behind = [group for group in groups if self.widths[group] < self._balanced[group]]
+        return sorted(below or behind or groups), bool(below)
+
+    def rates(self, queues: Mapping[str, _Queue], offers: Mapping[str, Sequence[_Step]]) -> dict[str, float]:
+        """What the next steps of each group are worth per channel and price.
+
+        Prices change with the widths of all groups. They are computed again after every 32nd part of the
+        channels added so far.
+        """
+        if not self._prices or self.added - self._priced_at >= max(1, self.added // 32):
+            self._prices = self._expenses.prices(self.widths, self._limits.cost_exponent)
+            self._priced_at = self.added
+        return {
+            group: queues[group].worth(self.widths[group], steps) / _added(steps) / self._prices[group]
+            for group, steps in offers.items()
+        }
+
+    def refusal(self, group: str, steps: Sequence[_Step], required: bool) -> str | None:
+        """Why the group cannot take these steps; None if it can. A required step may exceed the share."""
+        count = _added(steps)
+        # The first step is taken even if it is larger than the share: a round adds something.
+        if self._share is not None and not required and self.added > 0 and self.added + count > self._share:
+            return _SHARE_REACHED
+        if not self._expenses.affordable({**self.grown, group: self.widths[group] + count}):
+            return "the budget is spent"
+        return None
+
+    def grow(self, group: str, steps: Sequence[_Step]) -> None:
+        self.widths[group] += _added(steps)
+        self.added += _added(steps)
+
+    def check_least_widths(self) -> None:
+        """Raise a UsageError if a group has not reached its least width."""
+        for group in self._limits.widths:
+            least, width = self._limits.least(group), self.widths[group]
+            if width < least:
+                raise UsageError(f"group {group!r} cannot reach its least width {least}: {width} is the most")
+
+
+def _move(queue: _Queue, width: int, start: int, limits: Limits) -> list[_Step] | None:
     """The group's next steps, to the next aligned width and within its limits; None when there are none."""
     target = 0 if limits.align == 1 else limits.align - width % limits.align
-    least, most = limits.widths.get(group, (None, None))
+    group = queue.candidates.group
+    least, most = limits.least(group), limits.most(group)
     ceiling = max(start + 1, int(limits.max_factor * start))
     if limits.align > 1:
         ceiling = max(ceiling, -(-(start + 1) // limits.align) * limits.align)
-    ceiling = max(ceiling, least or 0)
+    ceiling = max(ceiling, least)
     if most is not None:
         ceiling = min(ceiling, most)
-    for forced in (False, True) if width < (least or 0) else (False,):
+    for forced in (False, True) if width < least else (False,):
         steps = queue.peek(target, forced)
-        if steps is not None and width + sum(s.added for s in steps) > ceiling:
+        if steps is not None and width + _added(steps) > ceiling:
             # The best step may be too large for what is left, a smaller one not.
             steps = queue.peek(ceiling - width, forced) if limits.align == 1 and ceiling > width else None
         if steps is not None:

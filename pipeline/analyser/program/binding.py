@@ -202,24 +202,66 @@ def _bind(
     layouts: Mapping[str, TensorLayout],
     displace: Sequence[str],
 ) -> BoundGroup:
-    known = set(names.values())
-    by_role = {
-        role: {member.tensor for member in group.members if member.role == role}
-        for role in ("made", "carried", "mixed")
-    }
+    """Find one group: what is displaced, what varies with it, and where the variation is mixed.
+
+    Args:
+        nodes: of the program, in topological order.
+        names: the parameter behind every placeholder that is not a user input.
+        constant: see `_constant_nodes`.
+        group: the group to find.
+        layouts: of every tensor of the group.
+        displace: a selection of `DISPLACEABLE`.
+
+    Raises:
+        CheckFailed: a producer or consumer of the group is not in the program.
+    """
+    _require_tensors(group, set(names.values()))
+    blocks = _blocks(group, layouts, displace, set(names.values()))
+    reach = _trace(nodes, names, constant, group, {block.tensor for block in blocks})
+    if not reach.edges:
+        raise CheckFailed(
+            f"group {group.name!r}: no consumer is reached from its displaced tensors in the exported "
+            f"program; freeze the group"
+        )
+    useful = _reaching(reach.edges, reach.varying, reach.cut, constant)
+    used = {names[node] for node in useful if node in names}
+    return BoundGroup(
+        group,
+        tuple(block for block in blocks if block.tensor in used),
+        frozenset(useful),
+        frozenset(node for node in useful if node in constant),
+        frozenset(reach.cut & useful),
+        tuple(reach.edges),
+    )
+
+
+def _require_tensors(group: ChannelGroup, known: set[str]) -> None:
+    """Raise a CheckFailed if a weight that makes or mixes the channels is not in the program."""
     for role in ("made", "mixed"):
-        for tensor in sorted(by_role[role] - known):
+        for tensor in sorted(_tensors(group, role) - known):
             raise CheckFailed(
-                f"group {group.name!r}: its tensor {tensor!r} is no parameter of the exported program; "
+                f"group {group.name!r}: its tensor {tensor!r} is not a parameter of the exported program; "
                 f"freeze the group or register the tensor as a parameter"
             )
-    # A tensor with two entries per channel on one axis, like a fused gate and up projection, is one block.
+
+
+def _tensors(group: ChannelGroup, role: str) -> set[str]:
+    return {member.tensor for member in group.members if member.role == role}
+
+
+def _blocks(
+    group: ChannelGroup, layouts: Mapping[str, TensorLayout], displace: Sequence[str], known: set[str]
+) -> tuple[Block, ...]:
+    """The group's θ: one block per displaced axis of a tensor.
+
+    A tensor with two entries per channel on one axis, such as a fused gate and up projection, is one block.
+    """
     places = dict.fromkeys(
         (member.tensor, member.axis, member.role == "made")
         for member in group.members
         if _is_displaced(member, displace) and member.tensor in known
     )
-    blocks = tuple(
+    return tuple(
         Block(
             tensor,
             axis,
@@ -229,44 +271,53 @@ def _bind(
         )
         for tensor, axis, mixing in places
     )
-    displaced = {block.tensor for block in blocks}
-    varying: set[Node] = set()
-    cut: set[Node] = set()
-    edges: list[Edge] = []
+
+
+@dataclass(frozen=True, eq=False)
+class _Reach:
+    """What depends on a group's θ, consumers left out.
+
+    Attributes:
+        varying: the nodes whose values depend on θ.
+        cut: those of them that are mixing producers, whose data inputs are held constant.
+        edges: the consumer edges that a varying value enters.
+    """
+
+    varying: set[Node]
+    cut: set[Node]
+    edges: list[Edge]
+
+
+def _trace(
+    nodes: Sequence[Node],
+    names: Mapping[Node, str],
+    constant: Mapping[Node, frozenset[str]],
+    group: ChannelGroup,
+    displaced: set[str],
+) -> _Reach:
+    """Follow θ forward from the tensors in ``displaced`` to the group's consumers."""
+    made, mixed = _tensors(group, "made"), _tensors(group, "mixed")
+    reach = _Reach({node for node in nodes if names.get(node) in displaced}, set(), [])
     for node in nodes:
-        if node.op == "placeholder":
-            if names.get(node) in displaced:
-                varying.add(node)
-            continue
         if node.op != "call_function":
             continue
-        sources = node.all_input_nodes
+        sources = [source for source in node.all_input_nodes if source in reach.varying]
         if node in constant:
-            if any(source in varying for source in sources):
-                varying.add(node)
+            if sources:
+                reach.varying.add(node)
             continue
-        origins = frozenset().union(*(constant[source] for source in sources if source in constant))
-        data = [source for source in sources if source in varying and source not in constant]
-        parameters_vary = any(source in varying and source in constant for source in sources)
-        consumes, produces = bool(origins & by_role["mixed"]), bool(origins & by_role["made"])
-        if consumes:
-            edges.extend((node, source) for source in data)
-        if consumes or produces:
-            if produces and parameters_vary:
-                varying.add(node)
-                cut.add(node)
-        elif data or parameters_vary:
-            varying.add(node)
-    if not edges:
-        raise CheckFailed(
-            f"group {group.name!r}: no consumer is reached from its displaced tensors in the exported "
-            f"program; freeze the group"
-        )
-    useful = _reaching(edges, varying, cut, constant)
-    used = {names[node] for node in useful if node in names}
-    blocks = tuple(block for block in blocks if block.tensor in used)
-    parameters = frozenset(node for node in useful if node in constant)
-    return BoundGroup(group, blocks, frozenset(useful), parameters, frozenset(cut & useful), tuple(edges))
+        data = [source for source in sources if source not in constant]
+        parameters_vary = len(data) < len(sources)
+        origins = frozenset[str]().union(*(constant.get(source, ()) for source in node.all_input_nodes))
+        if origins & mixed:
+            reach.edges.extend((node, source) for source in data)
+        if origins & made:
+            if parameters_vary:
+                reach.varying.add(node)
+                reach.cut.add(node)
+        elif sources and not origins & mixed:
+            reach.varying.add(node)
+    return reach
 
 
 def _reaching(

@@ -15,6 +15,7 @@ from growpipe.graph_ops.errors import UnsafeModel, UsageError
 from growpipe.graph_ops.files.atomic import check_file_target, settle, staging_folder
 from growpipe.graph_ops.files.proto_rules import check_proto, shortened
 from growpipe.graph_ops.files.protobuf_size import check_wire
+from growpipe.graph_ops.files.schema_rules import check_attributes
 
 __all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "load_model", "read_model", "save_model"]
 
@@ -61,6 +62,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, ir.Model]
     try:
         proto = _parse(place)
         is_sorted = check_proto(proto, place.parent)
+        check_attributes(proto)
         model = ir.serde.deserialize_model(proto)
         for tensor in _external_tensors(model):
             tensor.base_dir = place.parent

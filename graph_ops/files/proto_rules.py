@@ -209,7 +209,8 @@ def _check_nodes(
             findings.unsorted = True
         for attribute in node.attribute:
             # A subgraph may read values of the outer graph, in whatever order the nodes stand.
-            inner = [*scopes, _Later(produced)] if attribute.HasField("g") or attribute.graphs else scopes
+            later = _Later(produced.difference(node.output))
+            inner = [*scopes, later] if attribute.HasField("g") or attribute.graphs else scopes
             _check_attribute(attribute, inner, domains, findings, where)
         scopes[-1].update(name for name in node.output if name)
 

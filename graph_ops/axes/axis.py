@@ -60,11 +60,16 @@ class Axis:
         size: its length, None while unknown.
         kind: ``"leaf"``, or how ``children`` make it up: ``"product"`` (row-major) or ``"concat"``.
         barrier: why it cannot grow; None if it can. A compound axis has one only after all its leaves do.
+
+    Raises:
+        ValueError: the length is negative, as attributes of a damaged file make it.
     """
 
     __slots__ = ("barrier", "children", "kind", "parent", "size")
 
     def __init__(self, size: int | None = None, barrier: Barrier | None = None) -> None:
+        if size is not None and size < 0:
+            raise ValueError(f"an axis cannot have the length {size}")
         self.parent: Axis | None = None
         self.size = size
         self.kind: Literal["leaf", "product", "concat"] = "leaf"

@@ -73,7 +73,15 @@ class _Walk:
             self._give_up(node, str(refusal))
         except (TooMuchWork, RecursionError):
             self._give_up(node, "the reshapes and concatenations up to here are too entangled to be followed")
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            StopIteration,
+            TypeError,
+            ValueError,
+        ):
             # The file is anybody's, and rules are written for nodes as the operator's schema has them.
             self._give_up(node, "its inputs or attributes do not fit the operator")
         else:

@@ -194,3 +194,8 @@ def test_all_views_of_one_axis_name_the_same_entries(applied):
         seen = [frozenset(step for step in entry if step[0] in free) for entry in entries(view)]
         assert len(seen) == 24
         assert seen == own
+
+
+def test_an_axis_of_negative_length_is_refused():
+    with pytest.raises(ValueError, match="-2"):
+        Axis(-2)

@@ -80,7 +80,7 @@ def read_history(model: ir.Model) -> tuple[GrowthStep, ...]:
         return ()
     try:
         return tuple(_step(entry) for entry in json.loads(text))
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OverflowError):
         raise UnsafeModel(
             f"the growth history in the model's metadata ({HISTORY_KEY}) is damaged; remove that entry"
         ) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -162,6 +164,19 @@ class TestHistory:
 
     @pytest.mark.parametrize("text", ["", "{}x", "[1]", '[{"epsilon": 1}]', "[" * 100_000])
     def test_a_damaged_history_is_refused(self, model, text):
+        self.assert_refused(model, text)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("epsilon", "1" * 5000), ("widths", '{"a": [1e400, 2]}'), ("widths", '{"a": [NaN, 2]}')],
+    )
+    def test_a_history_with_an_impossible_number_is_refused(self, model, key, value):
+        grown = grow_graph(model, make(model, growth=0.5, seed=1))
+        step = json.loads(grown.metadata_props[HISTORY_KEY])[0]
+        written = ", ".join(f'"{k}": {value if k == key else json.dumps(v)}' for k, v in step.items())
+        self.assert_refused(model, f"[{{{written}}}]")
+
+    def assert_refused(self, model, text):
         model.metadata_props[HISTORY_KEY] = text
         with pytest.raises(UnsafeModel, match="history"):
             read_history(model)

@@ -124,9 +124,14 @@ class Trial:
         )
         if ended.code == 0:
             return Verdict("ok", "", ended.seconds)
-        if self.facts.get("splittable", 0) == 0 and ended.code == 2:
-            return _refused(ended, "declined")
-        return _refused(ended, "fault")
+        refused = _refused(ended, "fault")
+        if self.facts.get("splittable", 0) or ended.code != 2 or ended.traceback:
+            return refused
+        barriers = Counter({_kind(reason): n for reason, n in self.facts.get("barriers", {}).items()})
+        if not barriers:
+            return Verdict("fault", f"nothing says why: {refused.what}", ended.seconds)
+        why = "; ".join(f"{reason} ({n})" for reason, n in barriers.most_common(4))
+        return Verdict("declined", f"no group splits: {why}", ended.seconds)
 
     def _grow(self) -> Verdict:
         if not (self.folder / "plan").is_dir():

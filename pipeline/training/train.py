@@ -18,6 +18,7 @@ from growpipe.parallel.distributed import Piece, data_parallel, pieces, share_bu
 from growpipe.parallel.processes import ALONE, Processes
 from growpipe.progress import progress_bar
 from growpipe.seeding import seed_everything
+from growpipe.torch_module.memory_format import channels_last, contiguous_where_needed
 from growpipe.torch_module.recalibration import recalibrate
 from growpipe.training.checkpoint import Checkpoint, Epoch
 from growpipe.training.compilation import compiled, compiler_errors
@@ -149,7 +150,10 @@ class _Trainer:
             group["lr"] = rate
         seed_everything(stage.seed, stage.name, number)
         batches = pieces(self.objective.loaders.train, self.peers, stage.seed, stage.name, number)
-        with compiler_errors(self.options.compile), _unused_parameters(self.peers):
+        formats = (
+            contiguous_where_needed(self.model) if self.options.channels_last else contextlib.nullcontext()
+        )
+        with compiler_errors(self.options.compile), _unused_parameters(self.peers), formats:
             self.model.train()
             train_loss = self._steps(batches, f"{stage.name}, epoch {number + 1}")
         share_buffers(self.model, self.peers)
@@ -243,7 +247,7 @@ class _Trainer:
     def _inputs(self, inputs: Any) -> tuple[Any, ...]:
         """What ``forward`` is called with."""
         values = as_tuple(to_device(inputs, self.device))
-        return tuple(_channels_last(value) for value in values) if self.options.channels_last else values
+        return tuple(channels_last(value) for value in values) if self.options.channels_last else values
 
 
 @contextlib.contextmanager
@@ -266,12 +270,6 @@ def _gradients_kept(called: nn.Module, kept: bool) -> contextlib.AbstractContext
     if kept and isinstance(inner, nn.parallel.DistributedDataParallel):
         return inner.no_sync()
     return contextlib.nullcontext()
-
-
-def _channels_last(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.ndim == 4:
-        return value.contiguous(memory_format=torch.channels_last)
-    return value
 
 
 def _plateaued(history: list[Epoch], patience: int) -> bool:

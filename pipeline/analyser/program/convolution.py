@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from growpipe.torch_module.memory_format import read_positions, reads_every_nth
+
 __all__ = ["Convolution", "blank", "conv_nd", "convolution"]
 
 aten = torch.ops.aten
@@ -60,9 +62,19 @@ class Convolution:
 
     def backward(self, g: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
         """The gradient of ⟨g, x * w⟩ by the input (0) or by the weight (1), whose own values are not read."""
+        stride, extra = self.stride, self.output_padding
+        if which == 1 and reads_every_nth(w.shape[2:], stride, self.padding):
+            # The same gradient; torch's own may write beyond its memory, see `memory_format`.
+            if self.transposed:
+                g = read_positions(g, stride)
+                for axis, size in enumerate(x.shape[2:], 2):
+                    g = g.narrow(axis, 0, size)
+            else:
+                x = read_positions(x, stride)
+            stride, extra = (1,) * len(stride), (0,) * len(stride)
         gradients = aten.convolution_backward.default(
-            g, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
-            self.groups, [which == 0, which == 1, False],
+            g, x, w, None, stride, self.padding, self.dilation, self.transposed, extra, self.groups,
+            [which == 0, which == 1, False],
         )  # fmt: skip
         result: Tensor = gradients[which]
         return result

@@ -20,9 +20,8 @@ from growpipe.analyser.program.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.program.captured import Captured, Recording
 from growpipe.analyser.program.fold_norms import FROZEN
 from growpipe.analyser.program.lifetimes import Schedule, last_uses
-from growpipe.analyser.program.substitutes import OVERRIDES, RESHAPES
+from growpipe.analyser.program.substitutes import CONVOLUTIONS, OVERRIDES, RESHAPES
 from growpipe.analyser.program.values import (
-    channels_last,
     leaf_of,
     sample_count,
     scalar_loss,
@@ -32,6 +31,7 @@ from growpipe.analyser.program.values import (
 )
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.torch_module.memory_format import channels_last
 
 __all__ = ["Loss", "Program"]
 
@@ -105,13 +105,17 @@ class Program:
                 f"(inputs, target) pairs"
             )
         if self._channels_last:
-            leaves = [channels_last(leaf) for leaf in leaves]
+            leaves = [
+                channels_last(x) if isinstance(x, Tensor) and x.is_floating_point() and x.is_cpu else x
+                for x in leaves
+            ]
         return dict(zip(self._inputs, leaves, strict=True))
 
     def _call(self, node: Node, read: Callable[[Node], Any]) -> Any:
         if node.op == "get_attr":
             return getattr(self._module, str(node.target))
-        target: Callable[..., Any] = RESHAPES.get(node.target, node.target)  # type: ignore[arg-type]
+        table = {**RESHAPES, **CONVOLUTIONS} if torch.is_grad_enabled() else RESHAPES
+        target: Callable[..., Any] = table.get(node.target, node.target)  # type: ignore[arg-type]
         return target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
 
     def _forward(self, values: dict[Node, Any]) -> Iterator[Node]:

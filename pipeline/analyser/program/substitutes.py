@@ -11,7 +11,7 @@ from torch import Tensor
 from growpipe.analyser.program.activations import ACTIVATIONS, Activation, activation, parametric_relu
 from growpipe.analyser.program.convolution import conv_nd, convolution
 
-__all__ = ["OVERRIDES", "RESHAPES"]
+__all__ = ["CONVOLUTIONS", "OVERRIDES", "RESHAPES"]
 
 aten = torch.ops.aten
 
@@ -20,6 +20,14 @@ RESHAPES: dict[Any, Callable[..., Tensor]] = {
     aten.view.default: torch.reshape,
     aten._unsafe_view.default: torch.reshape,
 }
+
+CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
+    aten.conv1d.default: conv_nd,
+    aten.conv2d.default: conv_nd,
+    aten.conv3d.default: conv_nd,
+    aten.convolution.default: convolution,
+}
+"""What stands in for a convolution that is differentiated: gradients that take every memory format."""
 
 
 def _batch_norm(
@@ -86,12 +94,8 @@ def _plain_batch_norm(
 OVERRIDES: dict[Any, Callable[..., Any]] = {
     **{operator: _elementwise(make) for operator, make in ACTIVATIONS.items()},
     aten.prelu.default: parametric_relu,
-    aten.conv1d.default: _unsurrogated(conv_nd),
-    aten.conv2d.default: _unsurrogated(conv_nd),
-    aten.conv3d.default: _unsurrogated(conv_nd),
-    aten.convolution.default: _unsurrogated(convolution),
     aten._native_batch_norm_legit_no_training.default: _unsurrogated(_legit_batch_norm),
     aten.batch_norm.default: _unsurrogated(_plain_batch_norm),
     aten.scaled_dot_product_attention.default: _unsurrogated(_attention),
-    **{operator: _unsurrogated(reshape) for operator, reshape in RESHAPES.items()},
+    **{operator: _unsurrogated(made) for operator, made in {**RESHAPES, **CONVOLUTIONS}.items()},
 }

@@ -13,7 +13,6 @@ from torch.fx import Node
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = [
-    "channels_last",
     "leaf_of",
     "sample_count",
     "scalar_loss",
@@ -66,13 +65,6 @@ def takes_channels_last(nodes: Iterable[Node]) -> bool:
     """
     targets = {node.target for node in nodes}
     return aten.conv2d.default in targets and not targets & _STRIDED
-
-
-def channels_last(leaf: Any) -> Any:
-    """An input with the channels as the innermost axis, where it is a batch of images on a CPU."""
-    if not (isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.device.type == "cpu"):
-        return leaf
-    return leaf.contiguous(memory_format=torch.channels_last) if leaf.is_floating_point() else leaf
 
 
 def sample_count(inputs: Iterable[Any]) -> int:

@@ -109,7 +109,9 @@ class _Walk:
             follows = followed.get(index, ())
             for position, element in enumerate(known.elements if known is not None else ()):
                 if position >= len(follows) or follows[position] is None:
-                    self.inference.freeze(node, axes_in(element), None, "its length is used as a number")
+                    self.inference.freeze(
+                        node, axes_in(element), None, "the graph computes with the length of this axis"
+                    )
 
     def _give_up(self, node: ir.Node, reason: str) -> None:
         """Make the whole node a barrier: all axes of its inputs and outputs, and all lengths it reads."""
@@ -138,7 +140,7 @@ class _Walk:
         for position, size in enumerate(value.shape):
             own = _at(barrier, position)
             if isinstance(size, int):
-                axes.append(Axis(size, own))
+                axes.append(Axis(size if size >= 0 else None, own))
             elif size.value is None:
                 axes.append(Axis(None, own))
             else:
@@ -163,10 +165,10 @@ def _at(barrier: Barrier, axis: int) -> Barrier:
 
 def _why_unknown(node: ir.Node) -> str:
     if any(_graphs(node)):
-        return "its subgraphs are not followed"
+        return "channels are not followed into its subgraphs"
     if is_onnx(node, "GRU", "LSTM", "RNN"):
-        return "channels of a recurrent layer mix in its own state"
-    return "unknown operator"
+        return "the channels of a recurrent layer mix in its own state"
+    return "growpipe has no rule for this operator"
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:

@@ -131,7 +131,12 @@ def _constant_of_shape(node: ir.Node, inputs: list[Objects]) -> Objects | None:
     filler = attribute_of(node, "value")
     if filler is None or filler.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
         return None
-    return np.full(_numbers(inputs[0]), int(filler.numpy().reshape(-1)[0]), object)
+    shape = _numbers(inputs[0])
+    return (
+        None
+        if math.prod(shape) > _MOST_ELEMENTS
+        else np.full(shape, int(filler.numpy().reshape(-1)[0]), object)
+    )
 
 
 def _expand(_: ir.Node, inputs: list[Objects]) -> Objects:

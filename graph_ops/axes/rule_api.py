@@ -204,7 +204,7 @@ class AxisInference:
             self.mixed(node, i, axis_i)
         else:
             quantised = [k for k in (i, j) if self._producer(node, k) == "DequantizeLinear"]
-            reason = "contracted against another activation"
+            reason = "it sums over this axis of two activations, so no weight can take the coefficients"
             self.freeze(node, (a, b), axis_i, self.no_weight(node, quantised[-1]) if quantised else reason)
 
     def no_weight(self, node: ir.Node, index: int) -> str:

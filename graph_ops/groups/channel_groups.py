@@ -302,9 +302,19 @@ def _name_groups(
         barrier = atom.barrier
         first = held[0]
         if barrier is None and not made:
-            barrier = Barrier(first.operator, first.node, first.axis, "no weight makes these channels")
+            barrier = Barrier(
+                first.operator,
+                first.node,
+                first.axis,
+                "no weight makes these channels, so there is nothing to copy",
+            )
         if barrier is None and not mixed:
-            barrier = Barrier(first.operator, first.node, first.axis, "no weight mixes these channels")
+            barrier = Barrier(
+                first.operator,
+                first.node,
+                first.axis,
+                "no weight sums over these channels, so no weight can take the coefficients",
+            )
         groups.append(ChannelGroup(name, atom.size, tuple(held), barrier))
         if barrier is None:
             atoms[atom] = name

@@ -53,7 +53,7 @@ def _double(graph: onnx.GraphProto, rng: np.random.Generator) -> None:
     again = onnx.NodeProto()
     again.CopyFrom(node)
     again.input[0] = node.output[0]
-    again.output[:] = [f"{name}_again{len(graph.node)}" for name in node.output]
+    again.output[:] = [f"{name}_again{rng.integers(1 << 40)}" for name in node.output]
     for reader in graph.node[position + 1 :]:
         for index, name in enumerate(reader.input):
             if name == node.output[0]:

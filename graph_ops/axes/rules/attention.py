@@ -20,7 +20,7 @@ def attention(inference: AxisInference, node: ir.Node) -> None:
     heads and channels on one axis, and say in attributes how many heads there are.
     """
     if any(value is not None for value in node.inputs[4:]) or len(node.outputs) > 1:
-        raise UnknownShape("a cache of keys and values is not followed")
+        raise UnknownShape("channels are not followed into a cache of keys and values")
     queries = _operand(inference, node, 0, "q_num_heads")
     keys = _operand(inference, node, 1, "kv_num_heads")
     values = _operand(inference, node, 2, "kv_num_heads")
@@ -29,11 +29,16 @@ def attention(inference: AxisInference, node: ir.Node) -> None:
     inference.unify(node, queries[0], keys[0], 0)
     heads, served = root(queries[1]).size, root(keys[1]).size
     if heads is None or served is None or heads % served:
-        raise UnknownShape("its number of heads is not known")
+        raise UnknownShape("the number of its heads is not known")
     inference.unify(node, queries[1], product([keys[1], Axis(heads // served)]), 1)
     inference.unify(node, queries[3], keys[3], 3)
-    inference.freeze(node, queries[3], 3, "contracted against another activation")
-    inference.freeze(node, keys[2], 2, "normalised over")
+    inference.freeze(
+        node,
+        queries[3],
+        3,
+        "it sums over this axis of two activations, so no weight can take the coefficients",
+    )
+    inference.freeze(node, keys[2], 2, "it normalises over this axis")
     if inference.input(node, 3) is not None:
         broadcast(inference, node, [[*queries[:3], keys[2]], inference.axes_of(node, 3)])
     if len(inference.axes_of(node, 0)) == 3:
@@ -52,7 +57,7 @@ def _operand(inference: AxisInference, node: ir.Node, index: int, attribute: str
     count = attribute_of(node, attribute)
     total = root(axes[-1]).size
     if len(axes) != 3 or not count or total is None or total % count:
-        raise UnknownShape("its heads are not known")
+        raise UnknownShape("the number of its heads is not known")
     heads, channels = Axis(count), Axis(total // count)
     inference.unify(node, axes[2], product([heads, channels]), 2)
     inference.follow(node, attribute, [Size(heads)])

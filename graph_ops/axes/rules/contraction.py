@@ -77,7 +77,11 @@ def einsum(inference: AxisInference, node: ir.Node) -> None:
         elif len(found) > 1 and weights:
             inference.mixed(node, *weights[-1])
         else:
-            reason = "contracted against another activation" if len(found) > 1 else "summed over"
+            reason = (
+                "it sums over this axis of two activations, so no weight can take the coefficients"
+                if len(found) > 1
+                else "it sums over this axis"
+            )
             inference.freeze(node, axis_of[letter], found[0][1], reason)
     inference.output(node, [axis_of[letter] for letter in wanted])
     inference.count(node, 1, axis_of.values())

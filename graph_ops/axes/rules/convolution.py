@@ -33,7 +33,7 @@ def conv(inference: AxisInference, node: ir.Node) -> None:
         inference.unify(node, channels, product([group, inner]), 1)
     inference.mixed(node, 1, 1)
     inference.made(node, 1, 0, part)
-    inference.freeze(node, kernel, None, "a window of the convolution")
+    inference.freeze(node, kernel, None, "the window of the convolution cannot change")
     _bias(inference, node, out)
     sizes = [root(axis).size for axis in kernel]
     after = window_sizes(inference, node, space, sizes)
@@ -60,11 +60,11 @@ def conv_transpose(inference: AxisInference, node: ir.Node) -> None:
     else:
         group, part = _groups(inference, node, groups, inner)
         if root(part).size != 1:
-            inference.freeze(node, group, 1, "groups of a transposed convolution")
+            inference.freeze(node, group, 1, "the number of groups of a transposed convolution cannot change")
         inference.mixed(node, 1, 0, part)
         made = product([group, out])
     inference.made(node, 1, 1)
-    inference.freeze(node, kernel, None, "a window of the convolution")
+    inference.freeze(node, kernel, None, "the window of the convolution cannot change")
     _bias(inference, node, made)
     strides = attribute_of(node, "strides", [1] * len(space))
     sizes = [root(axis).size for axis in kernel]

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
+from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES", "broadcast", "elementwise"]
 
@@ -38,9 +39,17 @@ def broadcast(inference: AxisInference, node: ir.Node, operands: Sequence[Sequen
 def elementwise(inference: AxisInference, node: ir.Node) -> None:
     """All inputs broadcast together; every output has the common axes."""
     present = [index for index, value in enumerate(node.inputs) if value is not None]
-    axes = broadcast(inference, node, [inference.axes_of(node, index) for index in present])
+    operands = [inference.axes_of(node, index) for index in present]
+    if inference.opset < 7 and len(operands) == 2 and attribute_of(node, "axis") is not None:
+        operands[1] = _aligned(operands[1], len(operands[0]), attribute_of(node, "axis"))
+    axes = broadcast(inference, node, operands)
     for index in range(len(node.outputs)):
         inference.output(node, axes, index)
+
+
+def _aligned(axes: list[Axis], rank: int, start: int) -> list[Axis]:
+    """Axes that stand from the position ``start`` of ``rank`` on, as old opsets broadcast them."""
+    return [*axes, *(Axis(1) for _ in range(rank - start % rank - len(axes)))]
 
 
 def first_input(inference: AxisInference, node: ir.Node) -> None:
@@ -55,9 +64,11 @@ def first_input(inference: AxisInference, node: ir.Node) -> None:
 
 
 def parametric_relu(inference: AxisInference, node: ir.Node) -> None:
-    """The slope broadcasts to the input, never the other way."""
-    axes = inference.axes_of(node, 0)
-    broadcast(inference, node, [axes, inference.axes_of(node, 1)])
+    """The slope broadcasts to the input, never the other way. Before opset 7 it has one entry per channel."""
+    axes, slope = inference.axes_of(node, 0), inference.axes_of(node, 1)
+    if inference.opset < 7 and len(slope) == 1 and len(axes) > 1:
+        slope = _aligned(slope, len(axes), 1)
+    broadcast(inference, node, [axes, slope])
     inference.output(node, axes)
 
 

@@ -15,7 +15,7 @@ def gather(inference: AxisInference, node: ir.Node) -> None:
     """Picks entries of one axis by data; the other axes pass. An embedding's table makes its channels."""
     axes, picked = inference.axes_of(node, 0), inference.axes_of(node, 1)
     position = attribute_of(node, "axis", 0) % len(axes)
-    inference.freeze(node, axes[position], position, "gathered by data")
+    inference.freeze(node, axes[position], position, "it picks entries of this axis by data")
     if inference.is_weight(node, 0):
         for axis in range(len(axes)):
             if axis != position:
@@ -27,14 +27,14 @@ def gather_elements(inference: AxisInference, node: ir.Node) -> None:
     """Picks entries of one axis by data, element by element."""
     axes, picked = inference.axes_of(node, 0), inference.axes_of(node, 1)
     position = attribute_of(node, "axis", 0) % len(axes)
-    inference.freeze(node, axes[position], position, "gathered by data")
+    inference.freeze(node, axes[position], position, "it picks entries of this axis by data")
     result = []
     for axis in range(len(axes)):
         if axis != position:
             if root(axes[axis]).size == root(picked[axis]).size:
                 inference.unify(node, axes[axis], picked[axis], axis)
             else:
-                inference.freeze(node, (axes[axis], picked[axis]), axis, "gathered in part")
+                inference.freeze(node, (axes[axis], picked[axis]), axis, "it picks some entries of this axis")
         result.append(picked[axis])
     inference.output(node, result)
 
@@ -48,7 +48,9 @@ def gather_nd(inference: AxisInference, node: ir.Node) -> None:
         raise UnknownShape("how many axes it picks from is not known")
     for axis in range(batch):
         inference.unify(node, axes[axis], picked[axis], axis)
-    inference.freeze(node, [*axes[batch : batch + depth], picked[-1]], batch, "gathered by data")
+    inference.freeze(
+        node, [*axes[batch : batch + depth], picked[-1]], batch, "it picks entries of this axis by data"
+    )
     if inference.is_weight(node, 0):
         for axis in range(batch + depth, len(axes)):
             inference.made(node, 0, axis)
@@ -58,7 +60,7 @@ def gather_nd(inference: AxisInference, node: ir.Node) -> None:
 def triangle(inference: AxisInference, node: ir.Node) -> None:
     """Trilu: the last two axes are compared by position."""
     axes = inference.axes_of(node, 0)
-    inference.freeze(node, axes[-2:], None, "cut along the diagonal")
+    inference.freeze(node, axes[-2:], None, "it cuts this axis along the diagonal")
     inference.output(node, axes)
 
 

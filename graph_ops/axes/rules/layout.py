@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -49,6 +50,8 @@ def unsqueeze(inference: AxisInference, node: ir.Node) -> None:
         raise UnknownShape("the new axes are not known")
     rank = len(axes) + len(given)
     inserted = {position % rank for position in given}
+    if len(inserted) != len(given):
+        raise UnknownShape(f"the new axes {given} name one axis twice")
     old = iter(range(len(axes)))
     sources = [None if position in inserted else next(old) for position in range(rank)]
     inference.output(node, [Axis(1) if source is None else axes[source] for source in sources])
@@ -66,22 +69,24 @@ def flatten(inference: AxisInference, node: ir.Node) -> None:
 def reshape(inference: AxisInference, node: ir.Node) -> None:
     """The same elements in row-major order: outer and inner factors are matched."""
     axes = inference.axes_of(node, 0)
+    stated = attribute_of(node, "shape")  # before opset 5
     target = inference.ints(node, 1)
-    if target is None:
-        raise UnknownShape("the wanted shape is not known")
+    if target is None and stated is None:
+        raise UnknownShape("the wanted shape is computed from data")
+    wanted: Sequence[Expression] = stated if target is None else target.elements
     keep_zero = bool(attribute_of(node, "allowzero", 0))
     result: list[Axis] = []
     elements: list[Expression] = []
     inferred = None
-    for position, element in enumerate(target.elements):
+    for position, element in enumerate(wanted):
         length = evaluate(element, size_of)
         if length == 0 and not keep_zero:
             result.append(axes[position])
-            elements.append(None)
+            elements.append(None if target is not None else 0)
         elif length == -1:
             inferred = position
             result.append(Axis())
-            elements.append(None)
+            elements.append(None if target is not None else -1)
         else:
             result.append(axis_from(inference, node, element))
             elements.append(Size(result[-1]))
@@ -90,7 +95,7 @@ def reshape(inference: AxisInference, node: ir.Node) -> None:
     match(axes, result, inference.barrier(node, inferred, "the reshape regroups the channels"))
     if inferred is not None and root(result[inferred]).size is None and root(result[inferred]).kind == "leaf":
         inference.freeze(node, result[inferred], inferred, "its length is not known")
-    inference.follow(node, 1, elements)
+    inference.follow(node, 1 if target is not None else "shape", elements)
     inference.output(node, result)
     sizes = [root(axis).size for axis in axes], [root(axis).size for axis in result]
     view = reshape_view(*sizes)

@@ -21,7 +21,7 @@ def per_channel(inference: AxisInference, node: ir.Node) -> None:
         (parameter,) = inference.axes_of(node, index)
         inference.unify(node, parameter, channels, 1)
     if node.op_type == "InstanceNormalization":
-        inference.freeze(node, axes[2:], None, "normalised over")
+        inference.freeze(node, axes[2:], None, "it normalises over this axis")
     inference.output(node, axes)
     for index in range(1, len(node.outputs)):
         inference.output(node, [channels], index)
@@ -32,7 +32,7 @@ def from_axis(inference: AxisInference, node: ir.Node) -> None:
     axes = inference.axes_of(node, 0)
     start = attribute_of(node, "axis", -1) % len(axes)
     for position in range(start, len(axes)):
-        inference.freeze(node, axes[position], position, "normalised over")
+        inference.freeze(node, axes[position], position, "it normalises over this axis")
     for index in range(1, len(node.inputs)):
         if node.inputs[index] is not None:
             broadcast(inference, node, [axes[start:], inference.axes_of(node, index)])
@@ -48,7 +48,7 @@ def over_axis(inference: AxisInference, node: ir.Node) -> None:
     old = inference.opset < 13 and node.op_type != "LpNormalization"
     start = attribute_of(node, "axis", 1 if old else -1) % max(len(axes), 1)
     for position in range(start, len(axes) if old else start + 1):
-        inference.freeze(node, axes[position], position, "normalised over")
+        inference.freeze(node, axes[position], position, "it normalises over this axis")
     inference.output(node, axes)
 
 
@@ -61,7 +61,7 @@ def group_normalisation(inference: AxisInference, node: ir.Node) -> None:
         raise UnknownShape(f"{total} channels do not divide into {groups} groups")
     group, part = Axis(groups), Axis(total // groups)
     inference.unify(node, axes[1], product([group, part]), 1)
-    inference.freeze(node, [part, *axes[2:]], 1, "normalised over")
+    inference.freeze(node, [part, *axes[2:]], 1, "it normalises over this axis")
     inference.follow(node, "num_groups", [Size(group)])
     for index in (1, 2):
         (parameter,) = inference.axes_of(node, index)
@@ -71,14 +71,14 @@ def group_normalisation(inference: AxisInference, node: ir.Node) -> None:
 
 def local_response(inference: AxisInference, node: ir.Node) -> None:
     axes = inference.axes_of(node, 0)
-    inference.freeze(node, axes[1], 1, "normalised over")
+    inference.freeze(node, axes[1], 1, "it normalises over this axis")
     inference.output(node, axes)
 
 
 def mean_variance(inference: AxisInference, node: ir.Node) -> None:
     axes = inference.axes_of(node, 0)
     for position in attribute_of(node, "axes", [0, 2, 3]):
-        inference.freeze(node, axes[position], position, "normalised over")
+        inference.freeze(node, axes[position], position, "it normalises over this axis")
     inference.output(node, axes)
 
 

@@ -19,13 +19,13 @@ def pool(inference: AxisInference, node: ir.Node) -> None:
     inference.output(node, result)
     if len(node.outputs) > 1:
         # The indices of MaxPool count through all channels of a sample.
-        inference.freeze(node, channels, 1, "its indices count through the channels")
+        inference.freeze(node, channels, 1, "its indices depend on the number of channels")
         inference.output(node, result, 1)
 
 
 def global_pool(inference: AxisInference, node: ir.Node) -> None:
     batch, channels, *space = inference.axes_of(node, 0)
-    inference.freeze(node, space, None, "pooled over")
+    inference.freeze(node, space, None, "it pools over this axis")
     inference.output(node, [batch, channels, *(Axis(1) for _ in space)])
 
 

@@ -30,7 +30,7 @@ def arg_reduce(inference: AxisInference, node: ir.Node) -> None:
 
 def _reduce(inference: AxisInference, node: ir.Node, axes: list[Axis], reduced: list[int]) -> None:
     for position in reduced:
-        inference.freeze(node, axes[position], position, "reduced over")
+        inference.freeze(node, axes[position], position, "it reduces this axis to one value")
     if attribute_of(node, "keepdims", 1):
         result = [Axis(1) if position in reduced else axis for position, axis in enumerate(axes)]
     else:
@@ -45,16 +45,18 @@ def along_axis(inference: AxisInference, node: ir.Node) -> None:
     if where is None or not isinstance(where.elements[0], int):
         raise UnknownShape("its axis is not known")
     position = where.elements[0] % len(axes)
-    inference.freeze(node, axes[position], position, "accumulated over")
+    inference.freeze(node, axes[position], position, "it accumulates along this axis")
     inference.output(node, axes)
 
 
 def top_k(inference: AxisInference, node: ir.Node) -> None:
     axes = inference.axes_of(node, 0)
     position = attribute_of(node, "axis", -1) % len(axes)
-    inference.freeze(node, axes[position], position, "ordered over")
+    inference.freeze(node, axes[position], position, "it sorts along this axis")
     count = inference.ints(node, 1)
-    size = count.elements[0] if count is not None and isinstance(count.elements[0], int) else None
+    size = attribute_of(node, "k")  # before opset 10
+    if count is not None and isinstance(count.elements[0], int):
+        size = count.elements[0]
     for index in range(2):
         result = list(axes)
         result[position] = (

@@ -28,7 +28,7 @@ def expand(inference: AxisInference, node: ir.Node) -> None:
     axes = inference.axes_of(node, 0)
     wanted = inference.ints(node, 1)
     if wanted is None:
-        raise UnknownShape("the wanted shape is not known")
+        raise UnknownShape("the wanted shape is computed from data")
     rank = max(len(axes), len(wanted.elements))
     result: list[Axis] = []
     elements: list[Expression] = []
@@ -39,7 +39,12 @@ def expand(inference: AxisInference, node: ir.Node) -> None:
         length = evaluate(element, size_of)
         if source is not None and root(source).size != 1:
             if root(source).size is None and not _same(element, source) and length != 1:
-                inference.freeze(node, [source, *axes_in(element)], position, "expanded to unknown length")
+                inference.freeze(
+                    node,
+                    [source, *axes_in(element)],
+                    position,
+                    "the length it expands this axis to is not known",
+                )
             result.append(source)
             follow: Expression = Size(source) if length != 1 else None
         else:
@@ -55,7 +60,7 @@ def axes_from(inference: AxisInference, node: ir.Node, index: int) -> list[Axis]
     """New axes as long as an integer input says; that input follows."""
     wanted = inference.ints(node, index)
     if wanted is None:
-        raise UnknownShape("the wanted shape is not known")
+        raise UnknownShape("the wanted shape is computed from data")
     axes = [axis_from(inference, node, element) for element in wanted.elements]
     inference.follow(node, index, [Size(axis) for axis in axes])
     return axes
@@ -68,8 +73,6 @@ def axis_from(inference: AxisInference, node: ir.Node, element: Expression) -> A
     of those it multiplies; numbers in it cannot follow and are frozen.
     """
     length = evaluate(element, size_of)
-    if length is not None and length < 0:
-        raise UnknownShape(f"an axis of its output would have the length {length}")
     if length is not None:
         return Axis(length)
     factors = factors_of(element)

@@ -105,27 +105,37 @@ CASES: dict[str, Case] = {
     "GroupNormalization": image(
         "z = GroupNormalization <num_groups = 2> (h, s, t)",
         {"b": (2, 8, 1, 1), "s": (2,), "t": (2,)},
-        declined={"a#2": "normalised over"},
+        declined={"a#2": "it normalises over this axis"},
     ),
     "GroupNormalization per channel": image(
         "z = GroupNormalization <num_groups = 2> (h, s, t)",
         {"b": (2, 8, 1, 1), "s": (8,), "t": (8,)},
-        declined={"a#2": "normalised over"},
+        declined={"a#2": "it normalises over this axis"},
         opset=21,
     ),
     "LayerNormalization": rows(
         "z = LayerNormalization (h, s)",
         {"b": (8, 2), "s": (8,)},
         splits=(),
-        declined=reason("normalised over"),
+        declined=reason("it normalises over this axis"),
     ),
-    "LRN": image("z = LRN <size = 3> (h)", {"b": (2, 8, 1, 1)}, (), declined=reason("normalised over")),
-    "Softmax over channels": rows("z = Softmax (h)", {"b": (8, 2)}, (), declined=reason("normalised over")),
+    "LRN": image(
+        "z = LRN <size = 3> (h)", {"b": (2, 8, 1, 1)}, (), declined=reason("it normalises over this axis")
+    ),
+    "Softmax over channels": rows(
+        "z = Softmax (h)", {"b": (8, 2)}, (), declined=reason("it normalises over this axis")
+    ),
     "Softmax over rows": rows("z = Softmax <axis = 1> (h)", {"b": (8, 2)}),
     "Softmax of opset 11": rows(
-        "z = Softmax <axis = 1> (h)", {"b": (8, 2)}, (), opset=11, declined=reason("normalised over")
+        "z = Softmax <axis = 1> (h)",
+        {"b": (8, 2)},
+        (),
+        opset=11,
+        declined=reason("it normalises over this axis"),
     ),
-    "LpNormalization": rows("z = LpNormalization (h)", {"b": (8, 2)}, (), declined=reason("normalised over")),
+    "LpNormalization": rows(
+        "z = LpNormalization (h)", {"b": (8, 2)}, (), declined=reason("it normalises over this axis")
+    ),
     "MeanVarianceNormalization": image("z = MeanVarianceNormalization (h)", {"b": (2, 8, 1, 1)}),
     "MaxPool": unary("MaxPool", "<kernel_shape = [2, 2], strides = [2, 2]>"),
     "AveragePool": unary("AveragePool", "<kernel_shape = [3, 3], pads = [1, 1, 1, 1], ceil_mode = 1>"),
@@ -151,7 +161,7 @@ CASES: dict[str, Case] = {
         "z = ConvTranspose <group = 2> (h, c)",
         {"b": (2, 6, 1, 1), "c": (8, 3, 2, 2)},
         ("a#2", "c"),
-        declined=reason("groups of a transposed convolution"),
+        declined=reason("the number of groups of a transposed convolution cannot change"),
     ),
     "shared filter": image(
         "k = Conv <pads = [1, 1, 1, 1]> (h, c) r = Relu (k) z = Conv (r, c)",
@@ -177,20 +187,20 @@ CASES: dict[str, Case] = {
         {"a": (3, 4, 8), "b": (3, 8, 2)},
         {"a#2"},
         {"one": [1]},
-        {"a": "reduced over"},
+        {"a": "it reduces this axis to one value"},
     ),
     "activations contracted": rows(
         "t = Transpose <perm = [0, 2, 1]> (h) s = MatMul (h, t) z = Softmax (s)",
         {"b": (5, 2)},
         (),
-        declined=reason("contracted against another activation"),
+        declined=reason("it sums over this axis of two activations, so no weight can take the coefficients"),
     ),
     "attention values": rows(
         "v = MatMul (x, c) t = Transpose <perm = [0, 2, 1]> (h) s = MatMul (h, t) p = Softmax (s) "
         "z = MatMul (p, v)",
         {"b": (7, 2), "c": (4, 7)},
         ("c",),
-        declined=reason("contracted against another activation"),
+        declined=reason("it sums over this axis of two activations, so no weight can take the coefficients"),
     ),
     "Gemm": Case(
         VECTOR,
@@ -233,7 +243,7 @@ CASES: dict[str, Case] = {
         {"b": (2, 8, 1, 1)},
         ("a",),
         integers={"split": [0, 4, 2, 4, 4], "back": [0, 8, 4, 4]},
-        declined={"a#2": "normalised over"},
+        declined={"a#2": "it normalises over this axis"},
     ),
     "Squeeze": image(
         "p = GlobalAveragePool (h) s = Squeeze (p, last) r = Relu (s) z = Unsqueeze (r, last)",
@@ -295,7 +305,7 @@ CASES: dict[str, Case] = {
         {"b": (2, 8, 1, 1)},
         (),
         integers={"start": [-1], "end": [-100], "axis": [1], "step": [-1]},
-        declined=reason("sliced at steps or at unknown bounds"),
+        declined=reason("the slice has a step, or bounds that are not known"),
     ),
     "Pad": image("z = Pad (h, pads)", {"b": (2, 11, 1, 1)}, integers={"pads": [0, 1, 1, 0, 0, 2, 0, 1]}),
     "Pad by reflection": image(
@@ -327,7 +337,7 @@ CASES: dict[str, Case] = {
         {"b": (3, 2)},
         (),
         integers={"picked": [0, 3, 3]},
-        declined=reason("gathered by data"),
+        declined=reason("it picks entries of this axis by data"),
     ),
     "embedding": Case(
         "int64[n,5] x", "h = Gather (a, x) y = MatMul (h, b)", {"a": (10, 8), "b": (8, 2)}, {"a"}
@@ -342,16 +352,51 @@ CASES: dict[str, Case] = {
     ),
     "TopK": rows("z, i = TopK <axis = 1> (h, k)", {"b": (8, 2)}, integers={"k": [3]}),
     "TopK of channels": rows(
-        "z, i = TopK (h, k)", {"b": (3, 2)}, (), integers={"k": [3]}, declined=reason("ordered over")
+        "z, i = TopK (h, k)",
+        {"b": (3, 2)},
+        (),
+        integers={"k": [3]},
+        declined=reason("it sorts along this axis"),
     ),
     "CumSum": rows("z = CumSum (h, k)", {"b": (8, 2)}, integers={"k": 1}),
-    "Trilu": rows("z = Trilu (h)", {"b": (8, 2)}, (), declined=reason("cut along the diagonal")),
+    "Trilu": rows(
+        "z = Trilu (h)", {"b": (8, 2)}, (), declined=reason("it cuts this axis along the diagonal")
+    ),
     "ReduceMean": rows("z = ReduceMean <keepdims = 0> (h, k)", {"b": (8, 2)}, integers={"k": [1]}),
     "ReduceMax of opset 11": rows("z = ReduceMax <axes = [1]> (h)", {"b": (8, 2)}, opset=11),
     "ReduceSum of channels": rows(
-        "z = ReduceSum (h, k)", {"b": (1, 2)}, (), integers={"k": [-1]}, declined=reason("reduced over")
+        "z = ReduceSum (h, k)",
+        {"b": (1, 2)},
+        (),
+        integers={"k": [-1]},
+        declined=reason("it reduces this axis to one value"),
     ),
     "ArgMax": rows("i = ArgMax (h) f = Cast <to = 1> (i) z = Add (h, f)", {"b": (8, 2)}),
+    "Slice by attributes": image(
+        "p = Slice <axes = [1], starts = [0], ends = [3]> (h) "
+        "q = Slice <axes = [1], starts = [3], ends = [8]> (h) z = Concat <axis = 1> (p, q)",
+        {"b": (2, 8, 1, 1)},
+        {"a", "a#2"},
+        opset=9,
+    ),
+    "Slice of space by attributes": image(
+        "z = Slice <axes = [2, 3], starts = [0, 0], ends = [2, -1]> (h)", {"b": (2, 8, 1, 1)}, opset=9
+    ),
+    "Pad by attributes": image(
+        "z = Pad <pads = [0, 1, 1, 0, 0, 2, 0, 1]> (h)", {"b": (2, 11, 1, 1)}, opset=9
+    ),
+    "Upsample by attributes": image(
+        "z = Upsample <scales = [1.0, 1.0, 2.0, 2.0]> (h)", {"b": (2, 8, 1, 1)}, opset=8
+    ),
+    "Upsample by an input": image("z = Upsample (h, scales)", {"b": (2, 8, 1, 1), "scales": (4,)}, opset=9),
+    "Resize of opset 10": image("z = Resize (h, scales)", {"b": (2, 8, 1, 1), "scales": (4,)}, opset=10),
+    "TopK of opset 9": rows(
+        "p, q = TopK <k = 3, axis = -1> (h) z = Cast <to = 1> (q)",
+        {"b": (3, 2)},
+        (),
+        opset=9,
+        declined=reason("it sorts along this axis"),
+    ),
     "Resize": image("z = Resize (h, , scales)", {"b": (2, 8, 1, 1), "scales": (4,)}),
     "Resize to lengths": image(
         "z = Resize (h, , , sizes)", {"b": (2, 8, 1, 1)}, integers={"sizes": [1, 8, 6, 6]}
@@ -370,7 +415,7 @@ CASES: dict[str, Case] = {
         "s = Shape <start = 2> (h) f = Cast <to = 1> (s) z = Div (h, f)",
         {"b": (8, 2)},
         (),
-        declined=reason("its length is used as a number"),
+        declined=reason("the graph computes with the length of this axis"),
     ),
     "length as a count": Case(
         ROWS,
@@ -378,7 +423,7 @@ CASES: dict[str, Case] = {
         "y = MatMul (z, b)",
         {"a": (4, 3), "b": (3, 2)},
         set(),
-        declined=reason("its length is used as a number"),
+        declined=reason("the graph computes with the length of this axis"),
     ),
     "padded up to a length": Case(
         ROWS,
@@ -394,7 +439,7 @@ CASES: dict[str, Case] = {
         "z = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v) y = MatMul (z, b)",
         {"a": (4, 8), "c": (4, 4), "d": (4, 6), "b": (12, 2)},
         {"a", "a#2", "d"},
-        declined={"a#3": "contracted against another activation"},
+        declined={"a#3": "it sums over this axis of two activations, so no weight can take the coefficients"},
         opset=23,
     ),
     "Attention on four axes": Case(
@@ -402,7 +447,7 @@ CASES: dict[str, Case] = {
         "k = MatMul (x, a) v = MatMul (x, d) z = Attention (k, k, v, mask) y = MatMul (z, b)",
         {"a": (4, 6), "d": (4, 3), "b": (3, 2), "mask": (5, 5)},
         {"d"},
-        declined=reason("contracted against another activation"),
+        declined=reason("it sums over this axis of two activations, so no weight can take the coefficients"),
         opset=23,
     ),
     "LSTM": Case(
@@ -411,13 +456,13 @@ CASES: dict[str, Case] = {
         {"a": (4, 8), "w": (1, 8, 8), "u": (1, 8, 2), "b": (2, 2)},
         set(),
         {"one": [1]},
-        reason("channels of a recurrent layer mix in its own state"),
+        reason("the channels of a recurrent layer mix in its own state"),
     ),
     "unknown operator": rows(
         "q = NonZero (h) f = Cast <to = 1> (q) s = ReduceSum (f) g = Add (h, s) z = Relu (g)",
         {"b": (8, 2)},
         (),
-        declined=reason("unknown operator"),
+        declined=reason("growpipe has no rule for this operator"),
     ),
 }
 

@@ -190,10 +190,10 @@ def test_transformers_grow_in_their_heads_and_mlps(name):
     assert reasons <= {
         "an input of the graph",
         "an output of the graph",
-        "contracted against another activation",
-        "gathered by data",
-        "normalised over",
-        "reduced over",
+        "it sums over this axis of two activations, so no weight can take the coefficients",
+        "it picks entries of this axis by data",
+        "it normalises over this axis",
+        "it reduces this axis to one value",
     }
     assert sum(group.splittable for group in groups) == TRANSFORMERS[name]
     wider = grow_graph(graph, signed_plan(graph))

@@ -20,12 +20,12 @@ from tests.helpers.networks import FAMILIES, seeded
 # Channels of these families that reach something which does not treat them separately.
 DECLINED: dict[str, dict[str, str]] = {
     "VisionTransformer": {
-        "patch.weight": "normalised over",
+        "patch.weight": "it normalises over this axis",
         "blocks.0.attention.qkv.weight#2": "its length is used as a number",
         "blocks.1.attention.qkv.weight#2": "its length is used as a number",
     },
-    "convnext": {"0.weight": "normalised over", "3.weight": "normalised over"},
-    "group_norm": {"0.weight#2": "normalised over"},
+    "convnext": {"0.weight": "it normalises over this axis", "3.weight": "it normalises over this axis"},
+    "group_norm": {"0.weight#2": "it normalises over this axis"},
     "PixelShuffle": {"wide.weight#2": "channels become pixels"},
     "shuffle_uneven": dict.fromkeys(
         ("0.0.weight", "1.0.weight", "3.0.weight:in"), "its inputs divide this axis into different parts"

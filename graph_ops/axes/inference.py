@@ -56,7 +56,10 @@ class _Walk:
             self._freeze(value, barrier)
 
     def _input(self, value: ir.Value) -> None:
-        axes = self._declared(value, Barrier("Input", value.name or "", None, "an input of the graph"))
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            return  # a sequence, a map or an optional: its readers are barriers
+        barrier = Barrier("Input", value.name or "", None, "an input of the graph")
+        axes = self._frozen_axes(value.shape, barrier)
         if axes is not None:
             self.inference.axes[value] = axes
             self.inference.batch.update(axes[:1])
@@ -120,9 +123,10 @@ class _Walk:
             if value is not None and value in inference.views:
                 inference.use(node, index)
         for value in node.outputs:
-            axes = None if value in inference.axes else self._declared(value, barrier)
-            if axes is not None:
-                inference.axes[value] = axes
+            if value not in inference.axes:
+                axes = self._frozen_axes(inference.shapes.of(value), barrier)
+                if axes is not None:
+                    inference.axes[value] = axes
         for index in range(len(node.inputs)):
             for axis in inference.private_axes(node, index) or ():
                 freeze(axis, barrier)
@@ -132,12 +136,12 @@ class _Walk:
                 if value not in inference.axes:
                     self._late.append((value, barrier))
 
-    def _declared(self, value: ir.Value, barrier: Barrier) -> Axes | None:
-        """New axes as the file declares them, all frozen; one axis for each symbol."""
-        if value.shape is None:
+    def _frozen_axes(self, shape: ir.Shape | None, barrier: Barrier) -> Axes | None:
+        """New axes of these lengths, all frozen; one axis for each symbol."""
+        if shape is None:
             return None
         axes = []
-        for position, size in enumerate(value.shape):
+        for position, size in enumerate(shape):
             own = _at(barrier, position)
             if isinstance(size, int):
                 axes.append(Axis(size if size >= 0 else None, own))
@@ -166,8 +170,6 @@ def _at(barrier: Barrier, axis: int) -> Barrier:
 def _why_unknown(node: ir.Node) -> str:
     if any(_graphs(node)):
         return "channels are not followed into its subgraphs"
-    if is_onnx(node, "GRU", "LSTM", "RNN"):
-        return "the channels of a recurrent layer mix in its own state"
     return "growpipe has no rule for this operator"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, root
+from growpipe.graph_ops.axes.inferred_shapes import InferredShapes
 from growpipe.graph_ops.axes.integer_values import IntegerValues
 from growpipe.graph_ops.axes.integers import Expression, Ints
 from growpipe.graph_ops.axes.solver import unify
@@ -37,6 +38,7 @@ class AxisInference:
         follows: the attributes and integer inputs that spell out lengths.
         macs: the multiply-accumulates of the nodes.
         batch: the first axes of the graph inputs.
+        shapes: what ONNX's shape inference says, for values that no rule knows.
         fills: tensors of zeros or ones that several unrelated nodes may share.
     """
 
@@ -53,6 +55,7 @@ class AxisInference:
         self.follows: list[Follow] = []
         self.macs: list[MacTerm] = []
         self.batch: set[Axis] = set()
+        self.shapes = InferredShapes(model)
         self.fills: set[ir.Value] = set()
         self._private: dict[tuple[int, int], Axes] = {}
         self._use_of: dict[tuple[int, int], Use] = {}
@@ -108,19 +111,25 @@ class AxisInference:
         Args:
             node: the node.
             axis: the position of the axis.
-            size: its length; None to take the length that the file declares, if it declares one.
+            size: its length; None to ask ONNX's shape inference, if the file declares a length at all.
             index: the output.
 
         Raises:
             UnknownShape: the length is negative, as that of a window that does not fit.
         """
         if size is None and index < len(node.outputs):
-            shape = node.outputs[index].shape
-            declared = shape[axis] if shape is not None and axis < len(shape) else None
-            size = declared if isinstance(declared, int) else None
+            size = self._inferred_size(node.outputs[index], axis)
         if size is not None and size < 0:
             raise UnknownShape(f"axis {axis} of its output would have the length {size}")
         return Axis(size, self.barrier(node, axis, "the operator computes this length"))
+
+    def _inferred_size(self, value: ir.Value, axis: int) -> int | None:
+        declared = value.shape
+        if declared is None or axis >= len(declared) or not isinstance(declared[axis], int):
+            return None
+        shape = self.shapes.of(value)
+        size = shape[axis] if shape is not None and axis < len(shape) else None
+        return size if isinstance(size, int) else None
 
     def barrier(self, node: ir.Node, axis: int | None, reason: str) -> Barrier:
         return Barrier(operator_name(node), node_name(node), axis, reason)

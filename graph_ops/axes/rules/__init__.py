@@ -21,6 +21,7 @@ from growpipe.graph_ops.axes.rules import (
     normalisation,
     pooling,
     quantisation,
+    recurrent,
     reduction,
     sampling,
 )
@@ -42,6 +43,7 @@ RULES: dict[tuple[str, str], Rule] = {
         normalisation,
         pooling,
         quantisation,
+        recurrent,
         reduction,
         sampling,
         shapes,

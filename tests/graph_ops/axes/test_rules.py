@@ -454,9 +454,45 @@ CASES: dict[str, Case] = {
         ROWS,
         "h = MatMul (x, a) r, s, t = LSTM <hidden_size = 2> (h, w, u) q = Squeeze (r, one) y = MatMul (q, b)",
         {"a": (4, 8), "w": (1, 8, 8), "u": (1, 8, 2), "b": (2, 2)},
-        set(),
+        {"a"},
         {"one": [1]},
-        reason("the channels of a recurrent layer mix in its own state"),
+    ),
+    "LSTM with everything": Case(
+        ROWS,
+        "h = MatMul (x, a) "
+        'r, s, t = LSTM <hidden_size = 2, direction = "bidirectional"> (h, w, u, bias, , s0, c0) '
+        "q = Transpose <perm = [0, 2, 1, 3]> (r) f = Reshape (q, flat) m = MatMul (f, c) z = Relu (m) "
+        "y = MatMul (z, b)",
+        {
+            "a": (4, 8),
+            "w": (2, 8, 8),
+            "u": (2, 8, 2),
+            "bias": (2, 16),
+            "s0": (2, 5, 2),
+            "c0": (2, 5, 2),
+            "c": (4, 6),
+            "b": (6, 2),
+        },
+        {"a", "c"},
+        {"flat": [0, 0, 4]},
+    ),
+    "GRU": Case(
+        ROWS,
+        "h = MatMul (x, a) r, s = GRU <hidden_size = 2> (h, w, u) q = Squeeze (s, zero) m = MatMul (q, c) "
+        "z = Relu (m) y = MatMul (z, b)",
+        {"a": (4, 8), "w": (1, 6, 8), "u": (1, 6, 2), "c": (2, 6), "b": (6, 2)},
+        {"a", "c"},
+        {"zero": [0]},
+    ),
+    "what follows NonMaxSuppression": Case(
+        "float[1,3,4] x",
+        "q = MatMul (x, p) t = Transpose <perm = [0, 2, 1]> (x) r = Exp (t) "
+        "i = NonMaxSuppression (q, r, most) j = Cast <to = 1> (i) "
+        "h = MatMul (j, a) z = Relu (h) m = MatMul (z, b) y = ReduceMax <axes = [0]> (m)",
+        {"p": (4, 4), "a": (3, 8), "b": (8, 2)},
+        {"a"},
+        {"most": [2]},
+        opset=17,
     ),
     "unknown operator": rows(
         "q = NonZero (h) f = Cast <to = 1> (q) s = ReduceSum (f) g = Add (h, s) z = Relu (g)",

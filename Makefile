@@ -1,22 +1,27 @@
-# Two commands do everything on a fresh machine with Python 3.11 and make:
-#   make demo   makes $(VENV), installs, grows a network on real digits and leaves runs/digits
-#   make test   the same environment, all tests
-# make check is the linter, the formatter and the type checker.
+# Two commands do everything on a fresh machine (Linux or macOS) with Python 3.11 or later and make:
+#   make demo    makes $(VENV), installs, grows a network on real digits and leaves runs/digits
+#   make test    the same environment, all tests
+# make quick is the unit tests, make check the linter, the formatter and the type checker.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # onnxruntime for CUDA and for the CPU are one package under two names: never both.
 RUNTIME ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# The versions to install: what was tested, or constraints-lowest.txt.
+CONSTRAINTS ?= constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test check format clean
+.PHONY: demo test quick check format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/growpipe run digits --out runs/digits
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not distributed"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -31,7 +36,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml $(CONSTRAINTS)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[train,$(RUNTIME)]'
 	touch $@

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict
 
 from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.edit.history import read_history
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.files.atomic import check_folder_target, hash_file, publish_folder
+from growpipe.graph_ops.files.atomic import check_folder_target, publish_folder
+from growpipe.graph_ops.files.documents import read_json, validated
 from growpipe.graph_ops.files.load_save import save_model
+from growpipe.graph_ops.files.reading import hash_file
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 
 __all__ = ["CARD", "MODEL", "bundle_files", "model_card", "write_bundle"]
@@ -47,22 +50,37 @@ def write_bundle(model: ir.Model, folder: str | os.PathLike[str]) -> dict[str, A
     return card
 
 
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    sha256: str
+
+
+class _Card(BaseModel):
+    """What must be read of a card again: the files that it describes."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    files: dict[str, _File]
+
+
 def bundle_files(folder: Path) -> tuple[str, ...]:
     """The names of the files that `write_bundle` wrote into a folder and that nobody has changed since.
 
     Empty if the folder holds no bundle.
     """
     try:
-        card = json.loads((folder / CARD).read_text())
-        described = {name: facts["sha256"] for name, facts in card["files"].items()}
-        unchanged = [name for name, digest in described.items() if _holds(folder / name, digest)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        card = validated(_Card, read_json(folder / CARD, "the card", inside=folder))
+        unchanged = [name for name, file in card.files.items() if _holds(folder, name, file.sha256)]
+    except UsageError:
         return ()
     return (CARD, *unchanged)
 
 
-def _holds(path: Path, digest: str) -> bool:
-    return path.is_file() and hash_file(path) == digest
+def _holds(folder: Path, name: str, digest: str) -> bool:
+    if name in ("", ".", "..") or "/" in name or not (folder / name).exists():
+        return False
+    return hash_file(folder / name, inside=folder) == digest
 
 
 def model_card(model: ir.Model, files: Iterable[Path] = ()) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.errors import UnsafeModel
+from growpipe.graph_ops.errors import UnsafeModel, UsageError
+from growpipe.graph_ops.files.documents import parse_json
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 
 __all__ = ["HISTORY_KEY", "GrowthStep", "read_history", "record_growth"]
@@ -79,8 +80,8 @@ def read_history(model: ir.Model) -> tuple[GrowthStep, ...]:
     if text is None:
         return ()
     try:
-        return tuple(_step(entry) for entry in json.loads(text))
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OverflowError):
+        return tuple(_step(entry) for entry in parse_json(text))
+    except (UsageError, TypeError, ValueError, KeyError, AttributeError, OverflowError):
         raise UnsafeModel(
             f"the growth history in the model's metadata ({HISTORY_KEY}) is damaged; remove that entry"
         ) from None

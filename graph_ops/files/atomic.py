@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
 import shutil
@@ -23,7 +22,6 @@ __all__ = [
     "STAGING",
     "check_file_target",
     "check_folder_target",
-    "hash_file",
     "publish_file",
     "publish_folder",
     "settle",
@@ -41,12 +39,6 @@ _SHOWN = 3
 
 Owned = Callable[[Path], Collection[str]]
 """The names of the files that growpipe wrote into a folder; empty if the folder is not one of growpipe's."""
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

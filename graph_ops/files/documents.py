@@ -6,9 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.reading import Place, one_line, read_text, reading
@@ -21,6 +19,7 @@ __all__ = [
     "parse_toml",
     "read_json",
     "read_toml",
+    "table_at",
     "validated",
 ]
 
@@ -39,7 +38,10 @@ _LARGEST = 2**64
 # Python's parser copies the path of a key once per part.
 _LONG_KEY = re.compile(rf"""(?<![\w.\-"'])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{MAX_DEPTH}}}""")
 
-Document = TypeVar("Document", bound=BaseModel)
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Document = TypeVar("Document", bound="BaseModel")
 
 
 def read_json(path: Place, what: str, *, inside: Place | None = None, most: int = MAX_JSON) -> Any:
@@ -146,6 +148,8 @@ def validated(form: type[Document], data: Any) -> Document:
     Raises:
         UsageError: with the first fault and where it is.
     """
+    from pydantic import ValidationError  # takes longer to import than all the rest here
+
     try:
         return form.model_validate(data)
     except ValidationError as error:

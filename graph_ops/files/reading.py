@@ -26,13 +26,13 @@ __all__ = [
     "LimitedReader",
     "MissingFile",
     "Place",
+    "hash_file",
     "limited",
     "one_line",
     "opened",
     "read_bytes",
     "read_text",
     "reading",
-    "sha256",
 ]
 
 Place = str | os.PathLike[str]
@@ -164,7 +164,7 @@ def read_text(path: Place, what: str, *, most: int, inside: Place | None = None)
             raise UsageError("it is no UTF-8 text") from None
 
 
-def sha256(path: Place, *, inside: Place | None = None) -> str:
+def hash_file(path: Place, *, inside: Place | None = None) -> str:
     """SHA-256 of a regular file; see `opened` for ``inside``.
 
     Raises:

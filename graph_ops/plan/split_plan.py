@@ -17,14 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from growpipe.graph_ops.axes.dims import Offspring, atoms_of, dim_from_json, dim_to_json
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import MissingEnvironment, UsageError
 from growpipe.graph_ops.files.atomic import check_folder_target, publish_folder
+from growpipe.graph_ops.files.documents import read_json, validated
+from growpipe.graph_ops.files.reading import MissingFile, reading
+from growpipe.graph_ops.files.tensors import read_tensors
 from growpipe.graph_ops.hashes import hash_contents, hash_parameters
 from growpipe.graph_ops.plan.grow_tensor import Displacement, grow_tensor
+from growpipe.graph_ops.plan.plan_document import PlanDocument
 
 __all__ = ["GroupSplit", "SplitPlan", "hash_parameters", "plan_files"]
 
@@ -251,22 +255,18 @@ class SplitPlan:
             UsageError: there is no plan at ``path``, or it is damaged or of another format version.
         """
         folder = Path(path)
-        try:
-            document = json.loads((folder / _DOCUMENT).read_text())
-            tensors = load_file(folder / _TENSORS)
-        except FileNotFoundError:
-            raise UsageError(
-                f"there is no plan at {folder}: expected plan.json and plan.safetensors"
-            ) from None
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UsageError(f"the plan at {folder} cannot be read: {error}") from None
-        version = document.get("format_version") if isinstance(document, dict) else None
-        if version != FORMAT_VERSION:
-            raise UsageError(f"the plan at {folder} has format version {version}; this is {FORMAT_VERSION}")
-        try:
-            return _deserialise(document, tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"the plan at {folder} is damaged: {type(error).__name__} {error}") from None
+        with reading("the plan", folder):
+            try:
+                document = read_json(folder / _DOCUMENT, "the plan", inside=folder)
+                tensors = read_tensors(folder / _TENSORS, "the plan", inside=folder)
+            except MissingFile:
+                raise UsageError(
+                    f"there is no plan at {folder}: expected {_DOCUMENT} and {_TENSORS}"
+                ) from None
+            version = document.get("format_version") if isinstance(document, dict) else None
+            if version != FORMAT_VERSION:
+                raise UsageError(f"it has format version {version!r}; this is {FORMAT_VERSION}")
+            return _deserialise(validated(PlanDocument, document), tensors)
 
     def _serialise(self) -> tuple[dict[str, Any], dict[str, npt.NDArray]]:
         tensors: dict[str, npt.NDArray] = {}
@@ -324,44 +324,40 @@ def plan_files(folder: Path) -> tuple[str, ...]:
     return (_DOCUMENT, _TENSORS) if is_plan else ()
 
 
-def _deserialise(document: dict[str, Any], tensors: Mapping[str, npt.NDArray]) -> SplitPlan:
-    widths = document["widths"]
+def _deserialise(document: PlanDocument, tensors: Mapping[str, npt.NDArray]) -> SplitPlan:
+    def tensor(name: str, kind: type[np.generic]) -> npt.NDArray:
+        if name not in tensors or not np.issubdtype(tensors[name].dtype, kind):
+            raise UsageError(f"it has no tensor {name!r} of type {kind.__name__}")
+        if kind is np.floating and not np.isfinite(tensors[name]).all():
+            raise UsageError(f"its tensor {name!r} holds numbers that are not finite")
+        return tensors[name]
+
+    for entry in document.groups:
+        if len(tensor(f"{entry.group}/source", np.int64)) != entry.grown_width:
+            raise UsageError(f"group {entry.group!r} does not grow to its {entry.grown_width} channels")
+    facts = document.model_dump(exclude={"format_version", "groups", "layouts", "widths"})
     return SplitPlan(
         groups=tuple(
             GroupSplit(
-                group=entry["group"],
-                width=entry["width"],
-                source=tensors[f"{entry['group']}/source"],
-                coefficient=tensors[f"{entry['group']}/coefficient"],
+                group=entry.group,
+                width=entry.width,
+                source=tensor(f"{entry.group}/source", np.int64),
+                coefficient=tensor(f"{entry.group}/coefficient", np.floating),
                 displacements={
                     name: Displacement(
                         axis,
-                        tensors[f"{entry['group']}/channels/{name}"],
-                        tensors[f"{entry['group']}/values/{name}"],
+                        tensor(f"{entry.group}/channels/{name}", np.int64),
+                        tensor(f"{entry.group}/values/{name}", np.floating),
                     )
-                    for name, axis in entry["displaced"].items()
+                    for name, axis in entry.displaced.items()
                 },
-                predicted_change=entry["predicted_change"],
+                predicted_change=entry.predicted_change,
             )
-            for entry in document["groups"]
+            for entry in document.groups
         ),
         layouts={
-            name: TensorLayout(tuple(AxisLayout(dim_from_json(a["dim"], widths), a["role"]) for a in axes))
-            for name, axes in document["layouts"].items()
+            name: TensorLayout(tuple(AxisLayout(dim_from_json(a.dim, document.widths), a.role) for a in axes))
+            for name, axes in document.layouts.items()
         },
-        **{
-            key: document[key]
-            for key in (
-                "epsilon",
-                "graph_hash",
-                "parameters_hash",
-                "scheme",
-                "c",
-                "metric",
-                "surrogate",
-                "predicted_change",
-                "realised_change",
-                "notes",
-            )
-        },
+        **facts,
     )

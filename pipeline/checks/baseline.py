@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from growpipe.checks.report import CheckReport
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.files.atomic import hash_file, write_text
+from growpipe.graph_ops.files.atomic import write_text
+from growpipe.graph_ops.files.documents import read_json, validated
+from growpipe.graph_ops.files.reading import MissingFile, hash_file, reading
 
 __all__ = ["Baseline", "load_baseline", "sha256_of", "write_baseline"]
 
@@ -44,6 +48,14 @@ class Baseline:
         return sha256_of(self.model) == self.sha256 != ""
 
 
+class _Document(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    model: str
+    sha256: str
+    measured: dict[str, dict[str, Any]]
+
+
 def write_baseline(report: CheckReport, path: str | os.PathLike[str]) -> None:
     """Write what ``report`` measured; whole or not at all.
 
@@ -73,28 +85,22 @@ def load_baseline(path: str | os.PathLike[str]) -> Baseline:
         UsageError: the file is not there, or is no baseline of this version.
     """
     file = Path(path)
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"the baseline {file} cannot be read: {error.strerror}; write one with --write-baseline"
-        ) from None
-    except ValueError as error:
-        raise UsageError(f"the baseline {file} is no JSON: {error}") from None
-    version = document.get("baseline_version") if isinstance(document, dict) else None
-    if version != BASELINE_VERSION:
-        raise UsageError(f"the baseline {file} has version {version}; this is {BASELINE_VERSION}")
-    try:
-        model = (file.absolute().parent / document["model"]).resolve()
-        measured = {str(check): dict(values) for check, values in document["measured"].items()}
-        return Baseline(file, model, str(document["sha256"]), measured)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"the baseline {file} is damaged: {type(error).__name__} {error}") from None
+    with reading("the baseline", file):
+        try:
+            document = read_json(file, "the baseline")
+        except MissingFile as error:
+            raise UsageError(f"{error}; write one with --write-baseline") from None
+        version = document.get("baseline_version") if isinstance(document, dict) else None
+        if version != BASELINE_VERSION:
+            raise UsageError(f"it has version {version!r}; this is {BASELINE_VERSION}")
+        content = validated(_Document, document)
+    model = Path(os.path.realpath(file.absolute().parent / content.model))
+    return Baseline(file, model, content.sha256, content.measured)
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a regular file; empty if there is none that can be read."""
     try:
-        return hash_file(path) if path.is_file() else ""  # a named pipe would make us wait
-    except OSError:
+        return hash_file(path)
+    except UsageError:
         return ""

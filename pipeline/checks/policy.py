@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.documents import parse_toml, read_toml, table_at
+from growpipe.graph_ops.files.reading import reading
 from growpipe.validation import explained
 
 __all__ = [
@@ -173,14 +174,10 @@ def load_policy(
     if path is not None:
         file = Path(path)
         where = str(file)
-        try:
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"the policy {file} cannot be read: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"the policy {file} is no TOML: {error}") from None
+        data = read_toml(file, "the policy")
         if file.name == "pyproject.toml":
-            data = data.get("tool", {}).get("growpipe", {}).get("check", {})
+            with reading("the policy", file):
+                data = table_at(data, "tool", "growpipe", "check")
     if isinstance(overrides, Mapping):
         _merge(data, overrides)
     else:
@@ -205,8 +202,8 @@ def _set(data: dict[str, Any], text: str) -> None:
     if not separator or not key.strip():
         raise UsageError(f"--set {text!r}: give KEY=VALUE, such as latency.max_ratio=1.05")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {value}")["value"]
+    except UsageError:
         parsed = value  # a text without quotes, as one types it in a shell
     *tables, last = key.strip().split(".")
     for table in tables:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.documents import MAX_TOML
+from growpipe.graph_ops.files.reading import read_text
 from growpipe.suggestions import did_you_mean
 
 __all__ = ["RUN_FILE", "read_recipe", "require_run", "shipped_recipes"]
@@ -31,14 +33,10 @@ def read_recipe(name_or_path: str) -> tuple[str, Path | None]:
     if name_or_path in shipped:
         return (_shipped() / f"{name_or_path}.toml").read_text(encoding="utf-8"), None
     path = Path(name_or_path)
-    try:
-        return path.read_text(encoding="utf-8"), path.parent
-    except (OSError, UnicodeDecodeError) as error:
-        if path.suffix != ".toml" and not path.exists():
-            hint = did_you_mean(name_or_path, shipped) or f"; shipped recipes: {', '.join(shipped)}"
-            raise UsageError(f"there is no recipe {name_or_path!r}{hint}") from None
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"the recipe {path} cannot be read: {reason}") from None
+    if path.suffix != ".toml" and not path.exists():
+        hint = did_you_mean(name_or_path, shipped) or f"; shipped recipes: {', '.join(shipped)}"
+        raise UsageError(f"there is no recipe {name_or_path!r}{hint}")
+    return read_text(path, "the recipe", most=MAX_TOML), path.parent
 
 
 def require_run(path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.documents import parse_toml
+from growpipe.graph_ops.files.reading import reading
 from growpipe.run.locate import read_recipe
 from growpipe.training.options import TrainingOptions
 from growpipe.validation import Section, explained
@@ -143,10 +144,8 @@ def load_recipe(name_or_path: str) -> tuple[Recipe, Path | None]:
         UsageError: there is no such recipe, or it has an unknown key, a wrong type or a wrong value.
     """
     text, folder = read_recipe(name_or_path)
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the recipe {name_or_path} is no TOML: {error}") from None
+    with reading("the recipe", name_or_path):
+        data = parse_toml(text)
     return parse_recipe(data, name_or_path), folder
 
 

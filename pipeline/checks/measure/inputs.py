@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +15,7 @@ import onnx_ir as ir
 
 from growpipe.checks.measure.memory import MemoryRoom
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.arrays import MAX_ARRAYS, read_npz
 
 __all__ = [
     "Dataset",
@@ -204,23 +203,20 @@ def _random_block(spec: InputSpec, count: int, random: np.random.Generator) -> n
     return random.standard_normal(count)
 
 
-def load_dataset(path: str | os.PathLike[str]) -> Dataset:
+def load_dataset(path: str | os.PathLike[str], *, most: int = MAX_ARRAYS) -> Dataset:
     """Read inputs, and targets where there are any, from an ``.npz`` file.
 
     The arrays are named as the inputs of the model; the classes are under one of `TARGETS`.
 
+    Args:
+        path: the file.
+        most: the most bytes that all arrays may take together.
+
     Raises:
-        UsageError: the file is not there or is no such file, or its arrays have different lengths.
+        UsageError: the file cannot be read, is damaged, holds more than ``most`` bytes of arrays, or arrays
+            of different lengths.
     """
-    try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array; save it by name with np.savez")
-            arrays = {name: file[name] for name in file.files}
-    except OSError as error:
-        raise UsageError(f"the data {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"the data {path} is no .npz of plain arrays: {error}") from None
+    arrays = read_npz(path, "the data", most=most)
     names = [name for name in TARGETS if name in arrays]
     targets = arrays.pop(names[0]) if names else None
     if not arrays:

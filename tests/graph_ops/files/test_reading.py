@@ -15,12 +15,12 @@ from growpipe.graph_ops.files.documents import parse_json, parse_toml, read_json
 from growpipe.graph_ops.files.reading import (
     LimitedReader,
     MissingFile,
+    hash_file,
     one_line,
     opened,
     read_bytes,
     read_text,
     reading,
-    sha256,
 )
 
 
@@ -30,7 +30,7 @@ def test_a_regular_file_is_read(tmp_path: Path) -> None:
     assert read_text(tmp_path / "a", "the file", most=2) == "ä"
     (tmp_path / "link").symlink_to("a")
     assert read_text(tmp_path / "link", "the file", most=2) == "ä"  # the user's own link
-    assert sha256(tmp_path / "a") == hashlib.sha256("ä".encode()).hexdigest()
+    assert hash_file(tmp_path / "a") == hashlib.sha256("ä".encode()).hexdigest()
 
 
 @pytest.mark.timeout(10)

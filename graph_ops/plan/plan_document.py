@@ -1,0 +1,54 @@
+"""The document of a plan on disk, ``plan.json``, as a type: what is not of this form is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from growpipe.graph_ops.axes.layouts import AxisRole
+
+__all__ = ["PlanDocument"]
+
+Size = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Axis(_Part):
+    dim: Any
+    role: AxisRole
+
+
+class _Group(_Part):
+    group: str
+    width: Size
+    grown_width: Size
+    displaced: dict[str, Size]
+    predicted_change: float | None
+
+
+class PlanDocument(_Part):
+    """What ``plan.json`` holds; the fields are those of `growpipe.graph_ops.plan.split_plan.SplitPlan`.
+
+    Attributes:
+        widths: the width of every channel group that a layout names.
+        layouts: by parameter its axes; ``dim`` as of `growpipe.graph_ops.axes.dims.dim_to_json`.
+    """
+
+    format_version: int
+    scheme: str
+    c: FiniteFloat | None
+    metric: str
+    surrogate: str | None
+    epsilon: FiniteFloat
+    predicted_change: float | None
+    realised_change: float | None
+    graph_hash: str
+    parameters_hash: str
+    groups: list[_Group]
+    widths: dict[str, Size]
+    layouts: dict[str, list[_Axis]]
+    notes: dict[str, Any]

@@ -10,6 +10,7 @@ import click
 
 from growpipe.environment import is_follower
 from growpipe.graph_ops.errors import GrowpipeError
+from growpipe.signals import Stopped, stoppable
 
 SECTIONS = {
     "Commands for an ONNX file": {
@@ -77,7 +78,11 @@ def main(args: list[str] | None = None) -> Any:
     exists.
     """
     try:
-        code = cli.main(args=args, standalone_mode=False)
+        with stoppable():
+            code = cli.main(args=args, standalone_mode=False)
+    except Stopped as stop:
+        _say(str(stop), stop)
+        sys.exit(stop.exit_code)
     except click.exceptions.Abort as error:
         _say("stopped", error)
         sys.exit(130)

@@ -27,6 +27,7 @@ ALLOWED = {
     "models": "data graph_ops",
     "parallel": "data environment graph_ops progress seeding",
     "torch_module": "data graph_ops user_code",
+    "signals": "",
     "training": "data environment graph_ops parallel progress seeding torch_module user_code validation",
     "checks": "environment graph_ops suggestions torch_module user_code validation",
     "testing": "checks graph_ops torch_module",
@@ -36,7 +37,7 @@ ALLOWED = {
     "run": "analyser budgets checks data environment graph_ops models parallel progress seeding suggestions "
     "torch_module training user_code validation",
     "commands": "checks environment graph_ops parallel run suggestions",
-    "cli": "environment graph_ops",
+    "cli": "environment graph_ops signals",
     "__main__": "cli",
     "": "analyser budgets checks data environment graph_ops torch_module",  # growpipe/__init__.py, lazily
 }
@@ -46,7 +47,7 @@ ORDER = {
     "graph_ops": "errors hashes operators files onnx_tools axes cost groups plan edit",
     "analyser": "samples program preparation curvature spectra choice api",
     "checks": "policy measure child report baseline input_sets context registry request runner areas formats",
-    "run": "locate recipe store task recipe_limits stages summary picture loop",
+    "run": "locate lock recipe store task recipe_limits stages summary picture loop",
 }
 
 # Imports that break a rule above and are about to go. Never add one.

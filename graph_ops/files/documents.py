@@ -72,7 +72,7 @@ def parse_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        UsageError: it is no JSON, nests deeper than `MAX_DEPTH`, holds an integer beyond 64 bits or a number
+        UsageError: it is not JSON, nests deeper than `MAX_DEPTH`, holds an integer beyond 64 bits or a number
             of more than 400 digits, or text that is not Unicode.
     """
     try:
@@ -80,7 +80,7 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise UsageError(f"it is nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
-        raise UsageError(f"it is no JSON: {one_line(error)}") from None
+        raise UsageError(f"it is not JSON: {one_line(error)}") from None
     _check(data)
     return data
 
@@ -89,7 +89,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML.
 
     Raises:
-        UsageError: it is no TOML, or breaks one of the limits of `parse_json`.
+        UsageError: it is not TOML, or breaks one of the limits of `parse_json`.
     """
     if _LONG_KEY.search(text):
         raise UsageError(f"it has a key of more than {MAX_DEPTH} parts")
@@ -98,7 +98,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     except RecursionError:
         raise UsageError(f"it is nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:  # a TOMLDecodeError, an impossible date, an integer of 5,000 digits
-        raise UsageError(f"it is no TOML: {one_line(error)}") from None
+        raise UsageError(f"it is not TOML: {one_line(error)}") from None
     _check(data)
     return data
 

@@ -104,7 +104,7 @@ def opened(path: Place, *, most: int, inside: Place | None = None) -> Iterator[B
             followed, so that the file cannot lie elsewhere. None follows links.
 
     Raises:
-        UsageError: it is no regular file, has more than ``most`` bytes, or is reached by a link.
+        UsageError: it is not a regular file, has more than ``most`` bytes, or is reached by a link.
         OSError: it is not there, or may not be read.
     """
     descriptor = os.open(path, _FLAGS) if inside is None else _open_inside(Path(path), Path(inside))
@@ -113,7 +113,7 @@ def opened(path: Place, *, most: int, inside: Place | None = None) -> Iterator[B
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError("it is no regular file")
+            raise UsageError("it is not a regular file")
         if status.st_size > most:
             raise UsageError(f"it has {status.st_size:,} bytes; at most {most:,} are read")
         yield file
@@ -161,7 +161,7 @@ def read_text(path: Place, what: str, *, most: int, inside: Place | None = None)
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError:
-            raise UsageError("it is no UTF-8 text") from None
+            raise UsageError("it is not UTF-8 text") from None
 
 
 def hash_file(path: Place, *, inside: Place | None = None) -> str:

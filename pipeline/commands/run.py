@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from growpipe.environment import require_installed
-from growpipe.run.locate import read_recipe
+from growpipe.environment import is_follower, require_installed
+from growpipe.run.locate import RUN_FILE, read_recipe
+from growpipe.run.lock import hold
 
 if TYPE_CHECKING:
     from growpipe.run.recipe import Recipe
@@ -41,10 +43,18 @@ def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_j
     read_recipe(recipe)  # a misspelt name is told before anything heavy is imported
     require_installed("torch", "train", "growpipe run")
     require_installed("onnxruntime", "cpu", "growpipe run")
+    with contextlib.ExitStack() as held:
+        if not is_follower() and (out / RUN_FILE).exists():
+            held.enter_context(hold(out))  # before torch is imported, which takes seconds
+        _run(recipe, out, rounds, device, seed, as_json)
+
+
+def _run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_json: bool) -> None:
     from growpipe.run.recipe import load_recipe
 
     loaded, folder = load_recipe(recipe)
-    from growpipe.environment import is_follower, resolve_device
+    from growpipe.environment import resolve_device
+    from growpipe.graph_ops.files.documents import read_json
     from growpipe.parallel.distributed import launched
     from growpipe.run.loop import run_all, title_of
     from growpipe.run.store import Run
@@ -58,9 +68,8 @@ def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_j
     if is_follower():
         return
     if as_json:
-        click.echo(
-            json.dumps(json.loads((final.folder / "summary.json").read_text(encoding="utf-8")), indent=1)
-        )
+        summary = read_json(final.folder / "summary.json", "the summary", inside=out)
+        click.echo(json.dumps(summary, indent=1))
         return
     print_summary(rows_of(opened), title_of(opened))
     click.echo(f"{final.facts['stopped']}; the deployable model is {final.folder / 'model.onnx'}")

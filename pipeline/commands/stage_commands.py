@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from growpipe.environment import is_follower, require_installed, resolve_device
 from growpipe.run.locate import RUN_FILE, read_recipe, require_run
+from growpipe.run.lock import hold
 
 __all__ = ["analyse", "check_round", "export", "report", "rewrite", "train"]
 
@@ -37,12 +39,24 @@ def _do(
         read_recipe(recipe)
     if not starts:
         require_run(directory)
+    with contextlib.ExitStack() as held:
+        if not starts and not is_follower():
+            held.enter_context(hold(directory))  # before torch is imported, which takes seconds
+        folder = _done(directory, stage, number, recipe if starts else None, device, seed)
+    if not is_follower():
+        click.echo(folder)
+
+
+def _done(
+    directory: Path, stage: str, number: int | None, recipe: str | None, device: str, seed: int
+) -> Path:
     from growpipe.parallel.distributed import launched
     from growpipe.run.loop import STAGES, announced, next_round
     from growpipe.run.recipe import load_recipe
     from growpipe.run.store import Run
     from growpipe.run.task import load_task
 
+    starts = recipe is not None
     resolved = resolve_device(device) if starts else Run.open(directory).device
     with launched(resolved) as peers:
         # Another process may have seen what the first has made since.
@@ -53,9 +67,7 @@ def _do(
             opened = Run.open(directory, peers)
         with opened.locked():
             chosen = next_round(opened, stage) if number is None else number
-            record = announced(STAGES[stage](load_task(opened), chosen))
-    if not is_follower():
-        click.echo(record.folder)
+            return announced(STAGES[stage](load_task(opened), chosen)).folder
 
 
 @click.command()
@@ -108,15 +120,17 @@ def report(directory: Path, as_json: bool) -> None:
     """Print the summary of a run, finished or not."""
     require_installed("torch", "train", "growpipe report")
     require_run(directory)
+    from growpipe.graph_ops.files.reading import reading
     from growpipe.run.loop import FINAL, title_of
     from growpipe.run.store import Run
     from growpipe.run.summary import print_summary, rows_of, summary_document
 
     opened = Run.open(directory)
-    rows = rows_of(opened)
-    final = opened.published(FINAL)
-    document = summary_document(opened, rows, final.facts["stopped"] if final else "not finished")
-    if as_json:
-        click.echo(json.dumps(document, indent=1))
-        return
-    print_summary(rows, title_of(opened))
+    with reading("the run", directory):  # its stages may report anything
+        rows = rows_of(opened)
+        final = opened.published(FINAL)
+        document = summary_document(opened, rows, final.facts["stopped"] if final else "not finished")
+        if as_json:
+            click.echo(json.dumps(document, indent=1))
+            return
+        print_summary(rows, title_of(opened))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from growpipe.environment import require
 from growpipe.run.stages.stages import CONTROL
-from growpipe.run.store import METRICS
+from growpipe.run.store import METRICS, read_metrics
 from growpipe.run.summary import Row
 
 __all__ = ["draw_run"]
@@ -64,13 +64,13 @@ def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
         figure.legend(loc="outside lower left", ncols=2, fontsize=8)
     start = 0
     for part in sorted(folder.glob(f"round-*/train/{METRICS}")):
-        losses = _validation_losses(part)
+        losses = _validation_losses(part, folder)
         right.plot(range(start + 1, start + 1 + len(losses)), losses, color=_GROWN)
         if start:
             right.axvline(start + 0.5, color="0.7", lw=0.8)
         start += len(losses)
     if (folder / CONTROL / METRICS).exists():
-        losses = _validation_losses(folder / CONTROL / METRICS)
+        losses = _validation_losses(folder / CONTROL / METRICS, folder)
         right.plot(range(1, 1 + len(losses)), losses, color=_CONTROL, lw=1)
     right.set(xlabel="epoch (grey lines: splits)", ylabel="validation loss", yscale="log")
     for axes in (left, right):
@@ -85,6 +85,6 @@ def _label(row: Row) -> str:
     return f"{sum(row.widths):,} channels"
 
 
-def _validation_losses(path: Path) -> list[float]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["validation_loss"] for line in lines]
+def _validation_losses(path: Path, run: Path) -> list[float]:
+    lines = (json.loads(line) for line in read_metrics(path, run))
+    return [line["validation_loss"] for line in lines if "validation_loss" in line]

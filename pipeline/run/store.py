@@ -13,7 +13,6 @@ skipped.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,20 +21,43 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from growpipe.environment import code_version, library_versions
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.files.atomic import STAGING, hash_file, publish_folder, sweep, write_text
+from growpipe.graph_ops.files.atomic import STAGING, publish_folder, sweep, write_text
+from growpipe.graph_ops.files.documents import parse_json, read_json, validated
+from growpipe.graph_ops.files.reading import MissingFile, hash_file, read_text, reading
 from growpipe.parallel.processes import ALONE, Processes
 from growpipe.run.locate import RUN_FILE, require_run
+from growpipe.run.lock import LOCK_FILE, hold
 from growpipe.run.recipe import Recipe, parse_recipe
+from growpipe.validation import Section
 
-__all__ = ["Run", "StageRecord"]
+__all__ = ["Run", "StageRecord", "read_metrics"]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
+MAX_METRICS = 64 << 20  # bytes; an epoch takes about 200
+
+
+class _RunDocument(Section):
+    format_version: int
+    recipe: dict[str, Any]
+    recipe_folder: str | None
+    seed: int = Field(ge=0)
+    device: Literal["cpu", "cuda"]
+
+
+class _Manifest(Section):
+    model_config = ConfigDict(extra="ignore")
+
+    key: str
+    outputs: dict[str, str]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,7 @@ class Run:
                         f"{path} holds a run of another recipe ({what} is {theirs!r} there, {mine!r} here); "
                         "choose another --out"
                     )
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(_foreign(entry.name) for entry in path.iterdir()):
             raise UsageError(f"{path} is not empty and holds no run; choose another --out")
         path.mkdir(parents=True, exist_ok=True)
         document = {
@@ -136,23 +158,16 @@ class Run:
             UsageError: there is none, or its ``run.json`` is damaged.
         """
         require_run(path)
-        try:
-            document = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-            version = document["format_version"]
-            folder = document["recipe_folder"]
-            recipe, seed, device = document["recipe"], document["seed"], document["device"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{path / 'run.json'} is damaged ({type(error).__name__}: {error})") from None
-        if version != FORMAT_VERSION:
-            raise UsageError(f"{path} is a run of format version {version}; this is {FORMAT_VERSION}")
-        return Run(
-            path,
-            parse_recipe(recipe, f"in {path / 'run.json'}"),
-            None if folder is None else path / folder,
-            seed,
-            device,
-            peers,
-        )
+        file = path / RUN_FILE
+        with reading("the run's record", file):
+            document = read_json(file, "the run's record", inside=path)
+            version = document.get("format_version") if isinstance(document, dict) else None
+            if version != FORMAT_VERSION:
+                raise UsageError(f"it has format version {version!r}; this is {FORMAT_VERSION}")
+            record = validated(_RunDocument, document)
+        recipe = parse_recipe(record.recipe, f"in {file}")
+        folder = None if record.recipe_folder is None else path / record.recipe_folder
+        return Run(path, recipe, folder, record.seed, record.device, peers)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -164,28 +179,27 @@ class Run:
         if self.peers.rank:
             yield
             return
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"another growpipe is working on {self.path}; wait for it or stop it"
-                ) from None
+        with hold(self.path):
             for parent in sorted({leftover.parent for leftover in self.path.rglob(f"{STAGING}*")}):
                 if parent.is_dir():  # not itself in a folder that has just been swept
                     sweep(parent)
+            self._gather_metrics()
             yield
 
     def published(self, name: str) -> StageRecord | None:
         """The stage as it was published, whatever its key; None where there is none."""
-        folder = self.path / name
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return StageRecord(name, folder, manifest["outputs"], manifest["facts"])
-        except (FileNotFoundError, NotADirectoryError):
+            manifest = self._manifest(name)
+        except MissingFile:
             return None
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{folder / MANIFEST} is damaged ({error}); remove {folder}") from None
+        except UsageError as error:
+            raise UsageError(f"{error}; remove {self.path / name}") from None
+        return StageRecord(name, self.path / name, manifest.outputs, manifest.facts)
+
+    def _manifest(self, name: str) -> _Manifest:
+        file = self.path / name / MANIFEST
+        with reading("the manifest", file):
+            return validated(_Manifest, read_json(file, "the manifest", inside=self.path))
 
     def stage(
         self,
@@ -253,16 +267,48 @@ class Run:
     def _finished(self, name: str, key: str) -> StageRecord | None:
         folder = self.path / name
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if manifest["key"] != key:
+            manifest = self._manifest(name)
+            if manifest.key != key:
                 return None
-            outputs: dict[str, str] = manifest["outputs"]
-            if any(hash_file(folder / file) != digest for file, digest in outputs.items()):
-                return None
-            return StageRecord(name, folder, outputs, manifest["facts"], skipped=True)
-        except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
-            return None
+            for file, digest in manifest.outputs.items():
+                if hash_file(folder / file, inside=self.path) != digest:
+                    return None
+        except UsageError:
+            return None  # whatever is damaged is made again
+        return StageRecord(name, folder, manifest.outputs, manifest.facts, skipped=True)
 
     def _gather_metrics(self) -> None:
-        parts = sorted(self.path.glob(f"*/*/{METRICS}"))
-        write_text(self.path / METRICS, "".join(part.read_text(encoding="utf-8") for part in parts))
+        """Write the metrics of all published stages into one file, unless it holds them already."""
+        lines: list[str] = []
+        for part in sorted(self.path.glob(f"*/*/{METRICS}")):
+            lines += read_metrics(part, inside=self.path)
+        target, text = self.path / METRICS, "".join(f"{line}\n" for line in lines)
+        try:
+            if read_text(target, "the metrics", most=MAX_METRICS, inside=self.path) == text:
+                return
+        except UsageError:
+            if not text:
+                return
+        write_text(target, text)
+
+
+def read_metrics(path: Path, inside: Path) -> list[str]:
+    """The lines of a stage's metrics that are whole: JSON objects. Damaged lines are left out.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    lines = []
+    for line in read_text(path, "the metrics", most=MAX_METRICS, inside=inside).splitlines():
+        try:
+            whole = isinstance(parse_json(line), dict)
+        except UsageError:
+            whole = False
+        if whole:
+            lines.append(line)
+    return lines
+
+
+def _foreign(name: str) -> bool:
+    """Whether a file of this name is none that a killed `Run.create` leaves."""
+    return name != LOCK_FILE and not name.startswith(STAGING)

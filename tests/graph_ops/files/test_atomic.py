@@ -16,12 +16,12 @@ from growpipe.graph_ops.files import atomic
 from growpipe.graph_ops.files.atomic import (
     check_file_target,
     check_folder_target,
-    hash_file,
     publish_file,
     publish_folder,
     sweep,
     write_text,
 )
+from growpipe.graph_ops.files.reading import hash_file
 
 
 def owned(folder: Path) -> Collection[str]:

@@ -37,13 +37,13 @@ def test_a_regular_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (os.mkfifo, "it is no regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
-        (lambda path: path.symlink_to("/dev/tty"), "no regular file|No such device"),
+        (os.mkfifo, "it is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is not a regular file"),
+        (lambda path: path.symlink_to("/dev/tty"), "not a regular file|No such device"),
         (lambda path: path.mkdir(), "Is a directory"),
         (lambda path: path.symlink_to(path), "symbolic links"),
         (lambda path: path.write_bytes(b"12345"), "it has 5 bytes; at most 4 are read"),
-        (lambda path: path.write_bytes(b"\xff"), "it is no UTF-8 text"),
+        (lambda path: path.write_bytes(b"\xff"), "it is not UTF-8 text"),
         (lambda path: None, "No such file"),
     ],
 )
@@ -129,9 +129,9 @@ DEEP = 100_000
         ("1." + "0" * 500, "a number of 502 digits"),
         (r'{"a": "\ud800"}', "not Unicode"),
         (r'{"\udfff": 1}', "not Unicode"),
-        ("{", "it is no JSON: Expecting property name"),
-        ("", "it is no JSON"),
-        ("1 2", "it is no JSON: Extra data"),
+        ("{", "it is not JSON: Expecting property name"),
+        ("", "it is not JSON"),
+        ("1 2", "it is not JSON: Extra data"),
     ],
 )
 def test_json_that_would_trouble_others_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -154,11 +154,11 @@ def test_ordinary_json_is_read_as_it_is() -> None:
         ("a = " + "{b = " * 70 + "1" + "}" * 70, "nested more than 64 deep"),
         (".".join("a" * 100) + " = 1", "a key of more than 64 parts"),
         ("[" + " . ".join(["'a'"] * 100) + "]", "a key of more than 64 parts"),
-        ("a = " + "9" * 5000, "it is no TOML"),
+        ("a = " + "9" * 5000, "it is not TOML"),
         ("a = 0x" + "f" * 5000, "an integer of 20000 bits"),
-        ("a = 1999-13-01", "it is no TOML"),
+        ("a = 1999-13-01", "it is not TOML"),
         ("a = 1." + "0" * 500, "a number of 502 digits"),
-        ("a", "it is no TOML: Expected '='"),
+        ("a", "it is not TOML: Expected '='"),
     ],
 )
 def test_toml_that_would_trouble_others_is_refused(tmp_path: Path, text: str, message: str) -> None:

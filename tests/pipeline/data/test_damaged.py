@@ -169,7 +169,7 @@ def test_a_member_that_claims_more_than_it_may_have_is_refused(
 @pytest.mark.timeout(10)
 def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar.gz")
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         cifar10(10, 0, str(tmp_path / "a.tar.gz"))
     os.mkfifo(tmp_path / "data_batch_1.bin")
     for name in (
@@ -180,10 +180,10 @@ def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
         "test_batch.bin",
     ):
         (tmp_path / name).symlink_to("/dev/zero")
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         cifar10(10, 0, str(tmp_path))
     os.mkfifo(tmp_path / "a.zip")
-    with pytest.raises(UsageError, match="no regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         open_images(tmp_path / "a.zip")
 
 

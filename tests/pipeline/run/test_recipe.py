@@ -64,7 +64,7 @@ def test_every_shipped_recipe_is_valid() -> None:
             MINIMAL + TABLE + RATE.replace("rate", "widths = [1, 2], rate"),
             "a rate, or widths and costs, not both",
         ),
-        ("name = \n", "no TOML"),
+        ("name = \n", "not TOML"),
     ],
 )
 def test_a_faulty_recipe_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:

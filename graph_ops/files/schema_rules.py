@@ -71,16 +71,26 @@ def _check_one(
 
 @lru_cache(maxsize=4096)
 def _schema(operator: str, version: int, domain: str) -> Mapping[str, int]:
-    """The types of an operator's attributes, by name; nothing for an operator that ONNX does not know."""
-    try:
-        schema = onnx.defs.get_schema(operator, min(max(version, 1), 2**31 - 1), domain)
-    except onnx.defs.SchemaError:
-        if not onnx.defs.has(operator, domain):
-            return {}
-        schema = onnx.defs.get_schema(operator, domain)  # it is younger than the model's operator set
-    # Schemas have an enumeration of their own, with the names of that of attributes.
-    named = {name: str(entry.type).rpartition(".")[2] for name, entry in schema.attributes.items()}
-    return {name: onnx.AttributeProto.AttributeType.Value(kind) for name, kind in named.items()}
+    """The types of an operator's attributes, by name; nothing for an operator that ONNX does not know.
+
+    Attributes of other versions are among them: exporters leave them behind, and readers look for them.
+    """
+    types: dict[str, int] = {}
+    for schema in sorted(_history().get((operator, domain), ()), key=lambda schema: schema.since_version):
+        # Schemas have an enumeration of their own, with the names of that of attributes.
+        named = {name: str(entry.type).rpartition(".")[2] for name, entry in schema.attributes.items()}
+        found = {name: onnx.AttributeProto.AttributeType.Value(kind) for name, kind in named.items()}
+        types = types | found if schema.since_version <= version else found | types
+    return types
+
+
+@lru_cache(maxsize=1)
+def _history() -> Mapping[tuple[str, str], list[onnx.defs.OpSchema]]:
+    """All versions of every operator."""
+    versions: dict[tuple[str, str], list[onnx.defs.OpSchema]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        versions.setdefault((schema.name, schema.domain), []).append(schema)
+    return versions
 
 
 def _call(node: onnx.NodeProto) -> str:

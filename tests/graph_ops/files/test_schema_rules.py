@@ -89,6 +89,18 @@ def test_a_constant_has_one_value(tmp_path, count):
         load(model, tmp_path)
 
 
+def test_an_attribute_of_another_version_is_held_against_that_version(tmp_path):
+    vector = np.ones(3, np.float32)
+    vectors = {name: vector for name in ("s", "b", "m", "v")}
+    model = ir.to_proto(text_model("y = BatchNormalization (x, s, b, m, v)", "float[N,3] x", **vectors))
+    node = model.graph.node[0]
+    node.attribute.append(helper.make_attribute("spatial", 1))  # of versions 1 to 8
+    load(model, tmp_path)
+    node.attribute[0].CopyFrom(helper.make_attribute("spatial", 1.0))
+    with pytest.raises(UnsafeModel, match="'spatial' of type FLOAT"):
+        load(model, tmp_path)
+
+
 def test_attributes_of_unknown_operators_are_left_alone(tmp_path):
     model = ir.to_proto(text_model("y = custom.Foo <axis = 1.0> (x)", "float[N,3] x"))
     load(model, tmp_path)

@@ -7,9 +7,10 @@
 Input number n of a seed is always the same file (`mutations`), made from the files of `fuzz_seeds`. It goes
 through ``inspect``, ``plan``, ``grow`` and ``deploy`` as the command line runs them. Inputs run in batches,
 each batch in a process of its own; a process that dies or hangs costs one input only. What counts as a fault:
-an exception that is not a `GrowpipeError`, more than 10 s, more than 2 GiB, a process that dies, and a file
-opened or changed outside the folder of the input. A run that was stopped goes on where it was, as long as the
-code of growpipe stays the same. ``--record`` writes results/fuzz.json and RESULTS.md.
+an exception that is not a `GrowpipeError`, more than 10 s, more than 2 GiB, a process that dies, a file
+opened or changed outside the folder of the input, and a form that computes something else than its file (at
+ε = 0, judged with onnxruntime by `parity`). A run that was stopped goes on where it was, as long as the code
+of growpipe stays the same. ``--record`` writes results/fuzz.json and RESULTS.md.
 """
 
 from __future__ import annotations
@@ -146,7 +147,15 @@ def _batch(work: Path, seed: int, begin: int, end: int) -> Iterable[dict[str, An
 
 
 def _lost(seed: int, number: int, fault: str) -> dict[str, Any]:
-    return {"number": number, "kinds": "", "outcome": "fault", "fault": fault, "seconds": 0.0, "peak_mb": 0}
+    return {
+        "number": number,
+        "kinds": "",
+        "outcome": "fault",
+        "fault": fault,
+        "seconds": 0.0,
+        "peak_mb": 0,
+        "judged": False,
+    }
 
 
 def batch(work: Path, seed: int, begin: int, end: int) -> None:
@@ -180,6 +189,7 @@ def facts(entries: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[
         "faults": [entry for entry in entries if entry["fault"]],
         "seconds": {"sum": sum(e["seconds"] for e in entries), "most": max(e["seconds"] for e in entries)},
         "peak_mb": max(entry["peak_mb"] for entry in entries),
+        "judged_the_same": sum(entry["judged"] for entry in entries),
         "journal_sha256": hashlib.sha256(json.dumps(entries).encode()).hexdigest(),
     }
 
@@ -198,6 +208,7 @@ def summary(entries: list[dict[str, Any]], seed: int) -> str:
     )
     faults = Counter(entry["fault"].split(":")[0] for entry in entries if entry["fault"])
     shown = ", ".join(f"{n} {name}" for name, n in faults.most_common()) or "none"
+    judged = sum(entry["judged"] for entry in entries)
     slowest = max(entry["seconds"] for entry in entries)
     peak = max(entry["peak_mb"] for entry in entries)
     return f"""
@@ -205,7 +216,8 @@ def summary(entries: list[dict[str, Any]], seed: int) -> str:
 
 {len(entries)} mutated ONNX files (seed {seed}) through `inspect`, `plan`, `grow` and `deploy`.
 Faults: {shown}. The slowest input took {slowest:.1f} s (limit {SECONDS:.0f} s), the largest peak of
-memory was {peak} MB (limit {MEGABYTES} MB), both processes together. An outcome is the last command that
+memory was {peak} MB (limit {MEGABYTES} MB), both processes together. Of the files whose forms
+onnxruntime runs, {judged} compute the same in every form at ε = 0. An outcome is the last command that
 succeeded, or `refused` if the file was not read at all. A file of several mutations counts in the row of
 each.
 

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 import growpipe
 import growpipe.graph_ops
+from benchmarks.graph.fuzz_judge import judge
 from benchmarks.graph.mutations import mutate
 from growpipe.cli import main as growpipe_main
 
@@ -49,6 +51,10 @@ _READABLE = (
 )
 
 
+_FORMS = ("form/model.onnx", "grown.onnx", "grown-form/model.onnx")
+"""What the commands write, if they succeed."""
+
+
 class _TooLong(BaseException):
     """The time of one input is over; no ``except Exception`` may swallow it."""
 
@@ -75,18 +81,19 @@ def run_input(
         show: whether the traceback of a fault goes to stderr.
     """
     content, kinds = made(corpus, seed, number)
-    return {"number": number, "kinds": kinds, **run_content(content, folder, show=show)}
+    epsilon = 0.0 if number % 4 else 0.01  # a plan with displacements is no plan that keeps the function
+    return {"number": number, "kinds": kinds, **run_content(content, folder, epsilon=epsilon, show=show)}
 
 
-def run_content(content: bytes, folder: Path, *, show: bool = False) -> dict[str, Any]:
-    """`run_input` for a file that is there."""
+def run_content(content: bytes, folder: Path, *, epsilon: float = 0.0, show: bool = False) -> dict[str, Any]:
+    """`run_input` for a file that is there, with a plan of that ε."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(content)
     _reset_peak()
     started = time.monotonic()
     outcome, fault = "refused", ""
     with _watched(folder) as outside:
-        for name, arguments in _commands(folder):
+        for name, arguments in _commands(folder, epsilon):
             ended = _ended(arguments, show)
             if isinstance(ended, str):
                 outcome, fault = "fault", f"{ended} [{name}]"
@@ -100,20 +107,30 @@ def run_content(content: bytes, folder: Path, *, show: bool = False) -> dict[str
                 break
     seconds = time.monotonic() - started
     peak = _peak()
+    forms = [folder / name for name in _FORMS if (folder / name).is_file()]
+    judged = judge(folder / "model.onnx", forms) if forms and not fault and not epsilon else "not judged"
+    if judged not in ("same", "not judged"):
+        outcome, fault = "fault", f"another function: {judged}"
     if not fault and outside:
         outcome, fault = "fault", f"outside: {outside[0]}"
     if not fault and seconds > SECONDS:
         outcome, fault = "fault", f"slow: {seconds:.1f} s"
     if not fault and peak > MEGABYTES:
         outcome, fault = "fault", f"memory: {peak} MB"
-    return {"outcome": outcome, "fault": fault, "seconds": round(seconds, 3), "peak_mb": peak}
+    return {
+        "outcome": outcome,
+        "fault": fault,
+        "judged": judged == "same",
+        "seconds": round(seconds, 3),
+        "peak_mb": peak,
+    }
 
 
-def _commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def _commands(folder: Path, epsilon: float) -> Iterator[tuple[str, list[str]]]:
     model, plan, grown = folder / "model.onnx", folder / "plan", folder / "grown.onnx"
     yield "inspect", ["inspect", str(model), "--json"]
     yield "deploy", ["deploy", str(model), "-o", str(folder / "form")]
-    yield "plan", ["plan", str(model), "--random", "-o", str(plan), "--epsilon", "0.01"]
+    yield "plan", ["plan", str(model), "--random", "-o", str(plan), "--epsilon", str(epsilon)]
     if plan.is_dir():
         yield "grow", ["grow", str(model), "--plan", str(plan), "-o", str(grown)]
         if grown.is_file():
@@ -167,6 +184,7 @@ def _watched(folder: Path) -> Iterator[list[str]]:
     """Note what is changed outside ``folder``, and what is read outside of it and of Python's own files."""
     global _allowed, _hooked
     if not _hooked:
+        tempfile.gettempdir()  # tries the folder out at its first call
         sys.addaudithook(_audit)
         _hooked = True
     _outside.clear()
@@ -185,24 +203,25 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _allowed is None:
         return
     if event == "open" and isinstance(arguments[0], (str, bytes)):
-        path = os.path.abspath(os.fsdecode(arguments[0]))
+        path = os.fsdecode(arguments[0])
         flags = arguments[2] if isinstance(arguments[2], int) else 0
         writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
         known = path.endswith((".py", ".pyc", ".so")) or path.startswith(_READABLE)
-        if not _within(path) and path != os.devnull and (writes or not known):
+        # A folder that is opened is listed, or takes a temporary file that has no name.
+        if not _within(path) and path != os.devnull and (writes or not known) and not os.path.isdir(path):
             _outside.append(f"{event} {path}")
     elif event in _CHANGES:
         for path in arguments[:2]:
-            if isinstance(path, (str, bytes)) and not _within(os.path.abspath(os.fsdecode(path))):
+            if isinstance(path, (str, bytes)) and not _within(os.fsdecode(path)):
                 _outside.append(f"{event} {os.fsdecode(path)}")
     elif event in ("socket.connect", "os.system", "os.exec"):
         _outside.append(event)
 
 
 def _within(path: str) -> bool:
-    # Atomic writers put their temporaries beside the target, which lies in the folder too.
+    # growpipe opens by absolute paths, or relative to a folder that it opened, which was looked at then.
     assert _allowed is not None
-    return os.path.realpath(path).startswith(_allowed)
+    return not os.path.isabs(path) or os.path.realpath(path).startswith(_allowed)
 
 
 def _reset_peak() -> None:

@@ -9,7 +9,7 @@ from benchmarks.graph.fuzz_input import made, run_content, run_input
 from benchmarks.graph.fuzz_minimise import shrink
 from benchmarks.graph.fuzz_seeds import own_seeds
 
-FIRST, COUNT = 100, 200
+FIRST, COUNT = 200, 200
 
 
 @pytest.fixture(scope="module")

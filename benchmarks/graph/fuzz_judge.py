@@ -1,0 +1,97 @@
+"""Do the forms that the commands wrote compute what the mutated file computes?
+
+Runs in a process that is forked for one file: a mutated file may end onnxruntime, which is not a fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from benchmarks.graph import parity
+
+__all__ = ["judge"]
+
+SECONDS = 10
+_LARGEST = 1e6
+"""Of a weight or an output: beyond it another order of sums overflows, or loses what the tolerance allows."""
+
+
+def judge(model: Path, forms: list[Path]) -> str:
+    """What is wrong with the first form that computes something else; ``same`` if none does.
+
+    Returns:
+        ``not judged`` if onnxruntime refuses the model or does not survive it, if its numbers are not finite
+        or very large, or if the time is over.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _in_child(writing, lambda: _judged(model, forms))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return answer.decode() or "not judged"
+
+
+def _in_child(pipe: int, work: Callable[[], str]) -> NoReturn:
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        os.write(pipe, work().encode())
+    finally:
+        os._exit(0)
+
+
+def _judged(model: Path, forms: list[Path]) -> str:
+    if not _moderate(model):
+        return "not judged"
+    parity.SEARCH_SECONDS = 1.0
+    try:
+        feeds = parity.probe(model)[:4]
+        references = parity.session(model, optimised=False)
+        outputs = [parity.run(references, parity.inputs_of(references, feed)) for feed in feeds]
+        parity.session(model, optimised=True)
+    except Exception:
+        return "not judged"
+    if not feeds or not all(_is_moderate(array) for output in outputs for array in output.values()):
+        return "not judged"
+    for form in forms:
+        found = parity.compare(model, form, feeds)
+        if not found["same"]:
+            return f"{form.relative_to(model.parent)}: {found['what']}"
+    return "same"
+
+
+def _moderate(path: Path) -> bool:
+    tensors = onnx.load(path).graph.initializer
+    return all(_is_moderate(numpy_helper.to_array(tensor)) for tensor in tensors)
+
+
+def _is_moderate(array: np.ndarray) -> bool:
+    if array.dtype.kind != "f":
+        return True
+    return bool(np.isfinite(array).all() and np.abs(array.astype(np.float64)).max(initial=0.0) < _LARGEST)
+
+
+def main() -> None:
+    """Judge by hand: ``python -m benchmarks.graph.fuzz_judge MODEL FORM ...``."""
+    model, *forms = map(Path, sys.argv[1:])
+    print(json.dumps(judge(model, forms)))
+
+
+if __name__ == "__main__":
+    main()

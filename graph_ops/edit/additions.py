@@ -8,7 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["Additions"]
+__all__ = ["Additions", "constant_tensor"]
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initializer that no caller can replace; None for every other value.
+
+    An initializer that is an input of the graph is a default: whoever runs the model may feed another value.
+    """
+    if value is None or not value.is_initializer() or value.is_graph_input():
+        return None
+    return value.const_value
 
 
 class Additions:
@@ -33,10 +43,21 @@ class Additions:
             array: the values. A scalar stays a scalar.
             dtype: the element type; None for the array's own.
         """
-        unique = self._fresh(name)
-        tensor = ir.Tensor(np.asarray(array, order="C"), dtype=dtype, name=unique)
-        type_, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
-        value = ir.Value(name=unique, type=type_, shape=shape, const_value=tensor)
+        # Not np.ascontiguousarray, which makes a vector of a scalar.
+        tensor = ir.Tensor(np.asarray(array, order="C"), dtype=dtype)
+        return self._register(self._fresh(name), tensor)
+
+    def take_over(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+        """A new initializer that has the name of ``value`` and all its uses, those in subgraphs included."""
+        name = value.name or ""
+        value.name = self._fresh(f"{name}.computed")
+        constant = self._register(name, tensor)
+        value.replace_all_uses_with(constant)
+        return constant
+
+    def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        type_, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+        value = ir.Value(name=name, type=type_, shape=shape, const_value=tensor)
         self._graph.register_initializer(value)
         return value
 

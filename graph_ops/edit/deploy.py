@@ -5,12 +5,22 @@ from __future__ import annotations
 import re
 
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
-from growpipe.graph_ops.edit.folding import drop_dropout, fold_constants, fuse_batch_norms, settle_reshapes
+from growpipe.graph_ops.edit.clean_up import (
+    drop_dropout,
+    drop_identities,
+    drop_unused,
+    lift_constants,
+    raise_ir_version,
+)
+from growpipe.graph_ops.edit.folding import fold_constants, fuse_batch_norms, settle_reshapes
 from growpipe.graph_ops.errors import CheckFailed
-from growpipe.graph_ops.onnx_tools.shape_inference import infer_shapes
-from growpipe.graph_ops.onnx_tools.width_check import check_structure, check_widths
+from growpipe.graph_ops.onnx_tools.shape_inference import infer_shapes, restore_output_shapes
+from growpipe.graph_ops.onnx_tools.width_check import (
+    check_structure,
+    contradicting_widths,
+    infer_with_problems,
+)
 
 __all__ = ["deploy_form", "strip_traces"]
 
@@ -21,32 +31,40 @@ _SOURCE = re.compile(r"""File\s+"|Traceback|(?:[A-Za-z]:)?[\\/](?:[^\\/\s:]+[\\/
 def deploy_form(model: ir.Model) -> ir.Model:
     """The model as it ships: the same function of the same inputs, up to rounding.
 
-    Batch norms are fused into the layer before them, constants folded, Dropout and Identity removed, what
-    nothing uses dropped. Documentation and metadata of nodes, values and graphs go (exporters write source
-    paths and stack traces there); metadata of the model stays unless it holds such a path.
+    Batch norms are fused into the layer before them, constants are folded, Dropout and Identity are removed,
+    and whatever nothing uses is dropped. Documentation and metadata of nodes, values and graphs go, because
+    exporters write source paths and stack traces there. Metadata of the model stays unless it holds such a
+    path. A model of IR version 3 becomes one of IR version 4 with the same inputs to feed.
+
+    Requires: the widths of ``model`` fit together.
+
+    Ensures: ``model`` is as before. The form has the same inputs and outputs, by name, type and order, and
+    subgraphs compute what they computed. Only shapes that inference derives from inputs and initializers are
+    relied on. A declared shape of an output that inference contradicts is replaced by the inferred one.
 
     Args:
-        model: a model for inference; not changed.
+        model: a model for inference.
 
     Raises:
-        CheckFailed: the model does not pass the width check, or its deploy form does not pass ONNX's checker,
-            strict shape inference and the width check.
+        CheckFailed: widths in the model contradict each other, or its deploy form does not pass ONNX's
+            checker, strict shape inference and the width check.
     """
-    problems = check_widths(model)
-    if problems:
+    inference = infer_with_problems(model)
+    form = inference.model
+    problems = [*inference.problems, *([] if form is None else contradicting_widths(form))]
+    if form is None or problems:
         raise CheckFailed(f"the model is not sound: {problems[0]}")
-    form = infer_shapes(model, keep_declared=True)
+    raise_ir_version(form)
     strip_traces(form)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(form)
+    lift_constants(form)
     drop_dropout(form)
-    passes.IdentityEliminationPass()(form)
+    drop_identities(form)
     fold_constants(form)
     settle_reshapes(form)
     fuse_batch_norms(form)
-    passes.RemoveUnusedNodesPass()(form)
-    passes.RemoveUnusedFunctionsPass()(form)
-    passes.RemoveUnusedOpsetsPass()(form)
-    result = infer_shapes(form, keep_declared=True)
+    drop_unused(form)
+    result = infer_shapes(form)
+    restore_output_shapes(result, model)
     problems = check_structure(result)
     if problems:
         raise CheckFailed(f"the deploy form is not sound: {problems[0]}")

@@ -1,24 +1,32 @@
 """Constant folding and batch-norm fusion on an ONNX graph, with numpy and ONNX's own reference operators.
 
-Each function edits the main graph of the model it is given; subgraphs are left as they are.
+Each function edits the main graph of the model it is given; subgraphs are left as they are. All require a
+model whose shapes are inferred, not declared (`growpipe.graph_ops.onnx_tools.shape_inference`): what a file
+declares of an inner value is a claim.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from growpipe.graph_ops.operators import is_onnx, opset_version
+from growpipe.graph_ops.edit.additions import Additions, constant_tensor
+from growpipe.graph_ops.operators import is_onnx, node_name, operator_name, opset_version
 
-__all__ = ["drop_dropout", "fold_constants", "fuse_batch_norms", "settle_reshapes"]
+__all__ = ["FoldRefusal", "fold_constants", "fuse_batch_norms", "settle_reshapes"]
 
 MAX_FOLDED_BYTES = 2**20
 """A folded result may be this large, or as large as what it is computed from."""
+
+MIN_OPSET = 7
+"""Below, elementwise operators broadcast by attributes, which ONNX's reference operators do not know."""
 
 # Deterministic and cheap. Dequantize is not among them: folding it would undo quantisation.
 _FOLDABLE = (
@@ -29,57 +37,111 @@ _FOLDABLE = (
 )
 
 
-def fold_constants(model: ir.Model) -> int:
-    """Compute every node whose inputs are all known, and return how many there were.
+@dataclass(frozen=True, slots=True)
+class FoldRefusal:
+    """Why a node whose inputs are all known was not computed.
 
-    The model must carry inferred shapes: a node is only computed when the size of its result is known and not
-    out of proportion to its inputs. Inputs of the graph are never taken as constants, default or not.
+    Attributes:
+        node: its name.
+        operator: its operator type.
+        reason: the guard that refused.
     """
+
+    node: str
+    operator: str
+    reason: str
+
+
+class _Refused(Exception):
+    """A guard of folding refuses a node whose inputs are all known."""
+
+
+def fold_constants(model: ir.Model) -> tuple[int, list[FoldRefusal]]:
+    """Compute every node whose inputs are all known.
+
+    A node is only computed if the size of its result is known and not out of proportion to its inputs. Inputs
+    of the graph are never taken as constants, with a default or without.
+
+    Returns:
+        How many nodes were computed, and which were not although all their inputs are known.
+    """
+    foldable = frozenset(_FOLDABLE.split())
     folded = 0
+    refusals: list[FoldRefusal] = []
+    additions = Additions(model.graph)
     for node in list(model.graph):
-        results = _computed(node, model)
+        if not is_onnx(node) or node.op_type not in foldable:
+            continue
+        try:
+            results = _computed(node, model)
+        except _Refused as refusal:
+            refusals.append(FoldRefusal(node_name(node), operator_name(node), str(refusal)))
+            continue
         if results is None:
             continue
         for value, array in zip(node.outputs, results, strict=True):
-            constant = _add_initializer(model, f"{value.name}", array, replaces=value)
-            value.replace_all_uses_with(constant, replace_graph_outputs=False)
+            additions.take_over(value, ir.Tensor(np.asarray(array, order="C"), dtype=value.dtype))
         model.graph.remove(node, safe=True)
         folded += 1
-    return folded
+    return folded, refusals
 
 
 def _computed(node: ir.Node, model: ir.Model) -> Sequence[npt.NDArray] | None:
-    if not is_onnx(node, *_FOLDABLE.split()):
-        return None
-    if any(value.is_graph_output() for value in node.outputs):
-        return None
+    """The outputs of a node; None if they are not known before the model runs.
+
+    Raises:
+        _Refused: they could be known, but a guard refuses to compute them.
+    """
     if node.op_type == "Shape":
         array = _static_shape(node)
-        return None if array is None else [array]
-    tensors = [None if value is None else _constant(value) for value in node.inputs]
-    if any(t is None and v is not None for t, v in zip(tensors, node.inputs, strict=True)) or not tensors:
+        results = None if array is None else [array]
+    else:
+        feeds = _known_inputs(node)
+        results = None if feeds is None else _evaluated(node, model, feeds)
+    if results is not None and any(value.is_graph_output() for value in node.outputs):
+        raise _Refused("it makes an output of the graph")
+    return results
+
+
+def _known_inputs(node: ir.Node) -> dict[int, npt.NDArray] | None:
+    """The inputs by position; None if one of them is not known, or if there is none."""
+    tensors = {i: constant_tensor(value) for i, value in enumerate(node.inputs) if value is not None}
+    if not tensors or None in tensors.values():
         return None
-    known = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    asked = sum(_nbytes(value) for value in node.outputs)
-    if asked > max(known, MAX_FOLDED_BYTES):
-        return None
-    # The reference operators read a node of their own; inputs and attributes are this node's.
-    names = [f"i{position}" if value is not None else "" for position, value in enumerate(node.inputs)]
-    proto = ir.to_proto(node)
-    del proto.input[:]
-    proto.input.extend(names)
-    feeds = {name: t.numpy() for name, t in zip(names, tensors, strict=True) if t is not None}
+    return {i: tensor.numpy() for i, tensor in tensors.items() if tensor is not None}
+
+
+def _evaluated(node: ir.Node, model: ir.Model, feeds: dict[int, npt.NDArray]) -> list[npt.NDArray]:
+    version = opset_version(model)
+    if version < MIN_OPSET:
+        raise _Refused(f"opset {version} is older than {MIN_OPSET}")
+    known = sum(array.nbytes for array in feeds.values())
+    if sum(map(_nbytes, node.outputs)) > max(known, MAX_FOLDED_BYTES):
+        raise _Refused("its result is large, or of unknown size")
     try:
-        version = opset_version(model)
-        results = ReferenceEvaluator(proto, opsets={"": version}).run(None, feeds)
-    except (TypeError, ValueError, IndexError, NotImplementedError, RuntimeError):
-        return None  # what the reference cannot compute stays in the graph
-    arrays = [np.asarray(result) for result in results]
-    if any(
-        v.dtype is not None and v.dtype.numpy() != a.dtype for v, a in zip(node.outputs, arrays, strict=True)
-    ):
-        return None
+        with np.errstate(divide="raise", invalid="raise", over="raise"):
+            arrays = _run(node, version, feeds)
+    except (TypeError, ValueError, IndexError, ArithmeticError, NotImplementedError, RuntimeError) as error:
+        raise _Refused(f"the reference operator fails: {error}") from None
+    for value, array in zip(node.outputs, arrays, strict=True):
+        if value.dtype is not None and value.dtype.numpy() != array.dtype:
+            raise _Refused(f"the reference operator gives {array.dtype}, not {value.dtype}")
     return arrays
+
+
+def _run(node: ir.Node, version: int, feeds: dict[int, npt.NDArray]) -> list[npt.NDArray]:
+    """One node in a model of its own, of the same opset: the meaning of an operator depends on it."""
+    proto = ir.to_proto(node)
+    names = [f"i{i}" if i in feeds else "" for i in range(len(node.inputs))]
+    proto.domain = ""
+    proto.input[:] = names
+    proto.output[:] = [f"o{i}" for i in range(len(node.outputs))]
+    graph = onnx.GraphProto(name="folded", node=[proto])
+    graph.input.extend(onnx.ValueInfoProto(name=name) for name in names if name)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in proto.output)
+    single = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", version)])
+    results = ReferenceEvaluator(single).run(None, {f"i{i}": array for i, array in feeds.items()})
+    return [np.asarray(result) for result in results]
 
 
 def _static_shape(node: ir.Node) -> npt.NDArray | None:
@@ -92,31 +154,10 @@ def _static_shape(node: ir.Node) -> npt.NDArray | None:
 
 
 def _nbytes(value: ir.Value) -> float:
-    """The size of a value, infinite where its shape or type is not known."""
+    """The size of a value; infinite if its shape or type is not known."""
     if value.shape is None or not value.shape.is_static() or value.dtype is None:
         return math.inf
     return math.prod(value.shape.numpy()) * max(value.dtype.bitwidth, 8) / 8
-
-
-def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    if value is None or not value.is_initializer() or value.is_graph_input():
-        return None
-    return value.const_value
-
-
-def _add_initializer(model: ir.Model, name: str, array: npt.NDArray, replaces: ir.Value) -> ir.Value:
-    if replaces.name == name:
-        replaces.name = f"{name}.before"
-    taken = model.graph.initializers
-    unique = name
-    while unique in taken:
-        unique += "_"
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=unique)
-    value = ir.Value(
-        name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value
 
 
 def settle_reshapes(model: ir.Model) -> int:
@@ -125,42 +166,21 @@ def settle_reshapes(model: ir.Model) -> int:
     Exporters compute the target at run time from the size of the batch.
     """
     settled = 0
+    additions = Additions(model.graph)
     for node in model.graph:
-        if not is_onnx(node, "Reshape") or node.inputs[1] is None:
+        if not is_onnx(node, "Reshape") or len(node.inputs) < 2 or node.inputs[1] is None:
             continue
         shape = node.outputs[0].shape
-        if _constant(node.inputs[1]) is not None or shape is None or 0 in shape:
+        if constant_tensor(node.inputs[1]) is not None or shape is None or 0 in shape:
             continue
         target = [dim if isinstance(dim, int) else -1 for dim in shape]
         if target.count(-1) > 1:
             continue
         array = np.array(target, dtype=np.int64)
-        name = f"{node.outputs[0].name}.shape"
-        node.replace_input_with(1, _add_initializer(model, name, array, replaces=node.inputs[1]))
+        node.replace_input_with(1, additions.constant(f"{node.outputs[0].name}.shape", array))
         node.attributes.pop("allowzero", None)
         settled += 1
     return settled
-
-
-def drop_dropout(model: ir.Model) -> int:
-    """Remove every Dropout that does nothing at inference, and return how many there were."""
-    dropped = 0
-    for node in list(model.graph):
-        if not is_onnx(node, "Dropout") or node.inputs[0] is None:
-            continue
-        training = node.inputs[2] if len(node.inputs) > 2 else None
-        tensor = _constant(training)
-        if training is not None and (tensor is None or bool(tensor.numpy())):
-            continue
-        if (
-            any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
-            or node.outputs[0].is_graph_output()
-        ):
-            continue
-        node.outputs[0].replace_all_uses_with(node.inputs[0])
-        model.graph.remove(node, safe=True)
-        dropped += 1
-    return dropped
 
 
 def fuse_batch_norms(model: ir.Model) -> int:
@@ -170,31 +190,52 @@ def fuse_batch_norms(model: ir.Model) -> int:
     computed in float64. Nodes whose result would not be finite in the weight's own type are left alone.
     """
     fused = 0
+    additions = Additions(model.graph)
     for node in list(model.graph):
-        producer = node.inputs[0].producer() if _is_inference_norm(node) and node.inputs[0] else None
-        if producer is None or not is_onnx(producer, *_FUSERS):
+        producer = _fusable_producer(node)
+        affine = None if producer is None else _affine(node)
+        if producer is None or affine is None:
             continue
-        between = producer.outputs[0]
-        if len(between.uses()) != 1 or between.is_graph_output() or producer.graph is not node.graph:
-            continue
-        tensors = [_constant(value) for value in node.inputs[1:5]]
-        if any(tensor is None for tensor in tensors):
-            continue
-        gamma, beta, mean, variance = (t.numpy().astype(np.float64) for t in tensors if t is not None)
-        epsilon = node.attributes.get("epsilon")
-        with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is not fused
-            scale = gamma / np.sqrt(variance + (epsilon.as_float() if epsilon else 1e-5))
-        if _FUSERS[producer.op_type](model, producer, scale, beta - scale * mean):
-            name = node.outputs[0].name
-            if node.outputs[0].is_graph_output():
-                # The name of an output is part of the contract.
-                shape, type_ = node.outputs[0].shape, node.outputs[0].type
-                node.outputs[0].name = f"{name}.before"
-                between.name, between.shape, between.type = name, shape, type_
-            node.outputs[0].replace_all_uses_with(between, replace_graph_outputs=True)
-            model.graph.remove(node, safe=True)
+        if _FUSERS[producer.op_type](additions, producer, *affine):
+            _bypass(node, producer.outputs[0])
             fused += 1
     return fused
+
+
+def _fusable_producer(node: ir.Node) -> ir.Node | None:
+    """The layer that makes the input of a batch norm and feeds nothing else; None if there is none."""
+    if not _is_inference_norm(node) or node.inputs[0] is None:
+        return None
+    between = node.inputs[0]
+    producer = between.producer()
+    if producer is None or not is_onnx(producer, *_FUSERS) or producer.graph is not node.graph:
+        return None
+    return producer if len(between.uses()) == 1 and not between.is_graph_output() else None
+
+
+def _affine(node: ir.Node) -> tuple[npt.NDArray, npt.NDArray] | None:
+    """Scale and shift per channel of a batch norm, in float64; None if they are not constant."""
+    tensors = [constant_tensor(value) for value in node.inputs[1:5]]
+    if None in tensors:
+        return None
+    gamma, beta, mean, variance = (t.numpy().astype(np.float64) for t in tensors if t is not None)
+    epsilon = node.attributes.get("epsilon")
+    with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is not fused
+        scale = gamma / np.sqrt(variance + (epsilon.as_float() if epsilon else 1e-5))
+        return scale, beta - scale * mean
+
+
+def _bypass(node: ir.Node, value: ir.Value) -> None:
+    """Put ``value`` in the place of the node's first output, and remove the node."""
+    output = node.outputs[0]
+    if output.is_graph_output():
+        # The name of an output is part of the contract.
+        name = output.name
+        output.name = f"{name}.before"
+        value.name, value.shape, value.type = name, output.shape, output.type
+    output.replace_all_uses_with(value, replace_graph_outputs=True)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
 
 
 def _is_inference_norm(node: ir.Node) -> bool:
@@ -206,8 +247,8 @@ def _is_inference_norm(node: ir.Node) -> bool:
     return not any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
 
 
-def _fuse_conv(model: ir.Model, node: ir.Node, scale: npt.NDArray, shift: npt.NDArray) -> bool:
-    weight = _constant(node.inputs[1])
+def _fuse_conv(additions: Additions, node: ir.Node, scale: npt.NDArray, shift: npt.NDArray) -> bool:
+    weight = constant_tensor(node.inputs[1])
     if weight is None:
         return False
     array = weight.numpy()
@@ -218,32 +259,26 @@ def _fuse_conv(model: ir.Model, node: ir.Node, scale: npt.NDArray, shift: npt.ND
         groups = group.as_int() if group else 1
         grouped = array.astype(np.float64).reshape(groups, -1, *array.shape[1:])
         wide = (grouped * scale.reshape(groups, 1, -1, *[1] * (array.ndim - 2))).reshape(array.shape)
-    return _replace(model, node, wide, scale, shift, 1.0)
+    return _replace(additions, node, wide, (scale, shift), 1.0)
 
 
-def _fuse_gemm(model: ir.Model, node: ir.Node, scale: npt.NDArray, shift: npt.NDArray) -> bool:
+def _fuse_gemm(additions: Additions, node: ir.Node, scale: npt.NDArray, shift: npt.NDArray) -> bool:
     weight, trans, beta = (
-        _constant(node.inputs[1]),
+        constant_tensor(node.inputs[1]),
         node.attributes.get("transB"),
         node.attributes.get("beta"),
     )
     if weight is None:
         return False
     column = scale[:, None] if trans and trans.as_int() else scale[None, :]
-    if not _replace(
-        model,
-        node,
-        weight.numpy().astype(np.float64) * column,
-        scale,
-        shift,
-        beta.as_float() if beta else 1.0,
-    ):
+    wide = weight.numpy().astype(np.float64) * column
+    if not _replace(additions, node, wide, (scale, shift), beta.as_float() if beta else 1.0):
         return False
     node.attributes.pop("beta", None)
     return True
 
 
-_FUSERS: dict[str, Callable[[ir.Model, ir.Node, npt.NDArray, npt.NDArray], bool]] = {
+_FUSERS: dict[str, Callable[[Additions, ir.Node, npt.NDArray, npt.NDArray], bool]] = {
     "Conv": _fuse_conv,
     "ConvTranspose": _fuse_conv,
     "Gemm": _fuse_gemm,
@@ -251,12 +286,21 @@ _FUSERS: dict[str, Callable[[ir.Model, ir.Node, npt.NDArray, npt.NDArray], bool]
 
 
 def _replace(
-    model: ir.Model, node: ir.Node, wide: npt.NDArray, scale: npt.NDArray, shift: npt.NDArray, factor: float
+    additions: Additions,
+    node: ir.Node,
+    wide: npt.NDArray,
+    affine: tuple[npt.NDArray, npt.NDArray],
+    factor: float,
 ) -> bool:
-    """Give ``node`` the weight ``wide`` and the bias ``factor * b * scale + shift``."""
+    """Give ``node`` the weight ``wide`` and the bias ``factor * b * scale + shift``.
+
+    Returns:
+        False, with the node as it was, if the bias is not constant or a result is not finite.
+    """
+    scale, shift = affine
     before = node.inputs[1]
     old = node.inputs[2] if len(node.inputs) > 2 else None
-    bias = _constant(old)
+    bias = constant_tensor(old)
     if before is None or before.const_value is None or (old is not None and bias is None):
         return False
     dtype = before.const_value.numpy().dtype
@@ -270,9 +314,7 @@ def _replace(
     if not (np.isfinite(weight).all() and np.isfinite(offset).all()):
         return False
     name = old.name if old is not None else f"{before.name}.bias"
-    node.replace_input_with(1, _add_initializer(model, f"{before.name}.fused", weight, replaces=before))
-    fused = _add_initializer(model, f"{name}.fused", offset, replaces=before)
-    if len(node.inputs) < 3:
-        node.resize_inputs(3)
-    node.replace_input_with(2, fused)
+    node.replace_input_with(1, additions.constant(f"{before.name}.fused", weight))
+    node.resize_inputs(3)
+    node.replace_input_with(2, additions.constant(f"{name}.fused", offset))
     return True

@@ -16,8 +16,9 @@ from growpipe.graph_ops.files.atomic import check_file_target, settle, staging_f
 from growpipe.graph_ops.files.proto_rules import check_proto, shortened
 from growpipe.graph_ops.files.protobuf_size import check_wire
 from growpipe.graph_ops.files.schema_rules import check_attributes
+from growpipe.graph_ops.operators import plain_domain
 
-__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "load_model", "read_model", "save_model"]
+__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "hold_in_memory", "load_model", "read_model", "save_model"]
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest protobuf file; bigger models keep their tensors in external data."""
@@ -64,6 +65,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, ir.Model]
         is_sorted = check_proto(proto, place.parent)
         check_attributes(proto)
         model = ir.serde.deserialize_model(proto)
+        _join_opset_imports(model, proto)
         for tensor in _external_tensors(model):
             tensor.base_dir = place.parent
         if not is_sorted:
@@ -98,6 +100,13 @@ def _parse(path: Path) -> onnx.ModelProto:
         except DecodeError:
             raise UnsafeModel("it is no ONNX model, or is truncated") from None
     return proto
+
+
+def _join_opset_imports(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """One entry per operator set. Of several entries the last holds, as in onnxruntime."""
+    versions = {plain_domain(opset.domain): opset.version for opset in proto.opset_import}
+    model.graph.opset_imports.clear()
+    model.graph.opset_imports.update(versions)
 
 
 def _sort(model: ir.Model) -> None:
@@ -188,8 +197,7 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: 
 
 def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
     """Write with every external tensor in the new data file or inline; ``model`` stays as it was."""
-    attributes = [t for t in _attribute_tensors(_graphs(model)) if isinstance(t, ir.ExternalTensor)]
-    if attributes:
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in _attribute_tensors(_graphs(model))):
         model = model.clone()
         for graph in _graphs(model):
             for node in graph:
@@ -215,6 +223,16 @@ def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
     finally:
         for value, original in zip(values, tensors, strict=True):
             value.const_value = original
+
+
+def hold_in_memory(model: ir.Model) -> None:
+    """Replace every external tensor of a model by one that holds its own data, in place."""
+    for value in _initializers(model):
+        if value.const_value is not None:
+            value.const_value = _in_memory(value.const_value)
+    for graph in _graphs(model):
+        for node in graph:
+            _inline_attributes(node)
 
 
 def _inline_attributes(node: ir.Node) -> None:

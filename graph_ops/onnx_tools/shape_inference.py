@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
-from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.files.load_save import hold_in_memory
 from growpipe.graph_ops.onnx_tools.process import infer_model_shapes
 from growpipe.graph_ops.operators import is_onnx
 
-__all__ = ["clear_shapes", "infer_shapes", "skeleton", "spell_out_defaults"]
+__all__ = ["clear_shapes", "infer_shapes", "restore_output_shapes", "skeleton", "spell_out_defaults"]
 
+_SEPARATE_INITIALIZERS = 4  # the IR version from which an initializer that is an input is a default
 _SMALL = 4096
 """Bytes of a tensor whose values inference may need (shapes, split sizes, axes); larger ones are left out."""
 
@@ -30,37 +31,40 @@ def clear_shapes(model: ir.Model) -> None:
                 value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
-def infer_shapes(model: ir.Model, *, strict: bool = True, keep_declared: bool = False) -> ir.Model:
-    """A copy of the model with the shape of every value inferred anew; tensors are shared with the original.
+def infer_shapes(model: ir.Model, *, strict: bool = True) -> ir.Model:
+    """A copy of the model with the shape of every value inferred anew from the inputs and the initializers.
+
+    What the file declares of a value that a node computes is a claim, and is not used; see
+    `restore_output_shapes`. An initializer that a caller may replace counts by its shape, not by its values.
 
     Args:
-        model: the model; not changed.
+        model: the model; not changed. Its tensors are shared with the copy.
         strict: whether a contradiction is an error. (ONNX itself keeps silent about contradictions in a graph
-            with operators it does not know; an output that differs from its declaration is always found.)
-        keep_declared: whether declared lengths stand in where inference finds none. Only for models whose
-            declarations are right.
+            with operators it does not know.)
 
     Raises:
-        CheckFailed: inference found a contradiction and ``strict`` is set.
+        CheckFailed: inference found a contradiction and ``strict`` is set, or did not survive the model.
     """
     copy = model.clone()
-    declared = {
-        value: value.shape
-        for value in (_computed(copy) if keep_declared else copy.graph.outputs)
-        if value.shape is not None
-    }
     clear_shapes(copy)
     proto = skeleton(copy)
     spell_out_defaults(proto.graph)
     inferred = infer_model_shapes(proto, strict=strict)
     _merge(copy.graph, inferred.graph)
-    for value, shape in declared.items():
-        if not _compatible(value.shape, shape):
-            if strict and value.is_graph_output():
-                raise CheckFailed(f"the output {value.name!r} is declared as {shape}, but is {value.shape}")
-            continue
-        value.shape = shape if value.shape is None else _merged(value.shape, shape)
     return copy
+
+
+def restore_output_shapes(inferred: ir.Model, model: ir.Model) -> None:
+    """Give the outputs back what was declared of them, as far as it does not contradict what was inferred.
+
+    Args:
+        inferred: what `infer_shapes` made of a model with the same outputs; changed.
+        model: the model that declares the outputs.
+    """
+    for value, before in zip(inferred.graph.outputs, model.graph.outputs, strict=True):
+        shape = before.shape
+        if shape is not None and _compatible(value.shape, shape):
+            value.shape = shape.copy() if value.shape is None else _merged(value.shape, shape)
 
 
 def spell_out_defaults(graph: onnx.GraphProto) -> None:
@@ -103,33 +107,24 @@ def _merged(inferred: ir.Shape, declared: ir.Shape) -> ir.Shape:
 
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:
-    """The model as a message in which large tensors are inputs: nothing to copy, and never above 2 GB.
+    """The model as a message without large tensors: nothing to copy, and never above 2 GB.
 
-    The model is as before when this returns.
+    Large tensors of the main graph are inputs in the message, and so are initializers that a caller may
+    replace. The others hold their own data, wherever the model keeps it.
     """
-    graph = model.graph
-    large = {
-        name: value
-        for name, value in graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > _SMALL
-    }
-    everything = list(graph.initializers.values())
-    declared = set(graph.inputs)
-    count = len(graph.inputs)
-    for name, value in large.items():
+    small = model.clone()
+    graph = small.graph
+    replaceable = model.ir_version >= _SEPARATE_INITIALIZERS
+    for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        assert tensor is not None
+        if tensor is None or not (tensor.nbytes > _SMALL or (replaceable and value.is_graph_input())):
+            continue
         value.type = ir.TensorType(tensor.dtype)
         graph.initializers.pop(name)
-        if value not in declared:
+        if not value.is_graph_input():
             graph.inputs.append(value)
-    try:
-        return ir.to_proto(model)
-    finally:
-        graph.inputs[count:] = []  # del would leave them marked as inputs
-        graph.initializers.clear()
-        for value in everything:  # in their old order
-            graph.initializers.add(value)
+    hold_in_memory(small)
+    return ir.to_proto(small)
 
 
 def _merge(graph: ir.Graph, inferred: onnx.GraphProto) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "PROVIDERS",
     "Device",
     "code_version",
+    "how_to_install",
     "is_follower",
     "library_versions",
     "require",
@@ -103,9 +104,12 @@ def require_installed(module: str, extra: str, purpose: str) -> None:
 
 
 def _missing(module: str, extra: str, purpose: str) -> MissingEnvironment:
-    return MissingEnvironment(
-        f"{purpose} needs {module}, which is not installed: pip install 'growpipe[{extra}]'"
-    )
+    return MissingEnvironment(f"{purpose} needs {module}, which is not installed: {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """What brings an extra, for error messages."""
+    return f"pip install '.[{extra}]' in a checkout of growpipe"
 
 
 def resolve_device(device: str) -> str:

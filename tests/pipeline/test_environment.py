@@ -15,9 +15,9 @@ from tests.helpers.torch_free import python_without
 @pytest.mark.parametrize(
     ("missing", "command", "extra"),
     [
-        ("torch", "['run', '--out', 'x']", "growpipe[train]"),
-        ("onnxruntime", "['run', '--out', 'x']", "growpipe[cpu]"),
-        ("torch", "['analyse', 'x']", "growpipe[train]"),
+        ("torch", "['run', '--out', 'x']", ".[train]"),
+        ("onnxruntime", "['run', '--out', 'x']", ".[cpu]"),
+        ("torch", "['analyse', 'x']", ".[train]"),
     ],
 )
 def test_a_command_names_the_missing_extra(missing: str, command: str, extra: str) -> None:
@@ -32,9 +32,7 @@ def test_the_python_calls_name_the_missing_extra() -> None:
         ("torch",), "import growpipe\nprint(growpipe.SplitPlan.__name__)\ngrowpipe.analyse\n"
     )
     assert done.stdout == "SplitPlan\n"
-    assert (
-        "growpipe.analyse needs torch, which is not installed: pip install 'growpipe[train]'" in done.stderr
-    )
+    assert "growpipe.analyse needs torch, which is not installed: pip install '.[train]'" in done.stderr
 
 
 def test_every_public_name_is_there() -> None:
@@ -54,7 +52,7 @@ def test_importing_growpipe_imports_nothing_heavy() -> None:
 
 
 def test_an_import_error_inside_a_module_is_not_hidden() -> None:
-    with pytest.raises(MissingEnvironment, match=r"x needs no_such_package, .*growpipe\[train\]"):
+    with pytest.raises(MissingEnvironment, match=r"x needs no_such_package, .*\.\[train\]"):
         require("no_such_package", "train", "x")
 
 

@@ -22,6 +22,7 @@ from growpipe.checks.child import requests
 from growpipe.checks.child.messages import NotAMessage, TooLarge, pack, read_message
 from growpipe.checks.measure.memory import bytes_of
 from growpipe.checks.measure.sessions import Device, Session
+from growpipe.environment import how_to_install
 from growpipe.graph_ops.errors import CheckFailed, GrowpipeError
 
 __all__ = ["serve"]
@@ -50,7 +51,7 @@ def serve(settings: Mapping[str, Any]) -> None:
 
             torch.set_num_threads(1)
     except ImportError:
-        print("torch is not installed: pip install 'growpipe[train]' to use --torch", file=sys.stderr)
+        print(f"--torch needs torch, which is not installed: {how_to_install('train')}", file=sys.stderr)
         sys.exit(3)
     warnings.simplefilter("ignore")  # of the libraries; what counts is in the answers
     while True:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.environment import how_to_install
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
 from growpipe.user_code import call_user_code, load_reference
 
@@ -130,6 +131,6 @@ def _torch() -> Any:
         import torch
     except ImportError:
         raise MissingEnvironment(
-            "torch is not installed: pip install 'growpipe[train]' to use --torch"
+            f"--torch needs torch, which is not installed: {how_to_install('train')}"
         ) from None
     return torch

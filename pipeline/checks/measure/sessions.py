@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from growpipe.environment import PROVIDERS, Device
+from growpipe.environment import PROVIDERS, Device, how_to_install
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
 
 __all__ = ["PROVIDERS", "Device", "Model", "Session", "open_session", "readable_errors"]
@@ -117,7 +117,7 @@ def open_session(
         import onnxruntime as ort
     except ImportError:
         raise MissingEnvironment(
-            "onnxruntime is not installed: pip install 'growpipe[cpu]', or 'growpipe[gpu]' for CUDA"
+            f"onnxruntime is not installed: {how_to_install('cpu')}; for CUDA the extra is gpu"
         ) from None
     if device not in PROVIDERS:
         raise UsageError(f"unknown device {device!r}: choose one of {', '.join(PROVIDERS)}")

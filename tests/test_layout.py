@@ -47,7 +47,7 @@ ORDER = {
     "graph_ops": "errors hashes operators files onnx_tools axes cost groups plan edit",
     "analyser": "samples program preparation curvature spectra choice api",
     "checks": "policy measure child report baseline input_sets context registry request runner areas formats",
-    "run": "locate lock recipe store task recipe_limits stages summary picture loop",
+    "run": "locate lock recipe store task recipe_limits facts stages summary picture finish loop",
 }
 
 # Imports that break a rule above and are about to go. Never add one.

@@ -56,9 +56,10 @@ def _run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_
     from growpipe.environment import resolve_device
     from growpipe.graph_ops.files.documents import read_json
     from growpipe.parallel.distributed import launched
-    from growpipe.run.loop import run_all, title_of
+    from growpipe.run.loop import run_all
+    from growpipe.run.stages.names import DEPLOYED, SUMMARY
     from growpipe.run.store import Run
-    from growpipe.run.summary import print_summary, rows_of
+    from growpipe.run.summary import print_summary, rows_of, title_of
 
     resolved = resolve_device(device)
     with launched(resolved) as peers:
@@ -68,8 +69,8 @@ def _run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_
     if is_follower():
         return
     if as_json:
-        summary = read_json(final.folder / "summary.json", "the summary", inside=out)
+        summary = read_json(final.folder / SUMMARY, "the summary", inside=out)
         click.echo(json.dumps(summary, indent=1))
         return
     print_summary(rows_of(opened), title_of(opened))
-    click.echo(f"{final.facts['stopped']}; the deployable model is {final.folder / 'model.onnx'}")
+    click.echo(f"{final.facts.stopped}; the deployable model is {final.folder / DEPLOYED}")

@@ -66,8 +66,9 @@ def _done(
         else:
             opened = Run.open(directory, peers)
         with opened.locked():
-            chosen = next_round(opened, stage) if number is None else number
-            return announced(STAGES[stage](load_task(opened), chosen)).folder
+            kind, do = STAGES[stage]
+            chosen = next_round(opened, kind) if number is None else number
+            return announced(do(load_task(opened), chosen)).folder
 
 
 @click.command()
@@ -121,15 +122,15 @@ def report(directory: Path, as_json: bool) -> None:
     require_installed("torch", "train", "growpipe report")
     require_run(directory)
     from growpipe.graph_ops.files.reading import reading
-    from growpipe.run.loop import FINAL, title_of
+    from growpipe.run.stages.names import FINAL
     from growpipe.run.store import Run
-    from growpipe.run.summary import print_summary, rows_of, summary_document
+    from growpipe.run.summary import print_summary, rows_of, summary_document, title_of
 
     opened = Run.open(directory)
     with reading("the run", directory):  # its stages may report anything
         rows = rows_of(opened)
         final = opened.published(FINAL)
-        document = summary_document(opened, rows, final.facts["stopped"] if final else "not finished")
+        document = summary_document(opened, rows, final.facts.stopped if final else "not finished")
         if as_json:
             click.echo(json.dumps(document, indent=1))
             return

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from growpipe.environment import require
-from growpipe.run.stages.stages import CONTROL
+from growpipe.run.stages.names import CONTROL
 from growpipe.run.store import METRICS, read_metrics
-from growpipe.run.summary import Row
+from growpipe.run.summary import RoundRow
 
 __all__ = ["draw_run"]
 
@@ -17,7 +17,7 @@ _GROWN, _CONTROL = "#1b6ca8", "#b5651d"
 _MOST_WIDTHS = 6
 
 
-def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
+def draw_run(rows: Sequence[RoundRow], folder: Path, path: Path) -> None:
     """Draw test accuracy over parameters and the validation loss over epochs.
 
     Args:
@@ -69,8 +69,8 @@ def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
         if start:
             right.axvline(start + 0.5, color="0.7", lw=0.8)
         start += len(losses)
-    if (folder / CONTROL / METRICS).exists():
-        losses = _validation_losses(folder / CONTROL / METRICS, folder)
+    if (folder / CONTROL.name / METRICS).exists():
+        losses = _validation_losses(folder / CONTROL.name / METRICS, folder)
         right.plot(range(1, 1 + len(losses)), losses, color=_CONTROL, lw=1)
     right.set(xlabel="epoch (grey lines: splits)", ylabel="validation loss", yscale="log")
     for axes in (left, right):
@@ -78,7 +78,7 @@ def draw_run(rows: Sequence[Row], folder: Path, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _label(row: Row) -> str:
+def _label(row: RoundRow) -> str:
     """The widths, or where these are too many to read how many channels they are."""
     if len(row.widths) <= _MOST_WIDTHS:
         return "-".join(map(str, row.widths))

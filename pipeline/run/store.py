@@ -21,22 +21,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from growpipe.environment import code_version, library_versions
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.atomic import STAGING, publish_folder, sweep, write_text
 from growpipe.graph_ops.files.documents import parse_json, read_json, validated
-from growpipe.graph_ops.files.reading import MissingFile, hash_file, read_text, reading
+from growpipe.graph_ops.files.reading import MissingFile, hash_file, one_line, read_text, reading
 from growpipe.parallel.processes import ALONE, Processes
 from growpipe.run.locate import RUN_FILE, require_run
 from growpipe.run.lock import LOCK_FILE, hold
 from growpipe.run.recipe import Recipe, parse_recipe
 from growpipe.validation import Section
 
-__all__ = ["Run", "StageRecord", "read_metrics"]
+__all__ = ["PublishedFile", "Run", "Stage", "StageRecord", "read_metrics"]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -60,23 +60,62 @@ class _Manifest(Section):
     facts: dict[str, Any]
 
 
+Facts = TypeVar("Facts")
+
+
 @dataclass(frozen=True)
-class StageRecord:
+class Stage(Generic[Facts]):
+    """A stage of a run, done or not.
+
+    Attributes:
+        name: e.g. ``round-00/train``.
+        facts: the type of what it reports of itself, a dataclass.
+    """
+
+    name: str
+    facts: type[Facts]
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of a published stage.
+
+    Attributes:
+        name: e.g. ``round-00/train/weights.safetensors``.
+        path: where the file is.
+        digest: its SHA-256.
+    """
+
+    name: str
+    path: Path
+    digest: str
+
+    def as_input(self) -> dict[str, str]:
+        """The hash by name, as an input of another stage."""
+        return {self.name: self.digest}
+
+
+@dataclass(frozen=True)
+class StageRecord(Generic[Facts]):
     """A published stage.
 
     Attributes:
         name: e.g. ``round-00/train``.
         folder: where its files are.
         outputs: SHA-256 by file name, relative to the folder.
-        facts: what the stage reported of itself; JSON values.
-        skipped: it was there already.
+        facts: what the stage reported of itself.
+        skipped: the stage was there already.
     """
 
     name: str
     folder: Path
     outputs: Mapping[str, str]
-    facts: Mapping[str, Any]
+    facts: Facts
     skipped: bool = False
+
+    def file(self, name: str) -> PublishedFile:
+        """One of its files."""
+        return PublishedFile(f"{self.name}/{name}", self.folder / name, self.outputs[name])
 
     def inputs(self, *files: str) -> dict[str, str]:
         """The hashes of these files, as inputs of another stage."""
@@ -186,15 +225,20 @@ class Run:
             self._gather_metrics()
             yield
 
-    def published(self, name: str) -> StageRecord | None:
-        """The stage as it was published, whatever its key; None where there is none."""
+    def published(self, stage: Stage[Facts]) -> StageRecord[Facts] | None:
+        """The stage as it was published, whatever its key; None if there is none.
+
+        Raises:
+            UsageError: its manifest is damaged, or was written by another version of growpipe.
+        """
         try:
-            manifest = self._manifest(name)
+            manifest = self._manifest(stage.name)
+            facts = _facts(stage, manifest)
         except MissingFile:
             return None
         except UsageError as error:
-            raise UsageError(f"{error}; remove {self.path / name}") from None
-        return StageRecord(name, self.path / name, manifest.outputs, manifest.facts)
+            raise UsageError(f"{error}; remove {self.path / stage.name}") from None
+        return StageRecord(stage.name, self.path / stage.name, manifest.outputs, facts)
 
     def _manifest(self, name: str) -> _Manifest:
         file = self.path / name / MANIFEST
@@ -203,29 +247,30 @@ class Run:
 
     def stage(
         self,
-        name: str,
-        produce: Callable[[Path], Mapping[str, Any]],
+        stage: Stage[Facts],
+        produce: Callable[[Path], Facts],
         *,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         everywhere: bool = False,
-    ) -> StageRecord:
+    ) -> StageRecord[Facts]:
         """Do a stage, or find it done.
 
         Args:
-            name: e.g. ``round-00/train``.
-            produce: writes the stage's files into the folder it is given and returns its facts (JSON).
+            stage: which one.
+            produce: writes the stage's files into the folder it is given and returns its facts.
             config: the part of the configuration that the stage reads.
             inputs: SHA-256 of every file that the stage reads.
             everywhere: all processes produce, together; what the first writes is kept. Otherwise the others
                 wait for it.
 
         Returns:
-            The record; ``skipped`` when nothing had to be done.
+            The record; ``skipped`` if nothing had to be done.
 
         Raises:
             CheckFailed: the processes do not agree on the key.
         """
+        name = stage.name
         described = {
             "stage": name,
             "code": code_version(),
@@ -236,18 +281,20 @@ class Run:
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         self.peers.agree(f"what {name} depends on (code, libraries, recipe and files)", key)
         folder = self.path / name
-        done = self.peers.broadcast(None if self.peers.rank else self._finished(name, key))
+        done = self.peers.broadcast(None if self.peers.rank else self._finished(stage, key))
         if done is not None:
             return done
         if self.peers.rank:
             if everywhere:
                 with tempfile.TemporaryDirectory() as scratch:
                     produce(Path(scratch))
-            return self.peers.broadcast(StageRecord(name, folder, {}, {}))
+            record: StageRecord[Facts] | None = self.peers.broadcast(None)
+            assert record is not None  # what process 0 has published
+            return record
         folder.parent.mkdir(parents=True, exist_ok=True)
         with publish_folder(folder) as staging:
             started = time.monotonic()
-            facts = dict(produce(staging))
+            facts = produce(staging)
             outputs = {
                 path.relative_to(staging).as_posix(): hash_file(path)
                 for path in sorted(staging.rglob("*"))
@@ -257,25 +304,26 @@ class Run:
                 "key": key,
                 **described,
                 "outputs": outputs,
-                "facts": facts,
+                "facts": TypeAdapter(stage.facts).dump_python(facts, mode="json"),
                 "seconds": round(time.monotonic() - started, 3),
             }
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         self._gather_metrics()
         return self.peers.broadcast(StageRecord(name, folder, outputs, facts))
 
-    def _finished(self, name: str, key: str) -> StageRecord | None:
-        folder = self.path / name
+    def _finished(self, stage: Stage[Facts], key: str) -> StageRecord[Facts] | None:
+        folder = self.path / stage.name
         try:
-            manifest = self._manifest(name)
+            manifest = self._manifest(stage.name)
             if manifest.key != key:
                 return None
             for file, digest in manifest.outputs.items():
                 if hash_file(folder / file, inside=self.path) != digest:
                     return None
+            facts = _facts(stage, manifest)
         except UsageError:
             return None  # whatever is damaged is made again
-        return StageRecord(name, folder, manifest.outputs, manifest.facts, skipped=True)
+        return StageRecord(stage.name, folder, manifest.outputs, facts, skipped=True)
 
     def _gather_metrics(self) -> None:
         """Write the metrics of all published stages into one file, unless it holds them already."""
@@ -290,6 +338,23 @@ class Run:
             if not text:
                 return
         write_text(target, text)
+
+
+def _facts(stage: Stage[Facts], manifest: _Manifest) -> Facts:
+    """What the stage reported.
+
+    Raises:
+        UsageError: another version of growpipe reported it, or it is damaged.
+    """
+    try:
+        return TypeAdapter(stage.facts).validate_python(manifest.facts)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise UsageError(
+            f"what {stage.name} reported is damaged, or of another version of growpipe: "
+            f"{one_line(key)!r}, {one_line(fault['msg'])}"
+        ) from None
 
 
 def read_metrics(path: Path, inside: Path) -> list[str]:

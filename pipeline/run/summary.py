@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.graph_ops.errors import UsageError
-from growpipe.run.stages.stages import CONTROL, round_stage
+from growpipe.run.facts import AnalyseFacts, NetworkSize, SplitFacts
+from growpipe.run.stages.names import ANALYSE, CHECK, CONTROL, EXPORT, TRAIN, round_stage
 from growpipe.run.store import Run
 
-__all__ = ["Row", "print_summary", "rows_of", "summary_document", "summary_markdown"]
+__all__ = ["RoundRow", "print_summary", "rows_of", "summary_document", "summary_markdown", "title_of"]
 
 
 @dataclass(frozen=True)
-class Row:
+class RoundRow:
     """One network of a run.
 
     Attributes:
@@ -27,11 +29,13 @@ class Row:
         macs: multiply-accumulates per sample.
         epochs: trained in all, up to this network.
         test_accuracy: measured in onnxruntime; None for a regression.
-        latency_ratio, latency_low, latency_high: this network over its parent, batch 1, with the interval.
-        epsilon: of the split that made this network.
-        predicted_change, realised_change: change of loss at that split.
+        latency_ratio: latency of this network over its parent's, batch 1; None if no split made the network.
+        latency_low, latency_high: the interval of ``latency_ratio``.
+        epsilon: of the split that made this network; None if no split did.
+        predicted_change, realised_change: change of loss at the split that made this network.
         parity: parent against child at ε = 0, relative to the output's scale.
-        cost: of this network, where the budget is of something else than parameters and MACs, in ``unit``.
+        cost: of this network in ``unit``, if the budget is of something else than parameters and MACs.
+        unit: of ``cost``.
     """
 
     name: str
@@ -51,68 +55,56 @@ class Row:
     unit: str = ""
 
 
-def rows_of(run: Run) -> list[Row]:
-    """A row per checked round, and the control where it was trained and checked."""
-    rows: list[Row] = []
-    epochs = 0
-    number = 0
+def rows_of(run: Run) -> list[RoundRow]:
+    """A row per checked round, and one of the control if it is trained."""
+    rows: list[RoundRow] = []
+    epochs = number = 0
     split: dict[str, Any] = {}
-    while (checked := run.published(round_stage(number, "check"))) is not None:
-        trained = run.published(round_stage(number, "train"))
-        exported = run.published(round_stage(number, "export"))
+    while (checked := run.published(round_stage(number, CHECK))) is not None:
+        trained = run.published(round_stage(number, TRAIN))
+        exported = run.published(round_stage(number, EXPORT))
         if trained is None or exported is None:
             break
-        epochs += trained.facts["epochs"]
-        rows.append(
-            Row(
-                f"round {number}",
-                tuple(exported.facts["widths"].values()),
-                exported.facts["parameters"],
-                exported.facts["macs"],
-                epochs,
-                _accuracy(checked.facts["test_accuracy"]),
-                **split,
-            )
-        )
-        analysed = run.published(round_stage(number, "analyse"))
-        if analysed is None or not (analysed.facts["stopped"] or "latency" in checked.facts):
+        epochs += trained.facts.epochs
+        row = _row(f"round {number}", exported.facts.size, epochs, checked.facts.test_accuracy)
+        rows.append(replace(row, **split))
+        analysed = run.published(round_stage(number, ANALYSE))
+        if analysed is None or (analysed.facts.stopped is None and checked.facts.split is None):
             break
-        split = {} if analysed.facts["stopped"] else _split_facts(analysed.facts, checked.facts)
+        split = _split_columns(analysed.facts, checked.facts.split)
         number += 1
     control = run.published(CONTROL)
     if control is not None and rows:
         facts = control.facts
-        rows.append(
-            Row(
-                "control",
-                tuple(facts["widths"].values()),
-                facts["parameters"],
-                facts["macs"],
-                facts["epochs"],
-                _accuracy(facts["test_accuracy"]),
-            )
-        )
+        rows.append(_row("control", facts.size, facts.training.epochs, facts.test_accuracy))
     return rows
 
 
-def _split_facts(analysed: Mapping[str, Any], checked: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row tells of the split that made its network."""
-    latency = checked["latency"]
+def _row(name: str, size: NetworkSize, epochs: int, accuracy: Accuracy | None) -> RoundRow:
+    value = None if accuracy is None else accuracy.value
+    return RoundRow(name, tuple(size.widths.values()), size.parameters, size.macs, epochs, value)
+
+
+def _split_columns(analysed: AnalyseFacts, split: SplitFacts | None) -> dict[str, Any]:
+    """The columns of a row that are of the split which made its network."""
+    if split is None or analysed.stopped is not None:
+        return {}
     return {
-        "latency_ratio": latency["ratio"],
-        "latency_low": latency["low"],
-        "latency_high": latency["high"],
-        "epsilon": analysed["epsilon"],
-        "predicted_change": analysed["predicted_change"],
-        "realised_change": analysed["realised_change"],
-        "parity": checked["parity"],
-        "cost": analysed.get("cost"),
-        "unit": analysed.get("unit", ""),
+        "latency_ratio": split.latency.ratio,
+        "latency_low": split.latency.low,
+        "latency_high": split.latency.high,
+        "epsilon": analysed.epsilon,
+        "predicted_change": analysed.predicted_change,
+        "realised_change": analysed.realised_change,
+        "parity": split.parity,
+        "cost": analysed.cost,
+        "unit": analysed.unit,
     }
 
 
-def _accuracy(measured: dict[str, Any] | None) -> float | None:
-    return None if measured is None else float(measured["value"])
+def title_of(run: Run) -> str:
+    """The heading of a run's summary."""
+    return f"growpipe run of {run.recipe.name}, seed {run.seed}"
 
 
 _ABSENT = "-"
@@ -134,7 +126,7 @@ _COLUMNS = (
 )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: RoundRow) -> tuple[str, ...]:
     def shown(value: float | None, form: str) -> str:
         return _ABSENT if value is None else format(value, form)
 
@@ -166,7 +158,7 @@ def _columns_in_use(cells: Sequence[Sequence[str]]) -> list[int]:
     return [index for index in range(len(_COLUMNS)) if any(row[index] != _ABSENT for row in cells)]
 
 
-def print_summary(rows: Sequence[Row], title: str) -> None:
+def print_summary(rows: Sequence[RoundRow], title: str) -> None:
     """Print the rows on stdout: one table where there is room for it, else networks and splits apart."""
     console = Console()
     if not console.is_terminal:
@@ -186,7 +178,7 @@ def print_summary(rows: Sequence[Row], title: str) -> None:
         title = ""
 
 
-def summary_markdown(rows: Sequence[Row], title: str) -> str:
+def summary_markdown(rows: Sequence[RoundRow], title: str) -> str:
     """The rows as a Markdown table."""
     cells = [_cells(row) for row in rows]
     columns = _columns_in_use(cells)
@@ -196,7 +188,7 @@ def summary_markdown(rows: Sequence[Row], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary_document(run: Run, rows: Sequence[Row], stopped: str) -> dict[str, Any]:
+def summary_document(run: Run, rows: Sequence[RoundRow], stopped: str) -> dict[str, Any]:
     """``summary.json``: the rows, what ended the run, and what it was."""
     grown = [row for row in rows if row.name != "control"]
     if not grown:

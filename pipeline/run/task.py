@@ -19,11 +19,12 @@ from growpipe.data.loader_items import as_tuple, pairs
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run.store import Run
 from growpipe.seeding import seed_everything
+from growpipe.torch_module.export import GrowthExport, export_growth_form
 from growpipe.torch_module.outputs import to_numpy
 from growpipe.training.evaluation import LossFunction, Objective
 from growpipe.user_code import call_user_code, hash_user_file, load_reference
 
-__all__ = ["Task", "as_feed", "input_names", "load_task"]
+__all__ = ["Task", "TrainedNetwork", "as_feed", "input_names", "load_task"]
 
 _LOSSES: dict[str, LossFunction] = {
     "classification": nn.functional.cross_entropy,
@@ -31,7 +32,22 @@ _LOSSES: dict[str, LossFunction] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A trained network and its two views.
+
+    Attributes:
+        key: hashes of the files that it was made from.
+        module: on the CPU, in evaluation mode.
+        export: of ``module``; the growth history is in the metadata of the graph.
+    """
+
+    key: tuple[str, str]
+    module: nn.Module
+    export: GrowthExport
+
+
+@dataclass(eq=False)
 class Task:
     """A recipe's model, data and loss, imported.
 
@@ -40,11 +56,13 @@ class Task:
         objective: data, loss, and whether accuracy is measured.
         config: the recipe values that enter the key of every stage that uses the model or the data, plus
             hashes of the user's own files.
+        network: the trained network that was used last; see `growpipe.run.stages.network`.
     """
 
     run: Run
     objective: Objective
     config: Mapping[str, Any]
+    network: TrainedNetwork | None = None
 
     def build_seed(self) -> nn.Module:
         """The seed network as the recipe's ``model`` builds it, initialised from the run's seed.
@@ -59,6 +77,18 @@ class Task:
         if not isinstance(model, nn.Module):
             raise UsageError(f"{recipe.model} returned {type(model).__name__}, not an nn.Module")
         return model
+
+    def export(self, model: nn.Module) -> GrowthExport:
+        """Export ``model``, which is left on the CPU in evaluation mode, under the recipe's names.
+
+        Raises:
+            UsageError: the model cannot be exported.
+        """
+        recipe = self.run.recipe
+        model.to("cpu").eval()
+        return export_growth_form(
+            model, self.example_inputs(), input_names=recipe.inputs, output_names=recipe.outputs
+        )
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
         """The inputs of the first validation batch, at most 8 samples.

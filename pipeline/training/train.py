@@ -26,7 +26,10 @@ from growpipe.training.evaluation import Objective, evaluate
 from growpipe.training.options import TrainingOptions
 from growpipe.user_code import call_user_code
 
-__all__ = ["TrainingStage", "make_optimizer", "train"]
+__all__ = ["TrainingStage", "Until", "make_optimizer", "train"]
+
+
+Until = Literal["plateau", "period", "end"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class TrainingStage:
 
     name: str
     epochs: int
-    until: Literal["plateau", "period", "end"] = "end"
+    until: Until = "end"
     seed: int = 0
     checkpoint: Path | None = None
     key: str = ""

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
+from growpipe.checks.measure.accuracy import Accuracy, accuracy
 from growpipe.checks.measure.compare import compare, run_model
 from growpipe.checks.measure.latency import Timing, paired_latency
+from growpipe.checks.runner import run_checks
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.atomic import write_text
 from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.graph_ops.plan.split_plan import SplitPlan
-from growpipe.run.stages.stages import (
+from growpipe.run.facts import CheckFacts, RewriteFacts, SplitFacts
+from growpipe.run.stages.names import (
+    ANALYSE,
+    CHECK,
     CHILD,
+    EXPORT,
     GROWTH_FORM,
     PLAN,
+    PLAN_FILES,
+    REPORT,
+    REWRITE,
     WEIGHTS,
     previous_stage,
     round_stage,
-    test_accuracy,
 )
-from growpipe.run.stages.structure import structure_problems
-from growpipe.run.store import Run, StageRecord
+from growpipe.run.stages.network import trained_network
+from growpipe.run.store import StageRecord
 from growpipe.run.task import Task, input_names
 from growpipe.torch_module.grow_module import load_grown
 from growpipe.torch_module.outputs import output_tensors, to_numpy
 
-__all__ = ["check_round"]
+__all__ = ["accuracy_on_test", "check_round", "structure_problems"]
 
 PARITY_TOLERANCE = 1e-5
 """Parent against child at ε = 0, relative to the output's scale; torch against ONNX at the chosen ε alike."""
@@ -39,97 +50,133 @@ BATCH_SIZES = (1, 2, 7)
 _LATENCY_SECONDS = 2.0
 
 
-def check_round(task: Task, number: int) -> StageRecord:
-    """Check the trained network of a round and, where it was split, its child against it.
+def check_round(task: Task, number: int) -> StageRecord[CheckFacts]:
+    """Check the trained network of a round and, if it was split, its child against it.
 
-    Publishes ``report.json``. The facts hold the accuracy of both, the parity at ε = 0, the agreement of
-    torch and ONNX at the chosen ε, and the paired latency ratio of child over parent.
+    Publishes ``report.json``.
 
     Raises:
         CheckFailed: the structure is wrong, or a parity is worse than 1e-5 of the output's scale. What was
             measured is in the message, and in ``failed-check.json`` of the round.
+        UsageError: the round has no export stage yet.
     """
     run = task.run
-    exported = previous_stage(run, number, "export")
-    rewritten = run.published(round_stage(number, "rewrite"))
+    exported = previous_stage(run, number, EXPORT)
+    rewritten = run.published(round_stage(number, REWRITE))
     inputs = exported.inputs(GROWTH_FORM)
     if rewritten is not None:
-        analysed = previous_stage(run, number, "analyse")
-        inputs |= rewritten.inputs(CHILD, WEIGHTS) | analysed.inputs(
-            f"{PLAN}/plan.json", f"{PLAN}/plan.safetensors"
-        )
-    failed = run.path / round_stage(number, "failed-check.json")
+        inputs |= rewritten.inputs(CHILD, WEIGHTS)
+        inputs |= previous_stage(run, number, ANALYSE).inputs(*PLAN_FILES)
+    failed = run.path / f"{round_stage(number, CHECK).name.rpartition('/')[0]}/failed-check.json"
 
-    def produce(folder: Path) -> dict[str, Any]:
-        report = _check_network(task, exported.folder / GROWTH_FORM)
+    def produce(folder: Path) -> CheckFacts:
+        network = exported.folder / GROWTH_FORM
+        problems = _structure(network)
+        split = None
         if rewritten is not None:
-            report |= _check_split(run, task, number, exported.folder / GROWTH_FORM, rewritten.folder, folder)
-        problems = report.pop("problems")
+            problems += _structure(rewritten.folder / CHILD)
+            split = _check_split(task, number, rewritten, folder)
+            problems += _parity_problems(split)
+        facts = CheckFacts(accuracy_on_test(task, network), split)
         if problems:
-            write_text(failed, json.dumps({"problems": problems, **report}, indent=1) + "\n")
+            write_text(failed, json.dumps({"problems": problems, **_report(facts)}, indent=1) + "\n")
             raise CheckFailed(
                 f"round {number} failed its check: {problems[0]}"
                 + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
                 + f"; all of it is in {failed}"
             )
         failed.unlink(missing_ok=True)
-        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-        return report
+        (folder / REPORT).write_text(json.dumps(_report(facts), indent=1) + "\n", encoding="utf-8")
+        return facts
 
     config = {**task.config, "tolerance": PARITY_TOLERANCE, "batch_sizes": BATCH_SIZES}
-    return run.stage(round_stage(number, "check"), produce, config=config, inputs=inputs)
+    return run.stage(round_stage(number, CHECK), produce, config=config, inputs=inputs)
 
 
-def _check_network(task: Task, path: Path) -> dict[str, Any]:
-    """Structure and test accuracy of the trained network."""
-    return {
-        "problems": [f"{path.name}: {problem}" for problem in structure_problems(path, BATCH_SIZES)],
-        "test_accuracy": test_accuracy(task, path),
-    }
+def accuracy_on_test(task: Task, path: Path) -> Accuracy | None:
+    """Accuracy of an ONNX file on the test set in onnxruntime, with its interval; None for a regression."""
+    if not task.objective.classify:
+        return None
+    feed, targets = task.gathered(task.objective.loaders.test, input_names(load_model(path)))
+    return accuracy(path, feed, targets)
 
 
-def _check_split(
-    run: Run, task: Task, number: int, parent: Path, rewritten: Path, folder: Path
-) -> dict[str, Any]:
-    """The child against its parent."""
-    child = rewritten / CHILD
-    names = input_names(load_model(parent))
+def structure_problems(path: str | os.PathLike[str], batch_sizes: Sequence[int] = (1, 3)) -> list[str]:
+    """What the safety and structure checks find wrong, real runs at these batch sizes included.
+
+    Args:
+        path: the model.
+        batch_sizes: the sizes that a model with a dynamic batch is run at.
+
+    Returns:
+        One line per failed check; empty if the model is sound.
+    """
+    policy = {"numerics": {"batch_sizes": list(batch_sizes)}}
+    report = run_checks(path, policy=policy, only=("safety", "structure"))
+    return [
+        f"{r.check}: {r.message}" + "".join(f"; {finding}" for finding in r.findings[:3])
+        for r in report.worst
+        if r.status not in ("passed", "skipped", "waived", "warned")
+    ]
+
+
+def _structure(path: Path) -> list[str]:
+    return [f"{path.name}: {problem}" for problem in structure_problems(path, BATCH_SIZES)]
+
+
+def _check_split(task: Task, number: int, rewritten: StageRecord[RewriteFacts], folder: Path) -> SplitFacts:
+    """The child against its parent, and against the grown module."""
+    run = task.run
+    parent = previous_stage(run, number, EXPORT).folder / GROWTH_FORM
+    child = rewritten.folder / CHILD
+    plan = SplitPlan.load(previous_stage(run, number, ANALYSE).folder / PLAN)
+    graph = trained_network(task, number).export.graph
+    names = input_names(graph)
     feed, _ = task.gathered(task.objective.loaders.validation, names, limit=1)
-    plan = SplitPlan.load(previous_stage(run, number, "analyse").folder / PLAN)
-    problems = [f"{child.name}: {problem}" for problem in structure_problems(child, BATCH_SIZES)]
 
-    # At ε = 0 the child computes what its parent computes.
     undisplaced = folder / ".undisplaced.onnx"
-    save_model(grow_graph(load_model(parent), plan.with_epsilon(0.0)), undisplaced)
-    parity = 0.0
+    save_model(grow_graph(graph, plan.with_epsilon(0.0)), undisplaced)
+    parity = _worst_difference(parent, undisplaced, feed)
+    undisplaced.unlink()
+
+    model = load_grown(task.build_seed(), rewritten.folder / WEIGHTS).eval()
+    with torch.no_grad():
+        expected = map(to_numpy, output_tensors(model(*(torch.from_numpy(feed[name]) for name in names))))
+    outputs = run_model(child, feed)
+    sample = task.one_sample(graph)
+    return SplitFacts(
+        parity=parity,
+        torch_parity=compare(dict(zip(outputs, expected, strict=True)), outputs).relative,
+        drift=compare(run_model(parent, feed), outputs).relative,
+        child_test_accuracy=accuracy_on_test(task, child),
+        latency=paired_latency(parent, child, sample, Timing(seconds=_LATENCY_SECONDS, level=0.95)),
+    )
+
+
+def _worst_difference(parent: Path, child: Path, feed: Mapping[str, npt.NDArray]) -> float:
+    """The largest difference as a share of the output's scale, over batch sizes and optimisation levels."""
+    differences = []
     for size in (*BATCH_SIZES, len(next(iter(feed.values())))):
         batch = {name: array[:size] for name, array in feed.items()}
         for optimised in (False, True):
             expected = run_model(parent, batch, optimised=optimised)
-            parity = max(
-                parity, compare(expected, run_model(undisplaced, batch, optimised=optimised)).relative
-            )
-    undisplaced.unlink()
-    if not parity <= PARITY_TOLERANCE:
-        problems.append(f"parent and child differ at ε = 0 by {parity:.1e} of the output's scale")
+            found = run_model(child, batch, optimised=optimised)
+            differences.append(compare(expected, found).relative)
+    return max(differences)
 
-    # At the chosen ε the rewritten graph computes what the grown module computes.
-    model = load_grown(task.build_seed(), rewritten / WEIGHTS).eval()
-    with torch.no_grad():
-        output = model(*(torch.from_numpy(feed[name]) for name in names))
-    outputs = run_model(child, feed)
-    expected = dict(zip(outputs, map(to_numpy, output_tensors(output)), strict=True))
-    mirror = compare(expected, outputs).relative
-    if not mirror <= PARITY_TOLERANCE:
-        problems.append(f"torch and ONNX differ after the split by {mirror:.1e} of the output's scale")
 
-    sample = task.one_sample(load_model(parent))
-    latency = paired_latency(parent, child, sample, Timing(seconds=_LATENCY_SECONDS, level=0.95))
-    return {
-        "problems": problems,
-        "parity": parity,
-        "torch_parity": mirror,
-        "drift": compare(run_model(parent, feed), outputs).relative,
-        "child_test_accuracy": test_accuracy(task, child),
-        "latency": dataclasses.asdict(latency),
-    }
+def _parity_problems(split: SplitFacts) -> list[str]:
+    problems = []
+    if not split.parity <= PARITY_TOLERANCE:
+        problems.append(f"parent and child differ at ε = 0 by {split.parity:.1e} of the output's scale")
+    if not split.torch_parity <= PARITY_TOLERANCE:
+        problems.append(
+            f"torch and ONNX differ after the split by {split.torch_parity:.1e} of the output's scale"
+        )
+    return problems
+
+
+def _report(facts: CheckFacts) -> dict[str, Any]:
+    """The fields of ``report.json``."""
+    report = dataclasses.asdict(facts)
+    return {"test_accuracy": report["test_accuracy"], **(report["split"] or {})}

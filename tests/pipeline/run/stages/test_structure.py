@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from growpipe.run.stages.structure import structure_problems
+from growpipe.run.stages.check import structure_problems
 
 SOUND = """
 <ir_version: 8, opset_import: ["": 17]>

@@ -1,0 +1,176 @@
+"""What each stage of a run reports of itself: written into its manifest, read by the stages after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from growpipe.checks.measure.accuracy import Accuracy
+from growpipe.checks.measure.latency import LatencyRatio
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups
+
+__all__ = [
+    "AnalyseFacts",
+    "CheckFacts",
+    "ControlFacts",
+    "ExportFacts",
+    "FinalFacts",
+    "NetworkSize",
+    "RewriteFacts",
+    "SplitFacts",
+    "TrainFacts",
+]
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """How large a network is.
+
+    Attributes:
+        widths: of the splittable channel groups, by name, in graph order.
+        parameters: the number of trainable entries.
+        macs: multiply-accumulates per sample.
+    """
+
+    widths: Mapping[str, int]
+    parameters: int
+    macs: int
+
+    @staticmethod
+    def of(groups: ChannelGroups, grown: Mapping[str, int] | None = None) -> NetworkSize:
+        """The size of a network, or of the same network with the widths of ``grown``."""
+        wider = dict(grown or {})
+        return NetworkSize(
+            {group.name: wider.get(group.name, group.width) for group in groups.groups if group.splittable},
+            int(groups.cost.parameters(wider)),
+            int(groups.cost.macs(wider)),
+        )
+
+
+@dataclass(frozen=True)
+class TrainFacts:
+    """A stage of training.
+
+    Attributes:
+        epochs: how many were trained.
+        train_loss: of the last epoch.
+        validation_loss: of the weights that the stage ended with.
+        validation_accuracy: of the weights that the stage ended with, 0 to 1; None if it is not measured.
+        processes: how many trained together; None for one alone.
+    """
+
+    epochs: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float | None
+    processes: int | None = None
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """The graph of a trained network.
+
+    Attributes:
+        size: of the network.
+        torch_divergence: how far onnxruntime is from torch, as a share of the output's scale.
+    """
+
+    size: NetworkSize
+    torch_divergence: float
+
+
+@dataclass(frozen=True)
+class AnalyseFacts:
+    """The split plan of a round, or why there is none.
+
+    Attributes:
+        stopped: why nothing splits; None if there is a plan, which the other attributes are of.
+        budget_spent: whether the grown network can have no channel more.
+        epsilon: the step ε of the splits.
+        predicted_change: of the loss.
+        realised_change: of the loss, on samples that the analysis did not see.
+        added_channels: by all splits together.
+        cost: of the grown network, in ``unit``, if the budget is of something else than parameters and MACs.
+        unit: of ``cost``.
+    """
+
+    stopped: str | None = None
+    budget_spent: bool = False
+    epsilon: float | None = None
+    predicted_change: float | None = None
+    realised_change: float | None = None
+    added_channels: int = 0
+    cost: float | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class RewriteFacts:
+    """The grown network before it is trained.
+
+    Attributes:
+        size: of the network.
+    """
+
+    size: NetworkSize
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What onnxruntime says of a split.
+
+    Attributes:
+        parity: parent against child at ε = 0, as a share of the output's scale.
+        torch_parity: the grown module against the grown graph at the chosen ε, as a share of the output's
+            scale.
+        drift: parent against child at the chosen ε, as a share of the output's scale.
+        child_test_accuracy: of the child before training; None if accuracy is not measured.
+        latency: of the child over its parent, batch 1.
+    """
+
+    parity: float
+    torch_parity: float
+    drift: float
+    child_test_accuracy: Accuracy | None
+    latency: LatencyRatio
+
+
+@dataclass(frozen=True)
+class CheckFacts:
+    """What onnxruntime says of a trained network.
+
+    Attributes:
+        test_accuracy: None if accuracy is not measured.
+        split: of the network's split; None if it did not split.
+    """
+
+    test_accuracy: Accuracy | None
+    split: SplitFacts | None = None
+
+
+@dataclass(frozen=True)
+class ControlFacts:
+    """A network that never grew.
+
+    Attributes:
+        size: of the network.
+        training: how it was trained.
+        test_accuracy: None if accuracy is not measured.
+    """
+
+    size: NetworkSize
+    training: TrainFacts
+    test_accuracy: Accuracy | None
+
+
+@dataclass(frozen=True)
+class FinalFacts:
+    """The final artifacts.
+
+    Attributes:
+        stopped: why growth ended.
+        deploy_parity: deploy form against growth form, as a share of the output's scale.
+    """
+
+    stopped: str
+    deploy_parity: float

@@ -1,0 +1,83 @@
+"""The end of a run: the final network in deploy form, the summary and the picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from growpipe.checks.measure.compare import compare, run_model
+from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.files.load_save import load_model, save_model
+from growpipe.run.facts import FinalFacts
+from growpipe.run.picture import draw_run
+from growpipe.run.stages.names import (
+    CHECK,
+    CONTROL,
+    DEPLOYED,
+    EXPORT,
+    FINAL,
+    GROWTH_FORM,
+    REPORT,
+    SUMMARY,
+    TRAIN,
+    WEIGHTS,
+    previous_stage,
+)
+from growpipe.run.store import StageRecord
+from growpipe.run.summary import rows_of, summary_document, summary_markdown, title_of
+from growpipe.run.task import Task, input_names
+
+__all__ = ["finish"]
+
+_DEPLOY_TOLERANCE = 1e-5  # of the output's scale: fusing batch norm rounds
+
+
+def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
+    """Publish ``final``: deploy form, growth form, weights, summary and picture.
+
+    Args:
+        task: the task of the run.
+        number: the last round.
+        stopped: why the run ended, in words.
+
+    Raises:
+        CheckFailed: the deploy form computes something else than the growth form.
+        UsageError: the last round is not checked yet.
+    """
+    run = task.run
+    exported, trained = previous_stage(run, number, EXPORT), previous_stage(run, number, TRAIN)
+    checked = previous_stage(run, number, CHECK)
+    control = run.published(CONTROL)
+    inputs = exported.inputs(GROWTH_FORM) | trained.inputs(WEIGHTS) | checked.inputs(REPORT)
+    if control is not None:
+        inputs |= control.inputs(GROWTH_FORM)
+
+    def produce(folder: Path) -> FinalFacts:
+        parity = _deploy(task, exported.folder / GROWTH_FORM, folder / DEPLOYED)
+        shutil.copyfile(exported.folder / GROWTH_FORM, folder / GROWTH_FORM)
+        shutil.copyfile(trained.folder / WEIGHTS, folder / WEIGHTS)
+        rows = rows_of(run)
+        document = json.dumps(summary_document(run, rows, stopped), indent=1) + "\n"
+        (folder / SUMMARY).write_text(document, encoding="utf-8")
+        (folder / "summary.md").write_text(summary_markdown(rows, title_of(run)), encoding="utf-8")
+        draw_run(rows, run.path, folder / "run.png")
+        return FinalFacts(stopped, parity)
+
+    rows = [dataclasses.asdict(row) for row in rows_of(run)]
+    return run.stage(FINAL, produce, config={"rows": rows, "stopped": stopped}, inputs=inputs)
+
+
+def _deploy(task: Task, growth_form: Path, deployed: Path) -> float:
+    """Write the deploy form; how far it is from the growth form, as a share of the output's scale."""
+    graph = load_model(growth_form)
+    save_model(deploy_form(graph), deployed)
+    feed, _ = task.gathered(task.objective.loaders.validation, input_names(graph), limit=1)
+    difference = compare(run_model(growth_form, feed), run_model(deployed, feed)).relative
+    if not difference <= _DEPLOY_TOLERANCE:
+        raise CheckFailed(
+            f"the deploy form differs from the growth form by {difference:.1e} of the output's scale"
+        )
+    return difference

@@ -1,0 +1,80 @@
+"""The names of stages and of the files in them."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.run.facts import (
+    AnalyseFacts,
+    CheckFacts,
+    ControlFacts,
+    ExportFacts,
+    FinalFacts,
+    RewriteFacts,
+    TrainFacts,
+)
+from growpipe.run.store import Run, Stage, StageRecord
+
+__all__ = [
+    "ANALYSE",
+    "CHECK",
+    "CHILD",
+    "CONTROL",
+    "DEPLOYED",
+    "EXPORT",
+    "FINAL",
+    "GROWTH_FORM",
+    "OPTIMIZER",
+    "PLAN",
+    "PLAN_FILES",
+    "REPORT",
+    "REWRITE",
+    "SUMMARY",
+    "TRAIN",
+    "WEIGHTS",
+    "previous_stage",
+    "round_stage",
+]
+
+Facts = TypeVar("Facts")
+
+# The stages of a round, in order; `round_stage` names them.
+TRAIN = Stage("train", TrainFacts)
+EXPORT = Stage("export", ExportFacts)
+ANALYSE = Stage("analyse", AnalyseFacts)
+REWRITE = Stage("rewrite", RewriteFacts)
+CHECK = Stage("check", CheckFacts)
+
+CONTROL = Stage("control/train", ControlFacts)
+FINAL = Stage("final", FinalFacts)
+
+GROWTH_FORM = "growth.onnx"
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+CHILD = "child.onnx"
+PLAN = "plan"
+PLAN_FILES = (f"{PLAN}/plan.json", f"{PLAN}/plan.safetensors")
+REPORT = "report.json"
+DEPLOYED = "model.onnx"
+SUMMARY = "summary.json"
+
+
+def round_stage(number: int, stage: Stage[Facts]) -> Stage[Facts]:
+    """A stage of a round, e.g. ``round-00/train``."""
+    return Stage(f"round-{number:02d}/{stage.name}", stage.facts)
+
+
+def previous_stage(run: Run, number: int, stage: Stage[Facts]) -> StageRecord[Facts]:
+    """A published stage that another one reads.
+
+    Raises:
+        UsageError: the stage is not there.
+    """
+    record = run.published(round_stage(number, stage))
+    if record is None:
+        command = {"check": "check-round"}.get(stage.name, stage.name)
+        raise UsageError(
+            f"round {number} has no {stage.name} stage yet; run first: growpipe {command} {run.path}"
+        )
+    return record

@@ -1,0 +1,144 @@
+"""The train stage of a round."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups
+from growpipe.run.facts import TrainFacts
+from growpipe.run.recipe_limits import check_limits
+from growpipe.run.stages.names import (
+    ANALYSE,
+    OPTIMIZER,
+    REWRITE,
+    TRAIN,
+    WEIGHTS,
+    previous_stage,
+    round_stage,
+)
+from growpipe.run.store import METRICS, Run, StageRecord
+from growpipe.run.task import Task
+from growpipe.seeding import seed_everything
+from growpipe.torch_module.grow_module import load_grown, save_grown
+from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
+from growpipe.torch_module.widen import reinitialise
+from growpipe.training.train import TrainingStage, Until, make_optimizer, train
+
+__all__ = ["discard_progress", "fit", "train_round", "training_config", "training_stage"]
+
+
+def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
+    """Train the seed network (round 0) or what the last rewrite made, for the epochs of the recipe.
+
+    Publishes ``weights.safetensors``, ``optimizer.safetensors`` and ``metrics.jsonl``.
+
+    Raises:
+        UsageError: the round before has not come so far, the seed network cannot grow, or training fails.
+    """
+    run, recipe = task.run, task.run.recipe
+    stage = round_stage(number, TRAIN)
+    parent = _parent(run, number)
+    last = _is_last(run, number)
+    retrain = last and number > 0 and recipe.growth.finish == "retrain"
+    epochs = recipe.train.final_epochs if last else recipe.train.epochs
+    config = {**training_config(task, epochs), "last": last, "retrain": retrain}
+    inputs = {} if parent is None else parent.inputs(WEIGHTS, OPTIMIZER)
+
+    def produce(folder: Path) -> TrainFacts:
+        model = task.build_seed()
+        if parent is not None:
+            load_grown(model, parent.folder / WEIGHTS)
+        elif run.peers.rank == 0:
+            # A network that cannot be exported or grown should say so before it is trained, not after.
+            _require_growth(task, task.export(model).groups(recipe.growth.freeze))
+        if retrain:
+            seed_everything(run.seed, "retrain")
+            reinitialise(model)
+        model.to(run.device)
+        optimizer = make_optimizer(model, recipe.train)
+        if parent is not None and not retrain:
+            load_optimizer(optimizer, model, parent.folder / OPTIMIZER)
+        until: Until = "end" if last else recipe.train.trigger
+        key = json.dumps([config, inputs], sort_keys=True)
+        return fit(task, folder, model, optimizer, training_stage(run, stage.name, epochs, until, key))
+
+    record = run.stage(stage, produce, config=config, inputs=inputs, everywhere=True)
+    discard_progress(run, stage.name)
+    return record
+
+
+def _parent(run: Run, number: int) -> StageRecord[Any] | None:
+    """The stage whose weights round ``number`` begins with; None for the seed network."""
+    if number == 0:
+        return None
+    # If nothing was left to split, the same network gets the last stage of training.
+    stopped = previous_stage(run, number - 1, ANALYSE).facts.stopped
+    return previous_stage(run, number - 1, REWRITE if stopped is None else TRAIN)
+
+
+def _is_last(run: Run, number: int) -> bool:
+    """Whether no growth follows round ``number``."""
+    if number >= run.recipe.growth.rounds:
+        return True
+    if number == 0:
+        return False
+    found = previous_stage(run, number - 1, ANALYSE).facts
+    return found.stopped is not None or found.budget_spent
+
+
+def _require_growth(task: Task, groups: ChannelGroups) -> None:
+    if not any(group.splittable for group in groups.groups):
+        barrier = next((str(group.barrier) for group in groups.groups if group.barrier), "it has no channels")
+        raise UsageError(
+            f"the seed network has no channel group that can split: {barrier}; see growpipe inspect"
+        )
+    check_limits(task.run.recipe, groups)
+
+
+def training_config(task: Task, epochs: int) -> dict[str, Any]:
+    """What a stage of ``epochs`` epochs depends on, which is not how many epochs the others have."""
+    settings = task.run.recipe.train.model_dump(mode="json", exclude={"epochs", "final_epochs"})
+    return {**task.config, "train": settings, "epochs": epochs}
+
+
+def training_stage(run: Run, name: str, epochs: int, until: Until, key: str) -> TrainingStage:
+    """A stage of training that keeps its progress in the run directory until it is published."""
+    return TrainingStage(name, epochs, until, run.seed, _progress_folder(run, name), key)
+
+
+def fit(
+    task: Task, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, stage: TrainingStage
+) -> TrainFacts:
+    """Train ``model`` in place; write weights, optimizer state and metrics into ``folder``."""
+    run = task.run
+    history = train(
+        model, optimizer, task.objective, run.recipe.train, stage, device=run.device, peers=run.peers
+    )
+    save_grown(model, folder / WEIGHTS)
+    save_optimizer(optimizer, model, folder / OPTIMIZER)
+    lines = (json.dumps(dataclasses.asdict(epoch)) + "\n" for epoch in history)
+    (folder / METRICS).write_text("".join(lines), encoding="utf-8")
+    done = history[-1]
+    processes = run.peers.world if run.peers.world > 1 else None
+    return TrainFacts(
+        len(history), done.train_loss, done.validation_loss, done.validation_accuracy, processes
+    )
+
+
+def _progress_folder(run: Run, name: str) -> Path:
+    """Where a stage that trains keeps its checkpoint until it is published."""
+    return run.path / Path(name).parent / f".progress-{Path(name).name}"
+
+
+def discard_progress(run: Run, name: str) -> None:
+    """Remove the checkpoint of a stage that is published."""
+    if run.peers.rank == 0:
+        shutil.rmtree(_progress_folder(run, name), ignore_errors=True)

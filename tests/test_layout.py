@@ -45,15 +45,13 @@ ALLOWED = {
 # The order inside a folder with sub-folders: a room imports only rooms that stand before it.
 ORDER = {
     "graph_ops": "errors hashes operators files onnx_tools axes cost groups plan edit",
-    "analyser": "samples program preparation curvature spectra choice api",
+    "analyser": "samples schemes candidates program preparation curvature spectra choice api",
     "checks": "policy measure child report baseline input_sets context registry request runner areas formats",
     "run": "locate lock recipe store task recipe_limits facts stages summary picture finish loop",
 }
 
 # Imports that break a rule above and are about to go. Never add one.
-EXPECTED = {
-    ("growpipe.analyser.spectra", "growpipe.analyser.choice"),
-}
+EXPECTED: set[tuple[str, str]] = set()
 
 LONGEST_MODULE = 420
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from growpipe.analyser.api import growing
-from growpipe.analyser.choice.schemes import scheme_of
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingOperator
 from growpipe.analyser.preparation import default_memory, prepare
 from growpipe.analyser.program.activations import Surrogate
 from growpipe.analyser.samples import collect
+from growpipe.analyser.schemes import scheme_of
 from growpipe.analyser.spectra.drive import Apply
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
 from growpipe.parallel.processes import processes

@@ -45,16 +45,17 @@ from benchmarks.analyser.starts import measure_starts
 from benchmarks.common import record
 from benchmarks.common.command import run_command
 from growpipe.analyser.api import analyse
-from growpipe.analyser.choice.schemes import ROWS, scheme_of
-from growpipe.analyser.choice.selection import Candidates, select
+from growpipe.analyser.candidates import Candidates
+from growpipe.analyser.choice.growth_limits import GrowthLimits
+from growpipe.analyser.choice.selection import select
 from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.schemes import ROWS, scheme_of
 from growpipe.analyser.spectra.dense import Columns
-from growpipe.analyser.spectra.drive import Recurrence, Run, lanczos, random_start, run_all
+from growpipe.analyser.spectra.drive import Iteration, Recurrence, drive, lanczos, random_start
 from growpipe.analyser.spectra.solvers import PRODUCTS_TO_NOISE, counted_work
 from growpipe.analyser.spectra.spectra import BLOCK, Spectra
-from growpipe.budgets.budget import Limits
 
 EPOCH = 50_000
 
@@ -149,7 +150,7 @@ def measure_solvers(bench: Bench, largest: int = 64, repeats: int = 5) -> list[d
             return {0: metric.white(position, whole[position])}
 
         v = start[position]
-        runs: dict[str, Callable[[], Run]] = {
+        runs: dict[str, Callable[[], Iteration]] = {
             "dense": lambda v=v: Columns(v[0]),
             "lanczos": lambda v=v: Recurrence(v, PRODUCTS_TO_NOISE),
         }
@@ -158,7 +159,7 @@ def measure_solvers(bench: Bench, largest: int = 64, repeats: int = 5) -> list[d
             for name, run in runs.items():
                 # As from a random start on real data: a preview at every product from the fourth on.
                 one = {0: run()}
-                seconds[name].append(clock(bench.device, lambda one=one: run_all(apply, one)))
+                seconds[name].append(clock(bench.device, lambda one=one: drive(apply, one)))
         counted = counted_work(group.dimension, work, PRODUCTS_TO_NOISE)
         pairs = zip(seconds["dense"], seconds["lanczos"], strict=True)
         rows.append(
@@ -180,7 +181,7 @@ def measure_choice(bench: Bench, samples: int) -> dict[str, Any]:
     its rows falls short of the best plan's, with exact eigenvectors. ``choice_and_directions``: the same with
     the eigenvectors that the rule has found.
     """
-    scheme, limits = scheme_of("m4", 3.0), Limits()
+    scheme, limits = scheme_of("m4", 3.0), GrowthLimits()
     operator = SplittingOperator(bench.prepared.program)
     for start in range(0, samples, MICRO_BATCH):
         stop = start + MICRO_BATCH

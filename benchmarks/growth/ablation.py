@@ -35,7 +35,7 @@ from torch import nn
 from benchmarks.common import record
 from benchmarks.common.command import run_command
 from growpipe import analyse, grow
-from growpipe.analyser import Budget
+from growpipe.analyser import GrowthBudget
 from growpipe.data import Loaders
 from growpipe.data.digits import loaders
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
@@ -167,7 +167,7 @@ def run(name: str, options: Mapping[str, Any], seed: int, data: Loaders) -> dict
             try:
                 plan = analyse(
                     model, nn.functional.cross_entropy, list(data.train), (image,),
-                    budget=Budget(macs=target), max_factor=4.0, seed=seed, device="cpu",
+                    budget=GrowthBudget(macs=target), max_factor=4.0, seed=seed, device="cpu",
                     **{**DEFAULT, **options},
                 )  # fmt: skip
             except NothingToSplit as nothing:

@@ -28,10 +28,11 @@ from torch import nn
 
 from benchmarks.common import record
 from benchmarks.common.command import run_command
-from growpipe.analyser.choice.schemes import scheme_of
-from growpipe.analyser.choice.selection import Candidates
+from growpipe.analyser.candidates import Candidates
+from growpipe.analyser.choice.growth_limits import GrowthLimits
 from growpipe.analyser.choice.spending import spend
-from growpipe.budgets.budget import Budget, Limits
+from growpipe.analyser.schemes import scheme_of
+from growpipe.budgets.budget import GrowthBudget
 from growpipe.budgets.measured_latency import MeasuredLatency
 from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
@@ -97,9 +98,9 @@ def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], random: int)
     kept = []
     for share, align in itertools.product(LIMITS, ALIGNED):
         counted = Counted(latency)
-        limits = Limits(
+        limits = GrowthLimits(
             growth=None,
-            budget=Budget(cost=counted, limit=share * latency.own),
+            budget=GrowthBudget(cost=counted, limit=share * latency.own),
             align=align,
             max_factor=8.0,
             balance=0.5,

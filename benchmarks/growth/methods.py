@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from growpipe import analyse
-from growpipe.analyser import Budget
+from growpipe.analyser import GrowthBudget
 from growpipe.graph_ops.axes.dims import axis_map, channel_rows
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
@@ -56,7 +56,7 @@ def signed(scheme: str, c: float) -> Maker:
 
     def make(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
         if isinstance(target, int):
-            limits: dict[str, Any] = {"budget": Budget(macs=target), "growth": None}
+            limits: dict[str, Any] = {"budget": GrowthBudget(macs=target), "growth": None}
         else:
             own = {group.name: group.width for group in moment.groups.groups if group.splittable}
             exact = {name: (width + target.get(name, 0),) * 2 for name, width in own.items()}

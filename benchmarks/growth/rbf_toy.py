@@ -41,7 +41,7 @@ from benchmarks.common.command import run_command
 from benchmarks.common.record import append, summarise
 from growpipe.analyser import analyse
 from growpipe.analyser.choice.line_search import line_search
-from growpipe.analyser.choice.schemes import ROWS, Scheme, best_rows, scheme_of
+from growpipe.analyser.schemes import ROWS, Scheme, best_rows, scheme_of
 from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.models import rbf
 

@@ -71,7 +71,7 @@ class CurveTerm:
 
 @dataclass(frozen=True)
 class CostTable:
-    """The cost of a network as a sum over its channel groups: a `growpipe.analyser.Budget` can bound it.
+    """The cost of a network as a sum over its channel groups; a `growpipe.analyser.GrowthBudget` takes it.
 
     Attributes:
         terms: what adds up. Costs of neighbouring groups are coupled where a term has both.

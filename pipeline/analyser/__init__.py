@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from growpipe.analyser.api import RANKING_SAMPLES, analyse
-from growpipe.budgets.budget import Budget, NetworkCost
+from growpipe.budgets.budget import GrowthBudget, NetworkCost
 
-__all__ = ["RANKING_SAMPLES", "Budget", "NetworkCost", "analyse"]
+__all__ = ["RANKING_SAMPLES", "GrowthBudget", "NetworkCost", "analyse"]

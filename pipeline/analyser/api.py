@@ -15,24 +15,25 @@ import torch
 from torch import nn
 
 from growpipe.analyser.choice.calibration import Calibration, calibrate
+from growpipe.analyser.choice.growth_limits import GrowthLimits
 from growpipe.analyser.choice.line_search import EPSILONS, START, LineSearch, line_search
 from growpipe.analyser.choice.plan_splits import is_asymmetric
 from growpipe.analyser.choice.proposals import Proposals
-from growpipe.analyser.choice.schemes import scheme_of
 from growpipe.analyser.choice.spending import spend
 from growpipe.analyser.curvature.metric import METRICS, GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingOperator
 from growpipe.analyser.preparation import default_memory, device_of, prepare
 from growpipe.analyser.program.activations import Surrogate
-from growpipe.analyser.program.program import Loss
 from growpipe.analyser.samples import MIN_SAMPLES, MicroBatch, check_mean_loss, collect
+from growpipe.analyser.schemes import scheme_of
 from growpipe.analyser.spectra.solvers import SOLVERS
 from growpipe.analyser.spectra.spectra import measure_spectra
-from growpipe.budgets.budget import Budget, Limits
+from growpipe.budgets.budget import GrowthBudget
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.parallel.processes import Processes, processes
+from growpipe.torch_module.outputs import LossFunction
 
 __all__ = ["RANKING_SAMPLES", "analyse"]
 
@@ -46,7 +47,7 @@ STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def analyse(
     model: nn.Module,
-    loss_fn: Loss,
+    loss_fn: LossFunction,
     batches: Iterable[Any],
     example_inputs: Any,
     *,
@@ -54,7 +55,7 @@ def analyse(
     c: float = 1.25,
     growth: float | None = None,
     epsilon: float | None = None,
-    budget: Budget | None = None,
+    budget: GrowthBudget | None = None,
     metric: str = "input",
     damping: float = 1e-3,
     displace: Sequence[str] = ("weights",),
@@ -102,7 +103,7 @@ def analyse(
         growth: the share of channels to add; None means 0.3 without a budget, and no such bound with one.
         epsilon: the step ε in the metric's unit; None searches.
         budget: what the grown network may cost in parameters, MACs, or any other cost (see
-            `growpipe.budgets.budget.Budget`); with a growth share both hold.
+            `growpipe.budgets.budget.GrowthBudget`); with a growth share both hold.
         metric: ``"euclidean"`` (‖δ‖² in parameter units) or ``"input"`` (δᵀ E[p pᵀ] δ, see `metric`).
         damping: of the input metric, as a share of the mean eigenvalue of Σ.
         displace: what is displaced: ``"weights"`` (of mixing producers), ``"filters"`` (depthwise),
@@ -181,7 +182,7 @@ def analyse(
     if min(micro_batch, line_search_samples, ranking_samples) < 1:
         raise UsageError("micro_batch, line_search_samples and ranking_samples must be at least 1")
     unlimited = budget is None or budget.unlimited
-    limits = Limits(
+    limits = GrowthLimits(
         growth=0.3 if growth is None and unlimited else growth,
         budget=budget,
         align=align,
@@ -352,7 +353,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 def growing(
     operator: SplittingOperator,
     data: Sequence[MicroBatch],
-    loss_fn: Loss,
+    loss_fn: LossFunction,
     peers: Processes,
     device: torch.device,
 ) -> Callable[[int], SplittingOperator | None]:

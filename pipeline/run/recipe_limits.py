@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from growpipe.analyser import Budget
+from growpipe.analyser import GrowthBudget
 from growpipe.budgets.measured_latency import MeasuredLatency
 from growpipe.graph_ops.cost.cost_table import CostTable, CurveTerm, RateTerm
 from growpipe.graph_ops.errors import UsageError
@@ -20,7 +20,7 @@ from growpipe.suggestions import did_you_mean
 __all__ = ["alignment", "budget_for", "check_limits", "width_limits"]
 
 
-def budget_for(task: Task, graph: ir.Model) -> Budget:
+def budget_for(task: Task, graph: ir.Model) -> GrowthBudget:
     """What the network of this growth form may grow to.
 
     Under a budget of milliseconds networks are measured here, by the first process; all get its figures.
@@ -30,13 +30,13 @@ def budget_for(task: Task, graph: ir.Model) -> Budget:
     """
     asked = task.run.recipe.budget
     if asked.milliseconds is not None:
-        return Budget(
+        return GrowthBudget(
             asked.parameters, asked.macs, _latency(task, graph, asked.threads), limit=asked.milliseconds
         )
     if asked.table is not None:
         table = _cost_table(asked.table, find_channel_groups(graph))
-        return Budget(asked.parameters, asked.macs, table, limit=asked.table.limit)
-    return Budget(asked.parameters, asked.macs)
+        return GrowthBudget(asked.parameters, asked.macs, table, limit=asked.table.limit)
+    return GrowthBudget(asked.parameters, asked.macs)
 
 
 def alignment(recipe: Recipe) -> int:

@@ -20,8 +20,8 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.run.store import Run
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import GrowthExport, export_growth_form
-from growpipe.torch_module.outputs import to_numpy
-from growpipe.training.evaluation import LossFunction, Objective
+from growpipe.torch_module.outputs import LossFunction, to_numpy
+from growpipe.training.evaluation import Objective
 from growpipe.user_code import call_user_code, hash_user_file, load_reference
 
 __all__ = ["Task", "TrainedNetwork", "as_feed", "input_names", "load_task"]

@@ -1,9 +1,9 @@
-"""What a module gives and holds: the tensors of its outputs, tensors as arrays, its mode."""
+"""What a module gives and holds: the tensors of its outputs, tensors as arrays, its loss, its mode."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
-__all__ = ["evaluation_mode", "output_tensors", "to_numpy", "to_torch"]
+__all__ = ["LossFunction", "evaluation_mode", "output_tensors", "to_numpy", "to_torch"]
+
+LossFunction = Callable[[Any, Any], torch.Tensor]
+"""``(output, target)`` to a scalar, the mean loss over the samples of a batch."""
 
 
 def output_tensors(output: Any) -> list[torch.Tensor]:

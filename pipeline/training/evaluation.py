@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,10 @@ from growpipe.data.loader_items import as_tuple, to_device
 from growpipe.graph_ops.errors import UsageError
 from growpipe.parallel.distributed import pieces
 from growpipe.parallel.processes import ALONE, Processes
-from growpipe.torch_module.outputs import evaluation_mode
+from growpipe.torch_module.outputs import LossFunction, evaluation_mode
 from growpipe.user_code import call_user_code
 
-__all__ = ["Evaluation", "LossFunction", "Objective", "evaluate"]
-
-LossFunction = Callable[[Any, Any], torch.Tensor]
+__all__ = ["Evaluation", "Objective", "evaluate"]
 
 
 @dataclass(frozen=True, eq=False)

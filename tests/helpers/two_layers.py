@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from growpipe.analyser.choice.schemes import scheme_of
-from growpipe.analyser.choice.selection import Candidates
+from growpipe.analyser.candidates import Candidates
+from growpipe.analyser.schemes import scheme_of
 from growpipe.graph_ops.axes.dims import Atom
 from growpipe.graph_ops.cost.cost import CostModel, CostTerm
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.analyser.candidates import Candidates
 from growpipe.analyser.choice.line_search import descend
-from growpipe.analyser.choice.selection import Candidates
 
 __all__ = ["STEPS", "Calibration", "Measured", "calibrate"]
 

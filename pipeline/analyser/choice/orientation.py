@@ -18,12 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from growpipe.analyser.choice.schemes import ROWS
 from growpipe.analyser.curvature.operator import join, split
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
-from growpipe.analyser.program.program import Loss, Program
+from growpipe.analyser.program.program import Program
 from growpipe.analyser.samples import MicroBatch
+from growpipe.analyser.schemes import ROWS
+from growpipe.torch_module.outputs import LossFunction
 
 __all__ = ["STEP", "best_signs"]
 
@@ -36,7 +37,7 @@ FloatArray = npt.NDArray[np.floating]
 def best_signs(
     program: Program,
     data: Sequence[MicroBatch],
-    loss_fn: Loss,
+    loss_fn: LossFunction,
     rows: Mapping[str, npt.NDArray[np.int64]],
     minus: Mapping[str, FloatArray],
     plus: Mapping[str, FloatArray],

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from growpipe.analyser.choice.schemes import ROWS
 from growpipe.analyser.program.binding import BoundGroup
+from growpipe.analyser.schemes import ROWS
 from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit
 

@@ -15,16 +15,15 @@ from torch import nn
 from growpipe.analyser.choice.calibration import Measured
 from growpipe.analyser.choice.orientation import STEP, best_signs
 from growpipe.analyser.choice.plan_splits import is_asymmetric, split_groups
-from growpipe.analyser.choice.schemes import Scheme
 from growpipe.analyser.preparation import Prepared
-from growpipe.analyser.program.program import Loss
 from growpipe.analyser.samples import MicroBatch
+from growpipe.analyser.schemes import Scheme
 from growpipe.analyser.spectra.spectra import Spectra
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.parallel.processes import Processes
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow_into
-from growpipe.torch_module.outputs import to_numpy
+from growpipe.torch_module.outputs import LossFunction, to_numpy
 
 __all__ = ["Proposals", "Rows", "Signs"]
 
@@ -50,7 +49,7 @@ class Proposals:
     """
 
     model: nn.Module
-    loss_fn: Loss
+    loss_fn: LossFunction
     prepared: Prepared
     spectra: Spectra
     scheme: Scheme

@@ -14,55 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from growpipe.analyser.choice.schemes import Scheme, exact_rows
-from growpipe.budgets.budget import Expenses, Limits, balanced_widths
+from growpipe.analyser.candidates import Candidates
+from growpipe.analyser.choice.growth_limits import GrowthLimits, balanced_widths
+from growpipe.budgets.budget import Expenses
 from growpipe.graph_ops.cost.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
 
-__all__ = ["Candidates", "Selection", "select"]
+__all__ = ["Selection", "select"]
 
 _SHARE_REACHED = "the growth share is reached"
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """The splits on offer in one group.
-
-    Attributes:
-        group: the group's name.
-        exact_values: float [copies − 1, width], the least Σ w δᵀSδ with exactly 2, 3, … copies, of any sign;
-            inf where the scheme has no such split.
-        exact_rows: int64 of the same shape, the row of the table that reaches it, −1 for none.
-        worth: what doubling the group's width was measured to lower the loss by. Where it is given, groups
-            compete by it and ``values`` only orders the channels within the group.
-    """
-
-    group: str
-    exact_values: npt.NDArray[np.float64]
-    exact_rows: npt.NDArray[np.int64]
-    worth: float | None = None
-
-    @staticmethod
-    def of(group: str, low: npt.NDArray, high: npt.NDArray, scheme: Scheme) -> Candidates:
-        """From the extreme eigenvalues λ−, λ+ of the group's channels, float [width] each."""
-        best = [exact_rows(low, high, scheme.c, m) for m in range(2, scheme.max_copies + 1)]
-        return Candidates(group, np.stack([b[0] for b in best]), np.stack([b[1] for b in best]))
-
-    @property
-    def values(self) -> npt.NDArray[np.float64]:
-        """float [copies − 1, width], the least Σ w δᵀSδ with at most 2, 3, … copies; never above 0."""
-        return np.minimum(np.minimum.accumulate(self.exact_values), 0.0)
-
-    @property
-    def rows(self) -> npt.NDArray[np.int64]:
-        """int64 of the same shape, the row of the table that reaches it, −1 where not to split is best."""
-        fewer = range(1, len(self.exact_values) + 1)
-        choice = np.stack([self.exact_values[:count].argmin(axis=0) for count in fewer])
-        return np.where(self.values < 0, np.take_along_axis(self.exact_rows, choice, axis=0), -1)
-
-    @property
-    def width(self) -> int:
-        return self.exact_values.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +159,7 @@ def _hull_steps(channel: int, options: Mapping[int, float], start: int, floor: f
 def select(
     candidates: Sequence[Candidates],
     cost: CostModel,
-    limits: Limits,
+    limits: GrowthLimits,
     total_channels: int | None = None,
     own: Mapping[str, int] | None = None,
 ) -> Selection:
@@ -214,10 +174,10 @@ def select(
     step from width W to W + k has the gain ``worth · log2(1 + k / W)``, which adds up to ``worth`` when the
     group has doubled. Which of its channels split is still decided by ``Σ w δᵀSδ``.
 
-    Groups below their balanced width go before the others (see `Limits`), and those below their least width
-    before all. One of the latter that has no split left that lowers the loss goes on with
-    those that raise it least, to second order: along v− where λ− ≥ 0 is least, and so on through the rows of
-    the scheme. Copies that are not displaced would raise it by nothing, but copies that are equal get equal
+    Groups below their least width go first, then groups below their balanced width, then all others (see
+    `GrowthLimits`). If a group below its least width has no split left that lowers the loss, it takes those
+    that raise the loss least, to second order: along v− with the least λ− ≥ 0, and so on through the rows of
+    the scheme. Copies without displacement would not raise the loss at all, but equal copies get equal
     gradients and stay one neuron.
 
     Args:
@@ -285,7 +245,9 @@ class _Room:
         channels: the number of channels of which ``limits.growth`` is a share.
     """
 
-    def __init__(self, expenses: Expenses, start: Mapping[str, int], limits: Limits, channels: int) -> None:
+    def __init__(
+        self, expenses: Expenses, start: Mapping[str, int], limits: GrowthLimits, channels: int
+    ) -> None:
         self.widths = dict(start)
         self.added = 0
         self._expenses, self._start, self._limits = expenses, start, limits
@@ -348,7 +310,7 @@ class _Room:
                 raise UsageError(f"group {group!r} cannot reach its least width {least}: {width} is the most")
 
 
-def _move(queue: _Queue, width: int, start: int, limits: Limits) -> list[_Step] | None:
+def _move(queue: _Queue, width: int, start: int, limits: GrowthLimits) -> list[_Step] | None:
     """The group's next steps, to the next aligned width and within its limits; None when there are none."""
     target = 0 if limits.align == 1 else limits.align - width % limits.align
     group = queue.candidates.group

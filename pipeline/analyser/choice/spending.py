@@ -11,8 +11,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from growpipe.analyser.choice.selection import Candidates, Selection, select
-from growpipe.budgets.budget import Expenses, Limits, NetworkCost
+from growpipe.analyser.candidates import Candidates
+from growpipe.analyser.choice.growth_limits import GrowthLimits
+from growpipe.analyser.choice.selection import Selection, select
+from growpipe.budgets.budget import Expenses, NetworkCost
 from growpipe.graph_ops.cost.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit
 
@@ -40,7 +42,7 @@ class Spending:
 def spend(
     candidates: Sequence[Candidates],
     model: CostModel,
-    limits: Limits,
+    limits: GrowthLimits,
     total_channels: int,
     own: Mapping[str, int],
 ) -> Spending:

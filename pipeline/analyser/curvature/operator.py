@@ -21,7 +21,8 @@ from growpipe.analyser.curvature.closed_form import ClosedForm, Skeleton, find_c
 from growpipe.analyser.curvature.linearised import Linearised
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured, Recording
-from growpipe.analyser.program.program import Loss, Program
+from growpipe.analyser.program.program import Program
+from growpipe.torch_module.outputs import LossFunction
 
 __all__ = ["SplittingOperator", "Vectors", "join", "split"]
 
@@ -68,7 +69,7 @@ class _Batch:
 
     inputs: Any
     target: Any
-    loss_fn: Loss
+    loss_fn: LossFunction
     samples: int
     half: int
     kept: _Constants | None = None
@@ -128,7 +129,7 @@ class SplittingOperator:
             )
         return self._recordings[wanted]
 
-    def add(self, inputs: Any, target: Any, loss_fn: Loss, half: int | None = None) -> None:
+    def add(self, inputs: Any, target: Any, loss_fn: LossFunction, half: int | None = None) -> None:
         """Take one more micro-batch into the analysis set.
 
         Args:

@@ -32,12 +32,11 @@ from growpipe.analyser.program.values import (
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.torch_module.memory_format import channels_last
+from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["Loss", "Program"]
+__all__ = ["Program"]
 
 aten = torch.ops.aten
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 class Program:
@@ -130,7 +129,7 @@ class Program:
             for dead in last_use.get(node, ()):
                 values.pop(dead, None)
 
-    def loss(self, inputs: Any, target: Any, loss_fn: Loss) -> float:
+    def loss(self, inputs: Any, target: Any, loss_fn: LossFunction) -> float:
         """The mean loss of one batch.
 
         Raises:
@@ -159,7 +158,7 @@ class Program:
     def _output(self, values: Mapping[Node, Any]) -> Any:
         return pytree.tree_unflatten([values[node] for node in self._outputs], self._out_spec)
 
-    def observe(self, inputs: Any, target: Any, loss_fn: Loss, recording: Recording) -> Captured:
+    def observe(self, inputs: Any, target: Any, loss_fn: LossFunction, recording: Recording) -> Captured:
         """One forward pass: what is constant, without gradients and inner values.
 
         Raises:
@@ -173,7 +172,7 @@ class Program:
         self,
         inputs: Any,
         target: Any,
-        loss_fn: Loss,
+        loss_fn: LossFunction,
         recording: Recording,
         arrived: Callable[[Captured, Edge | Node], None] | None = None,
     ) -> Captured:
@@ -238,7 +237,7 @@ class Program:
         self,
         inputs: Any,
         target: Any,
-        loss_fn: Loss,
+        loss_fn: LossFunction,
         recording: Recording,
         along: dict[Edge | Node, Tensor],
     ) -> tuple[Captured, Tensor]:

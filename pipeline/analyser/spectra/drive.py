@@ -18,7 +18,7 @@ from torch import Tensor
 from growpipe.analyser.spectra.recurrence import Ends, Estimate, Recurrence
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["Apply", "Extremes", "Run", "lanczos", "random_start", "run_all"]
+__all__ = ["Apply", "Extremes", "Iteration", "drive", "lanczos", "random_start"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def random_start(like: Sequence[Tensor], seed: int, block: int | None = None) ->
     ]
 
 
-class Run(Protocol):
+class Iteration(Protocol):
     """One group on its way to its extreme eigenpairs, a product at a time."""
 
     @property
@@ -143,13 +143,13 @@ def lanczos(
     Raises:
         CheckFailed: a start vector is zero, or a product is not finite.
     """
-    runs: dict[int, Run] = {i: Recurrence(v, max_steps) for i, v in enumerate(start)}
-    return run_all(apply, runs, tolerance, min_steps, noise, noise_share)
+    runs: dict[int, Iteration] = {i: Recurrence(v, max_steps) for i, v in enumerate(start)}
+    return drive(apply, runs, tolerance, min_steps, noise, noise_share)
 
 
-def run_all(
+def drive(
     apply: Apply,
-    runs: dict[int, Run],
+    runs: dict[int, Iteration],
     tolerance: float = 0.0,
     min_steps: int = 4,
     noise: Callable[[int, Estimate], float] | None = None,

@@ -17,7 +17,7 @@ from torch import Tensor
 from growpipe.analyser.curvature.metric import Metric
 from growpipe.analyser.curvature.operator import SplittingOperator
 from growpipe.analyser.spectra.dense import Columns
-from growpipe.analyser.spectra.drive import Extremes, Run, run_all
+from growpipe.analyser.spectra.drive import Extremes, Iteration, drive
 from growpipe.analyser.spectra.recurrence import Estimate, Recurrence
 from growpipe.analyser.spectra.refinement import FirstBlock, Refinement
 from growpipe.graph_ops.errors import UsageError
@@ -166,14 +166,14 @@ def solve(
             cheaper_solver(v.shape[-1], work, count)
             for v, work, count in zip(start, operator.work(), expected, strict=True)
         ]
-    runs: dict[int, Run] = {}
+    runs: dict[int, Iteration] = {}
     for i, (v, name) in enumerate(zip(start, chosen, strict=True)):
         block = v.reshape(-1, *v.shape[-2:])
         if name == "dense":
             runs[i] = Columns(block[0])
         else:
             runs[i] = Recurrence(block, max_steps) if earlier is None else Refinement(block, max_steps)
-    extremes = run_all(apply, runs, tolerance, min_steps, noise, noise_share)
+    extremes = drive(apply, runs, tolerance, min_steps, noise, noise_share)
     pairs = [_contrasts(d, ends) for d, ends in zip(differences, extremes.groups, strict=True)]
     return extremes, ([low for low, _ in pairs], [high for _, high in pairs]), chosen
 

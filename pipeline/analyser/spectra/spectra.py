@@ -13,10 +13,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from growpipe.analyser.choice.schemes import ROWS, Scheme
-from growpipe.analyser.choice.selection import Candidates
+from growpipe.analyser.candidates import Candidates
 from growpipe.analyser.curvature.metric import Metric
 from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.schemes import ROWS, Scheme
 from growpipe.analyser.spectra.drive import Extremes, random_start
 from growpipe.analyser.spectra.solvers import Contrasts, FloatArray, solve
 from growpipe.graph_ops.errors import UsageError

@@ -80,7 +80,7 @@ def analyse_round(task: Task, number: int) -> StageRecord[AnalyseFacts]:
     return run.stage(stage, produce, config=config, inputs=inputs, everywhere=True)
 
 
-def _facts(plan: SplitPlan, budget: analyser.Budget) -> AnalyseFacts:
+def _facts(plan: SplitPlan, budget: analyser.GrowthBudget) -> AnalyseFacts:
     found = plan.notes["analysis"]
     return AnalyseFacts(
         budget_spent=found["budget_spent"],

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from growpipe.analyser import Budget, analyse
+from growpipe.analyser import GrowthBudget, analyse
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.torch_module.grow_module import grow
@@ -264,7 +264,7 @@ def test_processes_that_torchrun_did_not_start(problem, monkeypatch, world):
 
 def test_a_spent_budget_ends_growth(problem):
     with pytest.raises(NothingToSplit, match="the budget is spent"):
-        run(problem, budget=Budget(parameters=10))
+        run(problem, budget=GrowthBudget(parameters=10))
 
 
 def test_bad_data(problem):

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from growpipe.analyser import analyse
+from growpipe.analyser.candidates import Candidates
 from growpipe.analyser.choice.calibration import Calibration, Measured, calibrate
-from growpipe.analyser.choice.selection import Candidates
 from growpipe.graph_ops.errors import UsageError
 from growpipe.torch_module.grow_module import grow
 

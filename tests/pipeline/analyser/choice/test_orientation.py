@@ -7,9 +7,9 @@ import pytest
 
 from growpipe.analyser.choice.orientation import best_signs
 from growpipe.analyser.choice.plan_splits import is_asymmetric, split_groups
-from growpipe.analyser.choice.schemes import best_rows
 from growpipe.analyser.curvature.metric import Euclidean
 from growpipe.analyser.samples import MicroBatch
+from growpipe.analyser.schemes import best_rows
 from growpipe.analyser.spectra.solvers import solve
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from growpipe.analyser.choice.plan_splits import is_asymmetric, split_groups
-from growpipe.analyser.choice.schemes import best_rows, scheme_of
 from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.metric import Euclidean, make_metric
 from growpipe.analyser.preparation import prepare
 from growpipe.analyser.program.activations import Surrogate
 from growpipe.analyser.program.binding import DISPLACEABLE
+from growpipe.analyser.schemes import best_rows, scheme_of
 from growpipe.analyser.spectra.drive import random_start
 from growpipe.analyser.spectra.solvers import cheaper_solver, solve
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["ROWS", "SCHEMES", "Copy", "Row", "Scheme", "best_rows", "exact_rows", "scheme_of"]
+__all__ = ["ROWS", "SCHEMES", "Copy", "OptimalSplit", "Scheme", "best_rows", "exact_rows", "scheme_of"]
 
 Array = npt.NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class OptimalSplit:
     """One row of the table.
 
     Attributes:
@@ -113,37 +113,37 @@ def _quadruplet(c: float) -> tuple[Copy, ...]:
     )
 
 
-ROWS: tuple[Row, ...] = (
-    Row("positive pair", 2, True, lambda low, high, c: low + 0.0 * high, _positive_pair),
-    Row(
+ROWS: tuple[OptimalSplit, ...] = (
+    OptimalSplit("positive pair", 2, True, lambda low, high, c: low + 0.0 * high, _positive_pair),
+    OptimalSplit(
         "negative pair",
         2,
         False,
         lambda low, high, c: _signed(-(_n(c) / _p(c)) * high + 0.0 * low, c),
         _negative_pair,
     ),
-    Row(
+    OptimalSplit(
         "positive triplet",
         3,
         True,
         lambda low, high, c: _signed(_p(c) * low + 0.0 * high, c),
         _positive_triplet,
     ),
-    Row(
+    OptimalSplit(
         "negative triplet",
         3,
         True,
         lambda low, high, c: _signed(-_n(c) * high + 0.0 * low, c),
         _negative_triplet,
     ),
-    Row(
+    OptimalSplit(
         "mixed triplet",
         3,
         False,
         lambda low, high, c: _signed(-(_n(c) / _p(c)) * high + (c / _p(c)) * low, c),
         _mixed_triplet,
     ),
-    Row(
+    OptimalSplit(
         "quadruplet",
         4,
         True,

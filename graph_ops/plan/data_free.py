@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +14,33 @@ from growpipe.graph_ops.axes.dims import channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
+from growpipe.graph_ops.operators import is_onnx
 from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
+from growpipe.graph_ops.plan.stored_precision import StoredChannels, exact_coefficients
 
 __all__ = ["net2net_plan", "random_plan", "read_parameter"]
+
+
+_INEXACT = (
+    "its weights are stored in less than 32 bits, and no coefficients but 1 multiply enough channels exactly"
+)
+
+
+@dataclass(frozen=True)
+class _Coefficients:
+    """How the copies of one channel share its weight.
+
+    Attributes:
+        signed: random numbers of both signs; otherwise equal shares.
+        bound: on the size of every coefficient.
+    """
+
+    signed: bool
+    bound: float
+
+    def __call__(self, copies: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        return _signed(copies, self.bound, rng) if self.signed else np.full(copies, 1.0 / copies)
 
 
 def random_plan(
@@ -33,6 +58,10 @@ def random_plan(
     directions, through the weights that make the channel: ``Σ w_i δ_i = 0`` and ``max ‖δ_i‖ = 1`` over all of
     a channel's weights together, as in S3D (arXiv 2003.10392), but blind.
 
+    Weights stored in less than 32 bits only take coefficients that their type multiplies exactly, which are
+    powers of two (`growpipe.graph_ops.plan.stored_precision`). A group without such coefficients is left out;
+    ``notes["declined"]`` of the plan says so.
+
     Args:
         groups: the channel groups of ``model``.
         model: gives the parameters the plan belongs to.
@@ -48,9 +77,7 @@ def random_plan(
     if not max_coefficient >= 1:
         raise UsageError(f"max_coefficient must be at least 1, not {max_coefficient}")
 
-    def coefficients(copies: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-        return _signed(copies, max_coefficient, rng)
-
+    coefficients = _Coefficients(signed=True, bound=max_coefficient)
     return _blind_plan(groups, model, growth, epsilon, seed, "random", coefficients)
 
 
@@ -59,22 +86,21 @@ def net2net_plan(
 ) -> SplitPlan:
     """Exact duplication of random channels: m copies with coefficient 1/m each, no displacement.
 
-    Net2WiderNet of Chen, Goodfellow, Shlens, arXiv 1511.05641. Arguments and errors as for `random_plan`.
+    Net2WiderNet of Chen, Goodfellow, Shlens, arXiv 1511.05641. Arguments and errors as for `random_plan`, and
+    so is what happens to weights stored in less than 32 bits.
     """
-    return _blind_plan(groups, model, growth, 0.0, seed, "net2net", lambda m, _: np.full(m, 1.0 / m))
+    coefficients = _Coefficients(signed=False, bound=1.0)
+    return _blind_plan(groups, model, growth, 0.0, seed, "net2net", coefficients)
 
 
 def read_parameter(model: ir.Model) -> Callable[[str], npt.NDArray]:
-    """What gives the tensor of a name, among the initializers and the Constant nodes of the main graph.
+    """A function that gives the tensor of a name: an initializer, or a Constant node of the main graph.
 
     Raises:
-        KeyError: by what is returned, where there is no such tensor.
+        KeyError: in the function, if there is no such tensor.
     """
-    constants = {
-        node.outputs[0].name: node.attributes["value"].as_tensor()
-        for node in model.graph
-        if node.op_type == "Constant" and "value" in node.attributes
-    }
+    held = {node.outputs[0].name: node.outputs[0] for node in model.graph if is_onnx(node, "Constant")}
+    constants = {name: ir.convenience.get_const_tensor(value) for name, value in held.items()}
 
     def read(name: str) -> npt.NDArray:
         value = model.graph.initializers.get(name)
@@ -93,23 +119,33 @@ def _blind_plan(
     epsilon: float,
     seed: int,
     scheme: str,
-    coefficients: Callable[[int, np.random.Generator], npt.NDArray[np.float64]],
+    coefficients: _Coefficients,
 ) -> SplitPlan:
     added = _added_channels(groups, growth)
-    layouts = groups.restricted(added)
     read = read_parameter(model)
+    layouts = groups.restricted(added)
     taken: set[str] = set()
     splits = []
+    declined: dict[str, str] = {}
     for number, group in enumerate(group for group in groups.groups if group.splittable):
         if group.name not in added:
             continue
         # One generator per group: what happens to a group does not depend on the others.
         rng = np.random.default_rng([seed, number])
-        source, weights = _split(group.width, added[group.name], coefficients, rng)
+        stored = StoredChannels(group.name, layouts, read)
+        chosen = _split(group.width, added[group.name], coefficients, rng, stored)
+        if chosen is None:
+            declined[group.name] = _INEXACT
+            continue
+        source, weights = chosen
         displacements: dict[str, Displacement] = {}
         if epsilon > 0:
             displacements = _random_displacements(group, source, weights, layouts, read, taken, rng)
         splits.append(GroupSplit(group.name, group.width, source, weights, displacements))
+    if not splits:
+        raise UsageError(f"no channel group can split: {_INEXACT}")
+    layouts = groups.restricted(split.group for split in splits)
+    notes: dict[str, Any] = {"growth": dict(growth) if isinstance(growth, Mapping) else growth, "seed": seed}
     return SplitPlan(
         groups=tuple(splits),
         layouts=layouts,
@@ -117,7 +153,7 @@ def _blind_plan(
         graph_hash=groups.graph_hash,
         parameters_hash=hash_parameters(layouts, read),
         scheme=scheme,
-        notes={"growth": dict(growth) if isinstance(growth, Mapping) else growth, "seed": seed},
+        notes=notes | ({"declined": declined} if declined else {}),
     )
 
 
@@ -141,10 +177,18 @@ def _added_channels(groups: ChannelGroups, growth: float | Mapping[str, int]) ->
 def _split(
     width: int,
     added: int,
-    coefficients: Callable[[int, np.random.Generator], npt.NDArray[np.float64]],
+    coefficients: _Coefficients,
     rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Copy ``added`` random channels, every channel once before any is copied twice."""
+    stored: StoredChannels,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+    """Copy ``added`` random channels, every channel once before any is copied twice.
+
+    Returns:
+        The source and the coefficient of every grown channel; None if too few channels have coefficients that
+        the stored weights hold exactly.
+    """
+    if stored:
+        return _exact_split(width, added, coefficients.signed, coefficients.bound, rng, stored)
     rounds = -(-added // width)
     copied = np.concatenate([rng.permutation(width) for _ in range(rounds)])[:added]
     source = np.concatenate([np.arange(width), copied]).astype(np.int64)
@@ -153,6 +197,33 @@ def _split(
         copies = np.flatnonzero(source == channel)
         weights[copies] = coefficients(len(copies), rng)
     return source, weights
+
+
+def _exact_split(
+    width: int, added: int, signed: bool, bound: float, rng: np.random.Generator, stored: StoredChannels
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+    """As `_split`, with coefficients that are powers of two and that the stored weights hold exactly."""
+    chosen: dict[int, npt.NDArray[np.float64]] = {channel: np.ones(1) for channel in range(width)}
+    open_ = [int(channel) for channel in rng.permutation(width)]
+    left = added
+    while left and open_:
+        for channel in list(open_):
+            copies = len(chosen[channel]) + 1
+            choices = exact_coefficients(copies, rng, bound=bound, signed=signed)
+            fitting = [choice for choice in choices if stored.hold(channel, choice)]
+            if not fitting:
+                open_.remove(channel)
+                continue
+            chosen[channel] = fitting[int(rng.integers(len(fitting)))]
+            left -= 1
+            if not left:
+                break
+    if left:
+        return None
+    first = [weights[0] for weights in chosen.values()]
+    more = [(channel, weight) for channel, weights in chosen.items() for weight in weights[1:]]
+    source = np.array([*range(width), *(channel for channel, _ in more)], np.int64)
+    return source, np.array([*first, *(weight for _, weight in more)])
 
 
 def _signed(copies: int, bound: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from growpipe.commands.output import count, print_json, print_table
+from growpipe.commands.output import count, print_json, print_table, say
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["plan"]
@@ -56,6 +56,8 @@ def plan(
     else:
         made = net2net_plan(groups, loaded, growth=growth, seed=seed)
     made.save(output)
+    for name, reason in made.notes.get("declined", {}).items():
+        say(f"growpipe: {name} is left as it is: {reason}")
     cost = groups.cost
     if as_json:
         print_json(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups, solve
+from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
 from growpipe.graph_ops.plan.split_plan import Displacement, hash_parameters
 from tests.helpers.growing import assert_same_function, signed_plan
 
@@ -108,10 +110,93 @@ def test_parameters_that_a_plan_leaves_out_are_widened_all_the_same():
 def test_half_precision_weights_grow():
     text = MLP.replace("float[", "float16[") + BODY
     model = read(text, SHAPES, np.float16)
-    grown = grow_graph(model, signed_plan(model))
+    grown = grow_graph(model, random_plan(find_channel_groups(model), model, growth=0.3))
     assert grown.graph.initializers["a"].dtype == ir.DataType.FLOAT16
     x = {"x": rows(3)["x"].astype(np.float16)}
     assert_same_function(model, grown, [x], tolerance=1e-2)
+
+
+CAST = """<ir_version: 10, opset_import: ["" : 19]> g (float[N,16] x) => (float[N,4] y) {
+    w1f = Cast<to=1>(w1) w2f = Cast<to=1>(w2) a = Gemm<transB=1>(x, w1f) r = Relu(a)
+    y = Gemm<transB=1>(r, w2f) }"""
+STORED = {
+    "float16": (TensorProto.FLOAT16, np.float16),
+    "bfloat16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
+    "float8e4m3fn": (TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
+    "float8e5m2": (TensorProto.FLOAT8E5M2, ml_dtypes.float8_e5m2),
+}
+
+
+def stored_model(name: str, scale: float = 1.0) -> ir.Model:
+    """Two layers whose weights are stored in few bits and cast to float32."""
+    code, dtype = STORED[name]
+    proto = onnx.parser.parse_model(CAST)
+    rng = np.random.default_rng(0)
+    for tensor, shape in (("w1", (8, 16)), ("w2", (4, 8))):
+        array = (scale * rng.normal(size=shape)).astype(dtype)
+        proto.graph.initializer.add(name=tensor, data_type=code, dims=shape, raw_data=array.tobytes())
+    return ir.from_proto(proto)
+
+
+@pytest.mark.parametrize("plan_of", [random_plan, net2net_plan])
+@pytest.mark.parametrize("name", STORED)
+def test_weights_stored_in_few_bits_grow_without_rounding(name, plan_of):
+    model = stored_model(name)
+    batch = {"x": rows(5, 16)["x"]}
+    for seed in range(5):
+        for growth in (0.5, 2.0):
+            plan = plan_of(find_channel_groups(model), model, growth=growth, seed=seed)
+            assert plan.widths == {"w1": round(8 * (1 + growth))}
+            assert_same_function(model, grow_graph(model, plan), [batch], tolerance=2e-6)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_plan_whose_coefficients_a_stored_type_rounds_is_refused(name):
+    model = stored_model(name)
+    with pytest.raises(UsageError, match=r"'w2' is stored as .*ε = 0"):
+        grow_graph(model, signed_plan(model))
+
+
+def test_a_group_that_no_coefficients_fit_is_declined():
+    # Too small to be halved, and doubling would need a bound of 2.
+    model = stored_model("float16", scale=2.0**-24)
+    groups = find_channel_groups(model)
+    with pytest.raises(UsageError, match="stored in less than 32 bits"):
+        net2net_plan(groups, model, growth=0.5)
+    plan = random_plan(groups, model, growth=0.5)
+    batch = {"x": 2**20 * rows(5, 16)["x"]}
+    assert_same_function(model, grow_graph(model, plan), [batch])
+
+
+@pytest.mark.parametrize("kind", ["value_floats", "value"])
+def test_weights_in_every_kind_of_constant_are_planned_and_grown(kind):
+    value = "value_floats=[1.0, 2.0, 3.0, 4.0]" if kind == "value_floats" else "value = float[4] {1, 2, 3, 4}"
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,4] x) => (float[N,2] y) {{
+        b = Constant<{value}>() a = Gemm(x, w1, b) r = Relu(a) y = MatMul(r, w2) }}""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("w1", (4, 4)), ("w2", (4, 2))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype("f4"), name))
+    model = ir.from_proto(proto)
+    plan = random_plan(find_channel_groups(model), model, growth=0.5)
+    assert plan.widths == {"w1": 6}
+    assert_same_function(model, grow_graph(model, plan), [rows(3)])
+
+
+def test_an_old_file_that_lists_its_weights_as_inputs_grows():
+    proto = onnx.parser.parse_model("""<ir_version: 3, opset_import: ["" : 9]>
+        g (float[n,4] x, float[4,6] a, float[6] c, float[6,2] b, int64[2] t) => (float[n,2] y) {
+        h = MatMul (x, a) s = Add (h, c) r = Relu (s) f = Reshape (r, t) y = MatMul (f, b) }""")
+    rng = np.random.default_rng(0)
+    for name, shape in SHAPES.items():
+        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype("f4"), name))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, 6]), "t"))
+    model = ir.from_proto(proto)
+    grown = grow_graph(model, random_plan(find_channel_groups(model), model, growth=0.5))
+    assert [value.name for value in grown.graph.inputs] == ["x"]
+    assert [value.name for value in model.graph.inputs] == ["x", "a", "c", "b", "t"]
+    onnx.checker.check_model(ir.to_proto(grown), full_check=True)
+    assert_same_function(model, grown, [rows(3)])
 
 
 def test_weights_in_constant_nodes_grow():

@@ -9,7 +9,7 @@ from growpipe.graph_ops.errors import GrowpipeError
 
 if TYPE_CHECKING:
     from growpipe.analyser import analyse
-    from growpipe.budgets.budget import NetworkCost
+    from growpipe.budgets.budget import GrowthBudget, NetworkCost
     from growpipe.budgets.measured_latency import MeasuredLatency
     from growpipe.checks import run_checks
     from growpipe.data import Loaders
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CostTable",
     "GrowpipeError",
+    "GrowthBudget",
     "Loaders",
     "MeasuredLatency",
     "NetworkCost",
@@ -38,6 +39,7 @@ __all__ = [
 # Resolved at first use: `import growpipe` stays cheap, and works where torch is not installed.
 _HOMES = {
     "CostTable": "growpipe.graph_ops.cost.cost_table",
+    "GrowthBudget": "growpipe.budgets.budget",
     "Loaders": "growpipe.data",
     "MeasuredLatency": "growpipe.budgets.measured_latency",
     "NetworkCost": "growpipe.budgets.budget",

@@ -63,3 +63,16 @@ def test_every_folder_of_code_has_its_tests_in_the_contributors_table() -> None:
         for folder in (ROOT / source).iterdir():
             if any(folder.glob("*.py")):
                 assert f"`{source}/{folder.name}/" in text, folder.name
+
+
+def test_every_key_of_a_recipe_is_documented() -> None:
+    from growpipe.run.recipe import BudgetSection, Growth, Recipe
+    from growpipe.training.options import TrainingOptions
+
+    text = text_of("docs/recipes.md")
+    tables = {"train", "growth", "budget"}
+    keys = {
+        key for section in (Recipe, TrainingOptions, Growth, BudgetSection) for key in section.model_fields
+    }
+    for key in keys:
+        assert f"[{key}]" in text if key in tables else f"`{key}`" in text, key

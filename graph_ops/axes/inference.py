@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, Barrier, TooMuchWork, freeze, limited_work
 from growpipe.graph_ops.axes.integers import Expression, axes_in
-from growpipe.graph_ops.axes.rule_api import AxisInference, UnknownShape
+from growpipe.graph_ops.axes.rule_api import AxisInference, UnknownShape, size_of
 from growpipe.graph_ops.axes.rules import RULES
 from growpipe.graph_ops.axes.statements import Axes
 from growpipe.graph_ops.operators import is_onnx, plain_domain
@@ -88,9 +88,30 @@ class _Walk:
             # The file is anybody's, and rules are written for nodes as the operator's schema has them.
             self._give_up(node, "its inputs or attributes do not fit the operator")
         else:
+            self._compare_claims(node)
+            if node.inputs and self.inference.is_constant(node):
+                self.inference.constants.update(node.outputs)
             self._record_uses(node)
             follows = self.inference.follows[stated:]
             self._freeze_numbers(node, {f.target: f.elements for f in follows if isinstance(f.target, int)})
+
+    def _compare_claims(self, node: ir.Node) -> None:
+        """Note where the file declares another shape than the rule found."""
+        for value in node.outputs:
+            axes = self.inference.axes.get(value)
+            if axes is None or value.shape is None:
+                continue
+            found = [size_of(axis) for axis in axes]
+            differs = len(found) != len(value.shape) or any(
+                isinstance(claim, int) and size is not None and claim != size
+                for claim, size in zip(value.shape, found, strict=True)
+            )
+            if differs:
+                wanted = ", ".join("?" if size is None else str(size) for size in found)
+                text = (
+                    f"{value.name} is declared with the shape {value.shape}, but it has the shape [{wanted}]"
+                )
+                self.inference.contradictions.append(text)
 
     def _record_uses(self, node: ir.Node) -> None:
         """Record that the node uses its constants, unless it only rearranges one or asks for its shape."""
@@ -119,6 +140,7 @@ class _Walk:
     def _give_up(self, node: ir.Node, reason: str) -> None:
         """Make the whole node a barrier: all axes of its inputs and outputs, and all lengths it reads."""
         inference, barrier = self.inference, self.inference.barrier(node, None, reason)
+        inference.given_up.append((node, barrier))
         for index, value in enumerate(node.inputs):
             if value is not None and value in inference.views:
                 inference.use(node, index)

@@ -31,12 +31,15 @@ class AxisInference:
         opset: the version of ONNX's own operators.
         axes: the axes of every tensor of known rank.
         integers: the symbolic values of small integer tensors.
-        views: which tensors are rearranged constants.
+        views: which tensors are computed from one constant, entry by entry.
         sequences: the axes of the tensors in a sequence of known length.
         tensors: the constants: initializers, and the outputs of Constant nodes.
+        constants: the values that are computed from constants alone.
         uses: how the nodes use the constants, in graph order.
         follows: the attributes and integer inputs that spell out lengths.
         macs: the multiply-accumulates of the nodes.
+        given_up: the nodes that are barriers as a whole, and why.
+        contradictions: what the file declares about shapes and is not so.
         batch: the first axes of the graph inputs.
         shapes: what ONNX's shape inference says, for values that no rule knows.
         fills: tensors of zeros or ones that several unrelated nodes may share.
@@ -50,10 +53,13 @@ class AxisInference:
         self.views: dict[ir.Value, View] = {}
         self.sequences: dict[ir.Value, list[Axes]] = {}
         self.tensors: dict[ir.Value, ir.TensorProtocol] = {}
+        self.constants: set[ir.Value] = set()
         self.integers = IntegerValues(self.tensors)
         self.uses: list[Use] = []
         self.follows: list[Follow] = []
         self.macs: list[MacTerm] = []
+        self.given_up: list[tuple[ir.Node, Barrier]] = []
+        self.contradictions: list[str] = []
         self.batch: set[Axis] = set()
         self.shapes = InferredShapes(model)
         self.fills: set[ir.Value] = set()
@@ -149,6 +155,7 @@ class AxisInference:
             value: an initializer, or the output of a Constant node.
             tensor: its data; None if the file does not hold them.
         """
+        self.constants.add(value)
         if tensor is not None:
             self.tensors[value] = tensor
         shape = tensor.shape if tensor is not None else value.shape
@@ -164,20 +171,42 @@ class AxisInference:
         ):
             self.fills.add(value)
 
-    def view(self, node: ir.Node, axes: Sequence[tuple[int, ...]]) -> None:
-        """State that output 0 is input 0 rearranged; ``axes`` as in `View`, but of input 0."""
-        source = node.inputs[0]
-        seen = self.views.get(source) if source is not None else None
-        if seen is not None:
-            composed = tuple(tuple(b for a in group for b in seen.axes[a]) for group in axes)
-            self.views[node.outputs[0]] = View(seen.base, composed)
+    def view(
+        self, node: ir.Node, axes: Sequence[tuple[int, ...]], source: int = 0, obstacle: str = ""
+    ) -> None:
+        """State that output 0 is computed from the constant at input ``source`` alone, entry by entry.
+
+        Args:
+            node: the node. Its other inputs, if any, are constants too.
+            axes: for each axis of the output, the axes of the input that it runs over.
+            source: the input.
+            obstacle: why a coefficient on the input is not one on the output; empty if it is.
+        """
+        value = self.input(node, source)
+        seen = None if value is None else self.views.get(value)
+        if seen is None:
+            return
+        composed = tuple(tuple(b for a in group for b in seen.axes[a]) for group in axes)
+        self.views[node.outputs[0]] = View(seen.base, composed, seen.obstacle or obstacle)
+        for index, other in enumerate(node.inputs):
+            if index != source and other is not None and other in self.views:
+                self.use(node, index)
+
+    def is_constant(self, node: ir.Node) -> bool:
+        """Whether everything that the node reads is computed from constants alone."""
+        return all(value is None or value in self.constants for value in node.inputs)
 
     def is_weight(self, node: ir.Node, index: int) -> bool:
         value = self.input(node, index)
         return value is not None and value in self.views
 
     def made(self, node: ir.Node, index: int, axis: int, part: Axis | None = None) -> None:
-        """State that the weight at input ``index`` makes the channels of its ``axis``."""
+        """State that the weight at input ``index`` makes the channels of its ``axis``.
+
+        A node that only computes another weight makes no channels.
+        """
+        if self.is_constant(node):
+            return
         for base, meant in self._base_axes(node, index, axis, part):
             self.use(node, index).made.append((base, meant))
 
@@ -186,10 +215,22 @@ class AxisInference:
         for base, meant in self._base_axes(node, index, axis, part):
             use = self.use(node, index)
             use.mixed.append((base, meant))
-            if use.base.dtype is not None and not use.base.dtype.is_floating_point():
-                self.freeze(node, meant, axis, "an integer weight cannot hold the coefficients")
+            obstacle = self.obstacle(node, index)
+            if obstacle:
+                self.freeze(node, meant, axis, obstacle)
+
+    def obstacle(self, node: ir.Node, index: int) -> str:
+        """Why the weight at an input cannot hold the coefficients of a split; empty if it can."""
+        value = node.inputs[index]
+        assert value is not None
+        view = self.views[value]
+        if view.base.dtype is not None and not view.base.dtype.is_floating_point():
+            stored = view.base.dtype.name.lower()
+            return f"the weight {view.base.name} is stored as {stored}, which cannot hold the coefficients"
+        return view.obstacle
 
     def use(self, node: ir.Node, index: int) -> Use:
+        """How an input of the node uses its constant; recorded at the first call."""
         key = (id(node), index)
         if key not in self._use_of:
             value = node.inputs[index]
@@ -212,9 +253,9 @@ class AxisInference:
         elif self.is_weight(node, i):
             self.mixed(node, i, axis_i)
         else:
-            quantised = [k for k in (i, j) if self._producer(node, k) == "DequantizeLinear"]
+            computed = [k for k in (i, j) if self.input(node, k) in self.constants]
             reason = "it sums over this axis of two activations, so no weight can take the coefficients"
-            self.freeze(node, (a, b), axis_i, self.no_weight(node, quantised[-1]) if quantised else reason)
+            self.freeze(node, (a, b), axis_i, self.no_weight(node, computed[-1]) if computed else reason)
 
     def no_weight(self, node: ir.Node, index: int) -> str:
         """The reason why an input that should be a weight cannot take coefficients."""

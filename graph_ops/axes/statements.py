@@ -16,15 +16,17 @@ Axes = list[Axis]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class View:
-    """A tensor that is a rearranged constant: `Transpose`, `Reshape`, `Cast`... of a weight.
+    """A tensor that is computed from a constant, entry by entry: a weight transposed, cast, masked, scaled.
 
     Attributes:
         base: the initializer, or the output of the Constant node.
         axes: for each axis of the view, the axes of ``base`` that it runs over.
+        obstacle: why a coefficient on ``base`` is not one on the view; empty if it is.
     """
 
     base: ir.Value
     axes: tuple[tuple[int, ...], ...]
+    obstacle: str = ""
 
 
 @dataclass(eq=False, slots=True)

@@ -49,6 +49,8 @@ class CostModel:
     """
 
     terms: tuple[CostTerm, ...]
+    uncounted: tuple[str, ...] = ()
+    """Nodes that may multiply and accumulate and are not in the terms; then `macs` is a lower bound."""
 
     def parameters(self, widths: Mapping[str, int] | None = None) -> int:
         """The number of parameters when the groups in ``widths`` have those widths."""
@@ -84,7 +86,23 @@ def cost_model(inference: AxisInference, dim_of: Callable[[Axis], Dim]) -> CostM
         if _is_floating(tensor) and inference.axes[value] and not is_running_statistic(value)
     ]
     terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in inference.macs]
-    return CostModel(tuple(terms))
+    uncounted = (f"{barrier.operator} {barrier.node}" for n, barrier in inference.given_up if _multiplies(n))
+    return CostModel(tuple(terms), tuple(uncounted))
+
+
+_MULTIPLIES = (
+    *("Attention", "Conv", "ConvInteger", "ConvTranspose", "DFT", "DeformConv", "Einsum", "GRU", "Gemm"),
+    *("LSTM", "MatMul", "MatMulInteger", "QLinearConv", "QLinearMatMul", "RNN", "STFT"),
+)
+
+
+def _multiplies(node: ir.Node) -> bool:
+    """Whether a node may hold multiply-accumulates: by its operator, in a subgraph, or if nobody knows."""
+    holds_graph = any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for attribute in node.attributes.values()
+    )
+    return holds_graph or not is_onnx(node) or is_onnx(node, *_MULTIPLIES)
 
 
 def _is_floating(tensor: ir.TensorProtocol) -> bool:

@@ -55,7 +55,7 @@ def grow_graph(model: ir.Model, plan: SplitPlan, solution: Solution | None = Non
     """
     if solution is None:
         solution = solve(model)
-    elif solution.inference.model is not model:
+    elif solution.model is not model:
         raise UsageError("the solution of the channel groups belongs to another model; solve this one")
     _check(solution, plan, where=model.graph.name or "this model")
     growth = _Growth(solution, plan)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, Barrier, extent, freeze, leaves, root
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
+from growpipe.graph_ops.axes.functions import inline_functions
 from growpipe.graph_ops.axes.inference import infer_axes
 from growpipe.graph_ops.axes.integers import axes_in
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
@@ -88,12 +90,26 @@ class ChannelGroups:
             folded zero biases; a plan may leave those out, `grow_graph` widens them all the same.
         graph_hash: SHA-256 of the structure: operators, attributes, topology, names and shapes, no values.
         cost: parameters and multiply-accumulates as functions of the widths.
+        tensors: every constant of the graph by name: initializers, and the outputs of Constant nodes.
+        barriers: the nodes that no rule follows, in graph order; no channel passes them.
+        contradictions: what the file declares about shapes and is not so, one sentence each.
     """
 
     groups: tuple[ChannelGroup, ...]
     layouts: Mapping[str, TensorLayout]
     graph_hash: str
     cost: CostModel
+    tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
+    barriers: tuple[Barrier, ...] = ()
+    contradictions: tuple[str, ...] = ()
+
+    def read(self, name: str) -> npt.NDArray:
+        """The values of a constant of the graph.
+
+        Raises:
+            KeyError: the graph has no constant of this name.
+        """
+        return self.tensors[name].numpy()
 
     def restricted(self, names: Iterable[str]) -> dict[str, TensorLayout]:
         """The layouts of the tensors that at least one of the named groups touches.
@@ -123,13 +139,16 @@ class Solution:
     """Channel groups together with the inference they come from, for those who rewrite the graph.
 
     Attributes:
+        model: the model that was asked about.
         groups: the result of `find_channel_groups`.
-        inference: the solved axes of every tensor.
+        inference: the solved axes of every tensor. Its model is ``model``, or a copy of it in which the calls
+            of functions are replaced by their bodies.
         dim: gives the dimension of a solved axis of known length.
         private: the layout of inputs (node, index) that read a tensor of zeros or ones which serves
             unrelated nodes; each of them gets a tensor of its own.
     """
 
+    model: ir.Model
     groups: ChannelGroups
     inference: AxisInference
     dim: Callable[[Axis], Dim]
@@ -151,7 +170,7 @@ def find_channel_groups(model: ir.Model, freeze: Sequence[str] = ()) -> ChannelG
 
 def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
     """As `find_channel_groups`, with everything that rewriting needs."""
-    inference = infer_axes(model)
+    inference = infer_axes(inline_functions(model))
     for pattern in frozen:
         _freeze_matching(inference, pattern)
     _freeze_entangled(inference)
@@ -176,8 +195,16 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
         for use, layout in found
         if layout is not None and use.base.name not in layouts
     }
-    channel_groups = ChannelGroups(groups, layouts, graph_hash(model), cost_model(inference, dims))
-    return Solution(channel_groups, inference, dims, private)
+    channel_groups = ChannelGroups(
+        groups,
+        layouts,
+        graph_hash(inference.model),
+        cost_model(inference, dims),
+        {value.name or "": tensor for value, tensor in inference.tensors.items()},
+        tuple(barrier for _, barrier in inference.given_up),
+        tuple(inference.contradictions),
+    )
+    return Solution(model, channel_groups, inference, dims, private)
 
 
 def _freeze_matching(inference: AxisInference, pattern: str) -> None:

@@ -14,12 +14,11 @@ from growpipe.graph_ops.axes.dims import channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
-from growpipe.graph_ops.operators import is_onnx
 from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
 from growpipe.graph_ops.plan.stored_precision import StoredChannels, exact_coefficients
 
-__all__ = ["net2net_plan", "random_plan", "read_parameter"]
+__all__ = ["net2net_plan", "random_plan"]
 
 
 _INEXACT = (
@@ -93,25 +92,6 @@ def net2net_plan(
     return _blind_plan(groups, model, growth, 0.0, seed, "net2net", coefficients)
 
 
-def read_parameter(model: ir.Model) -> Callable[[str], npt.NDArray]:
-    """A function that gives the tensor of a name: an initializer, or a Constant node of the main graph.
-
-    Raises:
-        KeyError: in the function, if there is no such tensor.
-    """
-    held = {node.outputs[0].name: node.outputs[0] for node in model.graph if is_onnx(node, "Constant")}
-    constants = {name: ir.convenience.get_const_tensor(value) for name, value in held.items()}
-
-    def read(name: str) -> npt.NDArray:
-        value = model.graph.initializers.get(name)
-        tensor = value.const_value if value is not None else constants.get(name)
-        if tensor is None:
-            raise KeyError(name)
-        return tensor.numpy()
-
-    return read
-
-
 def _blind_plan(
     groups: ChannelGroups,
     model: ir.Model,
@@ -122,8 +102,8 @@ def _blind_plan(
     coefficients: _Coefficients,
 ) -> SplitPlan:
     added = _added_channels(groups, growth)
-    read = read_parameter(model)
     layouts = groups.restricted(added)
+    read = groups.read
     taken: set[str] = set()
     splits = []
     declined: dict[str, str] = {}

@@ -40,6 +40,9 @@ def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
                 "graph_hash": groups.graph_hash,
                 "parameters": groups.cost.parameters(),
                 "macs": groups.cost.macs(),
+                "uncounted": list(groups.cost.uncounted),
+                "barriers": [asdict(barrier) for barrier in groups.barriers],
+                "contradictions": list(groups.contradictions),
                 "groups": described,
                 "history": [asdict(step) for step in history],
             }
@@ -48,7 +51,7 @@ def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
     splittable = sum(group.splittable for group in groups.groups)
     title = (
         f"{model}: {count(groups.cost.parameters())} parameters, "
-        f"{count(groups.cost.macs())} MACs per sample, "
+        f"{'at least ' if groups.cost.uncounted else ''}{count(groups.cost.macs())} MACs per sample, "
         f"{splittable} of {len(groups.groups)} channel groups splittable"
         + (f", grown {len(history)} time(s)" if history else "")
     )
@@ -74,6 +77,26 @@ def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
             for group, facts in zip(groups.groups, described, strict=True)
         ],
     )
+    _print_notes(groups)
+
+
+_MOST_NOTES = 5  # of a kind; the JSON form has them all
+
+
+def _print_notes(groups: ChannelGroups) -> None:
+    """What the table does not show, on stderr."""
+    notes = [
+        *_shortened("no channel passes ", [str(barrier) for barrier in groups.barriers]),
+        *_shortened("not counted among the MACs: ", groups.cost.uncounted),
+        *_shortened("the file contradicts itself: ", groups.contradictions),
+    ]
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _shortened(what: str, texts: Sequence[str]) -> list[str]:
+    shown = [f"{what}{text}" for text in texts[:_MOST_NOTES]]
+    return shown + [f"{what}{len(texts) - _MOST_NOTES} more"] * (len(texts) > _MOST_NOTES)
 
 
 def describe_groups(groups: ChannelGroups) -> list[dict[str, Any]]:

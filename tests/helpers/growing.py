@@ -31,14 +31,13 @@ def signed_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, some: b
             copies = np.flatnonzero(source == channel)
             coefficient[copies[0]] = 1.0 - coefficient[copies[1:]].sum()
         splits.append(GroupSplit(group.name, group.width, source, coefficient))
-    tensors = parameters(model)
     layouts = groups.restricted(split.group for split in splits)
     return SplitPlan(
         groups=tuple(splits),
         layouts=layouts,
         epsilon=0.0,
         graph_hash=groups.graph_hash,
-        parameters_hash=hash_parameters(layouts, lambda name: tensors[name].numpy()),
+        parameters_hash=hash_parameters(layouts, groups.read),
         scheme="random",
     )
 

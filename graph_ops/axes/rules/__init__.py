@@ -13,6 +13,7 @@ from growpipe.graph_ops.axes.rules import (
     attention,
     constants,
     contraction,
+    contributed,
     convolution,
     elementwise,
     indexing,
@@ -30,23 +31,26 @@ from growpipe.graph_ops.axes.rules import shape_operators as shapes
 __all__ = ["RULES"]
 
 RULES: dict[tuple[str, str], Rule] = {
-    ("", operator): rule
-    for family in (
-        attention,
-        constants,
-        contraction,
-        convolution,
-        elementwise,
-        indexing,
-        joining,
-        layout,
-        normalisation,
-        pooling,
-        quantisation,
-        recurrent,
-        reduction,
-        sampling,
-        shapes,
-    )
-    for operator, rule in family.RULES.items()
+    **{
+        ("", operator): rule
+        for family in (
+            attention,
+            constants,
+            contraction,
+            convolution,
+            elementwise,
+            indexing,
+            joining,
+            layout,
+            normalisation,
+            pooling,
+            quantisation,
+            recurrent,
+            reduction,
+            sampling,
+            shapes,
+        )
+        for operator, rule in family.RULES.items()
+    },
+    **{("com.microsoft", operator): rule for operator, rule in contributed.RULES.items()},
 }

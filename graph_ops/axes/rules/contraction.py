@@ -9,7 +9,7 @@ from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.elementwise import broadcast
 from growpipe.graph_ops.operators import attribute_of
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "gemm", "multiply"]
 
 
 def gemm(inference: AxisInference, node: ir.Node) -> None:
@@ -31,23 +31,29 @@ def gemm(inference: AxisInference, node: ir.Node) -> None:
 
 def matmul(inference: AxisInference, node: ir.Node) -> None:
     """``y[..., m, n] = Σ_k a[..., m, k] b[..., k, n]``, as numpy's matmul."""
-    a, b = inference.axes_of(node, 0), inference.axes_of(node, 1)
+    multiply(inference, node, 0, 1)
+
+
+def multiply(inference: AxisInference, node: ir.Node, left: int, right: int) -> list[Axis]:
+    """State the axes of the matrix product of the inputs ``left`` and ``right``, and return them."""
+    a, b = inference.axes_of(node, left), inference.axes_of(node, right)
     if not a or not b:
         raise UnknownShape("an operand is a scalar")
     inner_b = len(b) - 2 if len(b) > 1 else 0
-    inference.contract(node, (0, len(a) - 1), (1, inner_b))
+    inference.contract(node, (left, len(a) - 1), (right, inner_b))
     leading = broadcast(inference, node, [a[:-2], b[:-2]])
     result = [*leading, *a[-2:-1], *(b[-1:] if len(b) > 1 else [])]
     if len(a) > 1:
-        _makes(inference, node, 0, len(a) - 2)
+        _makes(inference, node, left, len(a) - 2)
     if len(b) > 1:
-        _makes(inference, node, 1, len(b) - 1)
-    for index, axes in ((0, a), (1, b)):
+        _makes(inference, node, right, len(b) - 1)
+    for index, axes in ((left, a), (right, b)):
         # A stack of weight matrices makes the leading axes too, one matrix each.
         for axis in range(len(axes) - 2):
             _makes(inference, node, index, axis)
     inference.output(node, result)
     inference.count(node, 1, [*result, a[-1]])
+    return result
 
 
 def einsum(inference: AxisInference, node: ir.Node) -> None:

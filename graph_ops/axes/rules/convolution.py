@@ -12,7 +12,7 @@ from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.windows import window_sizes
 from growpipe.graph_ops.operators import attribute_of
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "convolve"]
 
 
 def conv(inference: AxisInference, node: ir.Node) -> None:
@@ -20,10 +20,22 @@ def conv(inference: AxisInference, node: ir.Node) -> None:
 
     A depthwise convolution is the case i = o = 1.
     """
+    convolve(inference, node, 1, 2)
+
+
+def convolve(inference: AxisInference, node: ir.Node, weight: int, bias: int | None) -> list[Axis]:
+    """State the axes of a convolution of input 0, and return those of the result.
+
+    Args:
+        inference: what is known.
+        node: the node.
+        weight: the input that holds the weight.
+        bias: the input that may hold a bias; None if the operator has none.
+    """
     batch, channels, *space = inference.axes_of(node, 0)
-    out, inner, *kernel = inference.axes_of(node, 1)
-    if not inference.is_weight(node, 1):
-        inference.freeze(node, [channels, out], 1, inference.no_weight(node, 1))
+    out, inner, *kernel = inference.axes_of(node, weight)
+    if not inference.is_weight(node, weight):
+        inference.freeze(node, [channels, out], 1, inference.no_weight(node, weight))
     groups = attribute_of(node, "group", 1)
     if groups == 1:
         inference.unify(node, channels, inner, 1)
@@ -31,15 +43,17 @@ def conv(inference: AxisInference, node: ir.Node) -> None:
     else:
         group, part = _groups(inference, node, groups, out)
         inference.unify(node, channels, product([group, inner]), 1)
-    inference.mixed(node, 1, 1)
-    inference.made(node, 1, 0, part)
+    inference.mixed(node, weight, 1)
+    inference.made(node, weight, 0, part)
     inference.freeze(node, kernel, None, "the window of the convolution cannot change")
-    _bias(inference, node, out)
+    if bias is not None:
+        _bias(inference, node, out, bias)
     sizes = [root(axis).size for axis in kernel]
     after = window_sizes(inference, node, space, sizes)
     result = [inference.fixed(node, i + 2, size) for i, size in enumerate(after)]
     inference.output(node, [batch, out, *result])
     inference.count(node, _elements(kernel), [batch, out, inner, *result])
+    return [batch, out, *result]
 
 
 def conv_transpose(inference: AxisInference, node: ir.Node) -> None:
@@ -85,9 +99,9 @@ def _groups(inference: AxisInference, node: ir.Node, groups: int, axis: Axis) ->
     return group, part
 
 
-def _bias(inference: AxisInference, node: ir.Node, channels: Axis) -> None:
-    if inference.input(node, 2) is not None:
-        (bias,) = inference.axes_of(node, 2)
+def _bias(inference: AxisInference, node: ir.Node, channels: Axis, index: int = 2) -> None:
+    if inference.input(node, index) is not None:
+        (bias,) = inference.axes_of(node, index)
         inference.unify(node, bias, channels, 1)
 
 

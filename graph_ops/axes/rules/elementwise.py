@@ -45,6 +45,41 @@ def elementwise(inference: AxisInference, node: ir.Node) -> None:
     axes = broadcast(inference, node, operands)
     for index in range(len(node.outputs)):
         inference.output(node, axes, index)
+    if inference.is_constant(node):
+        _weight_of_weights(inference, node, axes)
+
+
+def _weight_of_weights(inference: AxisInference, node: ir.Node, axes: list[Axis]) -> None:
+    """A weight that is computed from constants: masked, scaled, or put through a function.
+
+    The operand of the result's full shape stands for the weight. Coefficients can go to a factor, or to what
+    is divided; a mask of zeros and ones stays one.
+    """
+    sizes = [root(axis).size for axis in axes]
+    same = [(axis,) for axis in range(len(axes))]
+    full = [
+        index
+        for index, value in enumerate(node.inputs)
+        if value in inference.views
+        and value not in inference.fills
+        and [root(axis).size for axis in inference.axes_of(node, index)] == sizes
+    ]
+    if None in sizes or not full:
+        return
+    linear = {"Mul": full, "Div": [0], "Neg": [0]}.get(node.op_type, [])
+    able = [i for i in full if i in linear and not inference.obstacle(node, i)]
+    if len(able) > 1:
+        able.sort(key=lambda index: _is_mask(inference, node, index))
+    reason = f"the weight is computed by {node.op_type}, so it cannot hold the coefficients"
+    inference.view(node, same, able[0] if able else full[0], "" if able else reason)
+
+
+def _is_mask(inference: AxisInference, node: ir.Node, index: int) -> bool:
+    """Whether the constant behind an input holds nothing but zeros and ones."""
+    value = node.inputs[index]
+    tensor = None if value is None else inference.tensors.get(inference.views[value].base)
+    array = None if tensor is None else tensor.numpy()
+    return array is not None and bool(((array == 0) | (array == 1)).all())
 
 
 def _aligned(axes: list[Axis], rank: int, start: int) -> list[Axis]:

@@ -29,8 +29,11 @@ def arg_reduce(inference: AxisInference, node: ir.Node) -> None:
 
 
 def _reduce(inference: AxisInference, node: ir.Node, axes: list[Axis], reduced: list[int]) -> None:
+    reason = "it reduces this axis to one value"
+    if inference.is_constant(node):
+        reason = "a weight is computed from a reduction over this axis, which copies would change"
     for position in reduced:
-        inference.freeze(node, axes[position], position, "it reduces this axis to one value")
+        inference.freeze(node, axes[position], position, reason)
     if attribute_of(node, "keepdims", 1):
         result = [Axis(1) if position in reduced else axis for position, axis in enumerate(axes)]
     else:

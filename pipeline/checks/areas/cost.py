@@ -35,15 +35,23 @@ def parameters(context: Context) -> Outcome:
 
 @register("cost/macs", "no more multiply-accumulates than the budget allows", runs=True)
 def macs(context: Context) -> Outcome:
-    """Multiply-accumulates of convolutions and matrix products for one sample; an axis of unknown length
-    other than the batch counts as 1.
+    """Multiply-accumulates of convolutions, matrix products and recurrent layers for one sample; an axis of
+    unknown length other than the batch counts as 1. A budget fails if the model has operators whose
+    multiply-accumulates nobody counts.
 
     Policy: `cost.macs.max` and `cost.macs.max_growth`.
     """
+    cost = find_channel_groups(context.model).cost
+    if cost.uncounted and context.policy.cost.macs.max is not None:
+        return failed(
+            f"at least {cost.macs()} MACs per sample, the budget is {context.policy.cost.macs.max}: "
+            f"{len(cost.uncounted)} nodes are not counted, the first is {cost.uncounted[0]}",
+            value=cost.macs(),
+        )
     return _judged(
         context,
         context.policy.cost.macs,
-        Cost("cost/macs", "MACs per sample", find_channel_groups(context.model).cost.macs()),
+        Cost("cost/macs", "MACs per sample" + (" at least" if cost.uncounted else ""), cost.macs()),
         lambda reference: find_channel_groups(reference.model).cost.macs(),
     )
 

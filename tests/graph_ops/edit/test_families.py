@@ -21,8 +21,8 @@ from tests.helpers.networks import FAMILIES, seeded
 DECLINED: dict[str, dict[str, str]] = {
     "VisionTransformer": {
         "patch.weight": "it normalises over this axis",
-        "blocks.0.attention.qkv.weight#2": "its length is used as a number",
-        "blocks.1.attention.qkv.weight#2": "its length is used as a number",
+        "blocks.0.attention.qkv.weight#2": "the graph computes with the length of this axis",
+        "blocks.1.attention.qkv.weight#2": "the graph computes with the length of this axis",
     },
     "convnext": {"0.weight": "it normalises over this axis", "3.weight": "it normalises over this axis"},
     "group_norm": {"0.weight#2": "it normalises over this axis"},

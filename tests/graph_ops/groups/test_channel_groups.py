@@ -191,7 +191,7 @@ def test_quantised_weights_are_barriers():
     """)
     barrier = find_channel_groups(model)["a"].barrier
     assert barrier is not None
-    assert barrier.reason == "its weight comes from DequantizeLinear, so no weight can take the coefficients"
+    assert barrier.reason == "the weight b is stored as int8, which cannot hold the coefficients"
 
 
 def test_structure_decides_the_hash_and_values_do_not():

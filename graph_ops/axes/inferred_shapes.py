@@ -40,7 +40,10 @@ class InferredShapes:
         return self._by_name.get(value.name or "")
 
     def _infer(self) -> dict[str, ir.Shape]:
-        proto = skeleton(self._model)
+        try:
+            proto = skeleton(self._model)
+        except RuntimeError:
+            return {}  # the graph is not sorted, and onnx_ir does not copy it
         spell_out_defaults(proto.graph)
         _forget_claims(proto.graph, {value.name for value in self._model.graph.inputs})
         try:

@@ -317,8 +317,8 @@ class SplitPlan:
 def plan_files(folder: Path) -> tuple[str, ...]:
     """The names of the files that `SplitPlan.save` wrote into a folder; empty if it holds no plan."""
     try:
-        document = json.loads((folder / _DOCUMENT).read_text())
-    except (OSError, ValueError, RecursionError):
+        document = read_json(folder / _DOCUMENT, "the plan", inside=folder)
+    except UsageError:
         return ()
     is_plan = isinstance(document, dict) and {"format_version", "graph_hash", "layouts"} <= document.keys()
     return (_DOCUMENT, _TENSORS) if is_plan else ()

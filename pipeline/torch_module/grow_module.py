@@ -15,17 +15,19 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from growpipe.graph_ops.axes.dims import Dim, Product, grown_size
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.documents import parse_json
+from growpipe.graph_ops.files.reading import reading
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors, wrapped_in
 from growpipe.torch_module.optimizer_state import carry_optimizer_state
 from growpipe.torch_module.outputs import to_numpy, to_torch
+from growpipe.torch_module.state_file import read_state
 
 __all__ = ["grow", "grow_into", "load_grown", "plan_for_module", "save_grown"]
 
@@ -147,25 +149,35 @@ def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
     Raises:
         UsageError: the file is missing, damaged, or of another network.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            sizes = json.loads((file.metadata() or {}).get(_SIZES_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-    except FileNotFoundError:
-        raise UsageError(f"there are no weights at {os.fspath(path)}") from None
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UsageError(f"the weights at {os.fspath(path)} cannot be read: {error}") from None
-    own = named_tensors(model)
-    if not isinstance(sizes, dict) or tensors.keys() != own.keys():
-        other = sorted(tensors.keys() ^ own.keys())
-        raise UsageError(
-            f"{os.fspath(path)} holds the weights of another network than {type(model).__name__}"
-            + (f" (they differ in {other[0]!r})" if other else " (or was not written by growpipe)")
-        )
+    tensors, metadata = read_state(path, "the weights")
+    with reading("the weights", path):
+        sizes = parse_json(metadata.get(_SIZES_KEY, "null"))
+        _check_fits(model, tensors, sizes)
     _replace_tensors(model, tensors)
     for module_path, values in sizes.items():
         _set_sizes(model.get_submodule(module_path), values)
     return model
+
+
+def _check_fits(model: nn.Module, tensors: Mapping[str, torch.Tensor], sizes: Any) -> None:
+    """Refuse weights of another network before anything of ``model`` is changed."""
+    own = named_tensors(model)
+    if not isinstance(sizes, dict) or tensors.keys() != own.keys():
+        other = sorted(tensors.keys() ^ own.keys())
+        raise UsageError(
+            f"they are of another network than {type(model).__name__}"
+            + (f" (they differ in {other[0]!r})" if other else " (or were not written by growpipe)")
+        )
+    for name, tensor in tensors.items():
+        if tensor.ndim != own[name].ndim:
+            raise UsageError(f"{name!r} has {tensor.ndim} axes, not {own[name].ndim}")
+    modules = dict(model.named_modules())
+    for path, values in sizes.items():
+        known = _sizes(modules[path]).keys() if path in modules else set()
+        if not isinstance(values, dict) or not values.keys() <= known:
+            raise UsageError(f"they give sizes that {path!r} does not have")
+        if not all(type(value) is int and value > 0 for value in values.values()):
+            raise UsageError(f"they give {path!r} a size that is not a positive number")
 
 
 def _replace_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.documents import parse_json
+from growpipe.graph_ops.files.reading import reading
 from growpipe.graph_ops.plan.grow_tensor import grow_tensor
 from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.torch_module.state_file import read_state
 
 __all__ = ["carry_optimizer_state", "load_optimizer", "save_optimizer"]
 
@@ -134,23 +136,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: str
     """Give ``optimizer``, which holds the parameters of ``model``, the state that `save_optimizer` wrote.
 
     Raises:
-        UsageError: the file is missing, damaged, or names a parameter that the model has not.
+        UsageError: the file is missing, damaged, or names a parameter that the model does not have.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            scalars = json.loads((file.metadata() or {})[_SCALARS_KEY])
-            entries = {name: file.get_tensor(name) for name in file.keys()} | scalars  # noqa: SIM118, no mapping
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise UsageError(f"the optimizer state at {os.fspath(path)} cannot be read: {error}") from None
+    tensors, metadata = read_state(path, "the optimizer state")
     parameters = dict(model.named_parameters())
+    state: dict[str, dict[str, Any]] = {}
+    with reading("the optimizer state", path):
+        scalars = parse_json(metadata[_SCALARS_KEY])
+        for entry, value in {**tensors, **scalars}.items():
+            key, _, name = entry.partition("/")
+            if name not in parameters:
+                raise UsageError(f"it is of another network: it has {name!r}")
+            if isinstance(value, torch.Tensor) and value.shape == parameters[name].shape:
+                value = value.to(parameters[name].device)
+            state.setdefault(name, {})[key] = value
     optimizer.state.clear()
-    for entry, value in entries.items():
-        key, _, name = entry.partition("/")
-        if name not in parameters:
-            raise UsageError(
-                f"the optimizer state at {os.fspath(path)} is of another network: it has {name!r}"
-            )
-        parameter = parameters[name]
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-            value = value.to(parameter.device)
-        optimizer.state[parameter][key] = value
+    for name, entries in state.items():
+        optimizer.state[parameters[name]].update(entries)

@@ -10,9 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.atomic import publish_folder
+from growpipe.graph_ops.files.documents import read_json, validated
+from growpipe.graph_ops.files.reading import hash_file, reading
+from growpipe.progress import log
 from growpipe.torch_module.grow_module import load_grown, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
+from growpipe.validation import Section
 
 __all__ = ["Checkpoint", "Epoch"]
 
@@ -41,6 +46,21 @@ class Epoch:
     validation_accuracy: float | None
 
 
+class _EpochDocument(Section):
+    stage: str
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float | None
+
+
+class _Progress(Section):
+    key: str
+    files: dict[str, str]
+    history: list[_EpochDocument]
+
+
 class Checkpoint:
     """A folder that holds a network, its optimizer and the history of its training.
 
@@ -57,14 +77,28 @@ class Checkpoint:
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
         """Bring ``model`` and ``optimizer`` to where training stopped; the epochs until then."""
-        if self.folder is None or not (self.folder / _PROGRESS).is_file():
+        if self.folder is None or not (self.folder / _PROGRESS).exists():
             return []
-        progress = json.loads((self.folder / _PROGRESS).read_text(encoding="utf-8"))
-        if progress["key"] != self.key:
+        try:
+            return self._load(self.folder, model, optimizer)
+        except UsageError as error:
+            if self._writes:
+                log(f"{error}; the checkpoint is left aside, and the stage trains from its start")
             return []
-        load_grown(model, self.folder / _WEIGHTS)
-        load_optimizer(optimizer, model, self.folder / _OPTIMIZER)
-        return [Epoch(**epoch) for epoch in progress["history"]]
+
+    def _load(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
+        file = folder / _PROGRESS
+        with reading("the checkpoint", file):
+            progress = validated(_Progress, read_json(file, "the checkpoint", inside=folder))
+        if progress.key != self.key:
+            return []
+        for name in (_WEIGHTS, _OPTIMIZER):
+            if hash_file(folder / name, inside=folder) != progress.files.get(name):
+                raise UsageError(f"the checkpoint {folder / name} is damaged: its checksum is another")
+        # What has the right checksum fits the network of this key: both are loaded, or nothing was changed.
+        load_grown(model, folder / _WEIGHTS)
+        load_optimizer(optimizer, model, folder / _OPTIMIZER)
+        return [Epoch(**epoch.model_dump()) for epoch in progress.history]
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
         """Write where training stands, unless the last writing took a large share of the time since."""
@@ -76,7 +110,8 @@ class Checkpoint:
         with publish_folder(self.folder) as filled:
             save_grown(model, filled / _WEIGHTS)
             save_optimizer(optimizer, model, filled / _OPTIMIZER)
-            progress = {"key": self.key, "history": [asdict(epoch) for epoch in history]}
+            files = {name: hash_file(filled / name) for name in (_WEIGHTS, _OPTIMIZER)}
+            progress = {"key": self.key, "files": files, "history": [asdict(epoch) for epoch in history]}
             (filled / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
         self._ended = time.monotonic()
         self._took = self._ended - now

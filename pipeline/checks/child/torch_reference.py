@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from growpipe.environment import how_to_install
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
+from growpipe.graph_ops.files.reading import opened, reading
+from growpipe.graph_ops.files.tensors import MAX_TENSORS
 from growpipe.user_code import call_user_code, load_reference
 
 __all__ = ["load_module", "run_module"]
@@ -110,8 +112,8 @@ def _array(tensor: Any) -> npt.NDArray:
 
 
 def _load_weights(torch: Any, module: Any, path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"--weights: there is no file {path}")
+    with reading("the weights", path), opened(path, most=MAX_TENSORS):
+        pass  # they are a regular file
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -198,3 +199,88 @@ def test_one_line_keeps_what_can_be_printed() -> None:
     assert one_line("a\r\n\tb\u2028c ä") == "a b c ä"
     assert one_line(GrowpipeError("")) == ""
     assert len(one_line("a" * 10**6)) == 200
+
+
+# What opens a file, or parses what is in one. Methods count whatever they are called on.
+OPENERS = set(
+    [
+        "open",
+        "io.open",
+        "os.open",
+        "os.fdopen",
+        "np.load",
+        "np.fromfile",
+        "np.memmap",
+        "np.loadtxt",
+        "json.load",
+        "json.loads",
+        "tomllib.load",
+        "tomllib.loads",
+        "zipfile.ZipFile",
+        "tarfile.open",
+        "gzip.open",
+        "gzip.GzipFile",
+        "h5py.File",
+        "safe_open",
+        "load_file",
+        "torch.load",
+        "pickle.load",
+        "pickle.loads",
+        "pillow.open",
+        "mmap.mmap",
+        ".read_text",
+        ".read_bytes",
+        ".open",
+    ]
+)
+
+# Whoever opens a file in another way than the border has to say why here.
+ELSEWHERE = {
+    "graph_ops/files/reading.py": "the border",
+    "graph_ops/files/documents.py": "parses what the border has read",
+    "graph_ops/files/arrays.py": "within the border",
+    "graph_ops/files/tensors.py": "within the border",
+    "graph_ops/files/atomic.py": "opens folders and what it has written",
+    "graph_ops/files/load_save.py": "the border for models, with limits of its own",
+    "graph_ops/files/protobuf_size.py": "maps what load_save has opened",
+    "pipeline/checks/child/messages.py": "messages of our own child",
+    "pipeline/checks/child/operations.py": "its own /proc, and a profile that it has just written",
+    "pipeline/checks/child/torch_reference.py": "weights, within the border; never unpickled (weights_only)",
+    "pipeline/commands/check.py": "appends to the step summary of the workflow",
+    "pipeline/data/cifar.py": "within the border",
+    "pipeline/data/hdf5.py": "the answer of our own child",
+    "pipeline/data/hdf5_main.py": "standard input, which the border has opened",
+    "pipeline/data/images.py": "within the border",
+    "pipeline/environment.py": "growpipe's own sources",
+    "pipeline/parallel/distributed.py": "messages of our own processes",
+    "pipeline/run/locate.py": "recipes that ship with growpipe",
+    "pipeline/run/lock.py": "the lock, which is never read",
+    "pipeline/run/picture.py": "lines that the border has read and parsed",
+    "pipeline/torch_module/state_file.py": "within the border",
+    "pipeline/user_code.py": "the user's own code, which runs anyway",
+}
+
+
+def called(node: ast.Call) -> str:
+    """``json.loads`` for that function; ``.read_text`` for a method of whatever it is."""
+    match node.func:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(attr=name, value=ast.Name(id=module)) if f"{module}.{name}" in OPENERS:
+            return f"{module}.{name}"
+        case ast.Attribute(attr=name, value=value):
+            is_run = isinstance(value, ast.Name) and value.id == "Run"  # Run.open opens a run
+            return "" if is_run else f".{name}"
+    return ""
+
+
+def test_no_other_module_opens_a_file() -> None:
+    root = Path(__file__).parents[3]
+    found = set()
+    for folder in ("graph_ops", "pipeline", "models"):
+        for path in (root / folder).rglob("*.py"):
+            calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+            if not OPENERS.isdisjoint(map(called, calls)):
+                found.add(path.relative_to(root).as_posix())
+    assert found - ELSEWHERE.keys() == set()
+    assert ELSEWHERE.keys() - found == set(), "these no longer open anything"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,44 @@ def test_a_checkpoint_of_something_else_is_not_used(tmp_path: Path) -> None:
     assert [epoch.epoch for epoch in history] == [1, 2, 3, 4, 5, 6]
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def foreign(file: Path) -> None:
+    file.write_text('["of another program"]')
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("damage", [cut, flip, pipe, foreign, Path.unlink])
+@pytest.mark.parametrize("name", ["progress.json", "weights.safetensors", "optimizer.safetensors"])
+def test_a_damaged_checkpoint_is_left_aside_with_a_note(
+    tmp_path: Path, name: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = make_model(), make_model()
+    run(first, make_loaders(), checkpoint=tmp_path / "p", key="k")
+    damage(tmp_path / "p" / name)
+    history = run(second, make_loaders(), checkpoint=tmp_path / "p", key="k")
+    assert [epoch.epoch for epoch in history] == [1, 2, 3, 4, 5, 6]
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    if not (damage is Path.unlink and name == "progress.json"):
+        note = " ".join(capsys.readouterr().err.split())
+        assert name in note
+        assert "is left aside, and the stage trains from its start" in note
 
 
 def test_training_stops_at_the_plateau() -> None:

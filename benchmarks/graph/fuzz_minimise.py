@@ -9,7 +9,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError, Message
 from onnx import GraphProto, ModelProto, printer
 
-from benchmarks.graph.fuzz_input import made, run_content
+from benchmarks.graph.fuzz_input import epsilon_of, made, run_content
 from benchmarks.graph.fuzz_seeds import seeds
 
 __all__ = ["minimise"]
@@ -25,7 +25,7 @@ def minimise(work: Path, seed: int, number: int) -> None:
     def fault(candidate: bytes) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            return str(run_content(candidate, folder)["fault"])
+            return str(run_content(candidate, folder, epsilon_of(number))["fault"])
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

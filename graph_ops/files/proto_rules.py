@@ -380,7 +380,8 @@ def _external_length(location: str, folder: Path, name: str) -> int:
     """The length of an external data file, once it is sure that it lies inside the model's folder."""
     relative = Path(location)
     parts = location.replace("\\", "/").split("/")
-    if not location or "\0" in location or relative.is_absolute() or ".." in parts or ":" in parts[0]:
+    escapes = relative.is_absolute() or ".." in parts or ":" in parts[0]
+    if escapes or "\0" in location or parts[-1] in ("", "."):
         raise UnsafeModel(
             f"{name} points to {shortened(location)}: external data must be a relative path inside the "
             "model's folder"

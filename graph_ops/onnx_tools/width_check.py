@@ -160,7 +160,7 @@ def _constant(node: ir.Node, index: int) -> list[int] | None:
     """The integers of an input that is known without running the graph."""
     value = node.inputs[index] if index < len(node.inputs) else None
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    if tensor is None or tensor.size > 4096:
+    if tensor is None or tensor.size > 4096 or not tensor.dtype.is_integer():
         return None
     return [int(entry) for entry in np.ravel(tensor.numpy())]
 

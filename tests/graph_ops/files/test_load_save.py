@@ -98,7 +98,8 @@ def test_places_that_are_no_file(tmp_path):
 
 class TestExternalData:
     @pytest.mark.parametrize(
-        "location", ["../w.bin", "a/../../w.bin", "/etc/hostname", "..\\w.bin", "C:/w", ""]
+        "location",
+        ["../w.bin", "a/../../w.bin", "/etc/hostname", "..\\w.bin", "C:/w", "", "w.bin/", "w.bin/."],
     )
     def test_a_path_out_of_the_folder(self, tmp_path, location):
         (tmp_path / "w.bin").write_bytes(bytes(48))

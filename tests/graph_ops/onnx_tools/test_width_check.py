@@ -13,6 +13,7 @@ from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.onnx_tools import process as isolation
 from growpipe.graph_ops.onnx_tools.shape_inference import infer_shapes
 from growpipe.graph_ops.onnx_tools.width_check import check_widths
+from tests.helpers.text_models import text_model
 
 
 def model(body: str, inputs: str = "float[N,12,7,7] x", opset: int = 20, **weights) -> ir.Model:
@@ -205,3 +206,11 @@ class TestIsolation:
         worker._process.kill()
         worker._process.wait()
         assert check_widths(sound) == []
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1.5, True, 1j])
+@pytest.mark.parametrize("operator", ["Reshape", "Expand", "Split"])
+def test_what_stands_where_integers_are_due_is_a_problem_and_no_exception(operator, number):
+    model = text_model(f"y = {operator} (x, k)", "float[N,4] x", k=np.array([1, 2]))
+    model.graph.initializers["k"].const_value = ir.tensor(np.array([number, number]), name="k")
+    assert check_widths(model)

@@ -46,7 +46,8 @@ ALLOWED = {
 ORDER = {
     "graph_ops": "errors hashes operators files onnx_tools axes cost groups plan edit",
     "analyser": "samples schemes candidates program preparation curvature spectra choice api",
-    "checks": "policy measure child report baseline input_sets context registry request runner areas formats",
+    "checks": "policy measure child report baseline input_sets equivalence context registry request runner "
+    "areas formats",
     "run": "locate lock recipe store task recipe_limits facts stages summary picture finish loop",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,27 @@ CARD = "card.json"
 _FORMAT_VERSION = 1
 
 
-def write_bundle(model: ir.Model, folder: str | os.PathLike[str]) -> dict[str, Any]:
+Verify = Callable[[Path], Mapping[str, Any]]
+"""Proves a file that is about to be published: what the card says of the proof, or `CheckFailed`."""
+
+
+def write_bundle(
+    model: ir.Model, folder: str | os.PathLike[str], verify: Verify | None = None
+) -> dict[str, Any]:
     """Write the deploy form of a model and its card as ``folder``, whole or not at all; return the card.
 
     A bundle that is already there is replaced.
 
+    Args:
+        model: the model.
+        folder: the folder to write.
+        verify: proves the written deploy form before anything is published; what it returns becomes
+            ``verification`` of the card. None if the caller does not prove it.
+
     Raises:
         UsageError: ``folder`` is a file, a link or the working folder, or holds files that no bundle wrote;
             or its parent is missing.
-        CheckFailed: the deploy form is not sound.
+        CheckFailed: the deploy form is not sound, or ``verify`` refuses it.
         OSError: the disk is full, read-only or otherwise not writable.
     """
     target = check_folder_target(folder, bundle_files)
@@ -46,6 +58,9 @@ def write_bundle(model: ir.Model, folder: str | os.PathLike[str]) -> dict[str, A
     with publish_folder(target, bundle_files) as staging:
         save_model(form, staging / MODEL)
         card = model_card(form, sorted(staging.iterdir()))
+        card["verification"] = {"verified": False, "reason": "not asked for"}
+        if verify is not None:
+            card["verification"] = dict(verify(staging / MODEL))
         (staging / CARD).write_text(json.dumps(card, indent=2) + "\n")
     return card
 

@@ -228,11 +228,10 @@ def _affine(node: ir.Node) -> tuple[npt.NDArray, npt.NDArray] | None:
 def _bypass(node: ir.Node, value: ir.Value) -> None:
     """Put ``value`` in the place of the node's first output, and remove the node."""
     output = node.outputs[0]
-    if output.is_graph_output():
-        # The name of an output is part of the contract.
-        name = output.name
-        output.name = f"{name}.before"
-        value.name, value.shape, value.type = name, output.shape, output.type
+    # The name goes along: that of an output is part of the contract, and others are compared by name.
+    name = output.name
+    output.name = f"{name}.before"
+    value.name, value.shape, value.type = name, output.shape, output.type
     output.replace_all_uses_with(value, replace_graph_outputs=True)
     assert node.graph is not None
     node.graph.remove(node, safe=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import onnx
@@ -133,7 +134,8 @@ def _merge(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
         for value in node.outputs:
             info = infos.get(value.name or "")
             if info is not None:
-                ir.serde.deserialize_value_info_proto(info, value)
+                with contextlib.suppress(ir.serde.SerdeError):  # maps, of which onnx_ir knows nothing
+                    ir.serde.deserialize_value_info_proto(info, value)
         subgraphs = {a.name: (a.g, *a.graphs) for a in proto.attribute}
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():

@@ -358,7 +358,8 @@ def _quantised(node: ir.Node) -> Iterator[str]:
         length = _at(x, axis)
         if scale[0] != 1 and x is not None and len(x) > 1 and not _same(scale[0], length):
             yield f"axis {axis} has {length} entries, its scale {scale[0]}"
-    if not _agree(scale, zero):
+    one_each = scale in ([], [1]) and zero in ([], [1])  # both spellings of one scale for the whole tensor
+    if not one_each and not _agree(scale, zero):
         yield f"its scale has shape {scale}, its zero point {zero}"
 
 

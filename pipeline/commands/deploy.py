@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from growpipe.commands.output import count, print_json
@@ -16,17 +19,26 @@ __all__ = ["deploy"]
 def deploy(model: str, output: str, as_json: bool) -> None:
     """Write the deployable bundle of an ONNX file.
 
-    DIR/model.onnx is the deploy form of MODEL.onnx, and DIR/card.json describes it.
+    DIR/model.onnx is the deploy form of MODEL.onnx, and DIR/card.json describes it. Before anything is
+    published, both are run in onnxruntime on random inputs: a difference is an error.
     """
+    from growpipe.checks.equivalence import Equivalence, compare_forms
     from growpipe.graph_ops.edit.bundle import bundle_files, write_bundle
     from growpipe.graph_ops.files.atomic import check_folder_target
     from growpipe.graph_ops.files.load_save import load_model
 
     check_folder_target(output, bundle_files, inputs=[model])
-    card = write_bundle(load_model(model), output)
+    results: list[Equivalence] = []
+
+    def verify(form: Path) -> dict[str, Any]:
+        results.append(compare_forms(Path(model), form, "the deploy form"))
+        return results[-1].to_json()
+
+    card = write_bundle(load_model(model), output, verify)
     if as_json:
         print_json(card)
         return
     size = sum(entry["bytes"] for entry in card["files"].values())
     click.echo(f"{output}: {', '.join(card['files'])}, {count(size)} bytes")
     click.echo(f"{count(card['parameters'])} parameters, {count(card['macs'])} MACs per sample")
+    click.echo(str(results[-1]))

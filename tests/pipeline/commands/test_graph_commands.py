@@ -10,6 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from growpipe.cli import main
+from growpipe.graph_ops.edit import bundle
+from growpipe.graph_ops.edit import grow_graph as grow_graph_module
+from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from tests.helpers.torch_free import TORCH, python_without
@@ -127,6 +131,25 @@ class TestPlanAndGrow:
         text = growpipe("grow", "model.onnx", "--plan", "plan", "-o", "out.onnx").out
         assert "1 channel groups grown by 3 channels" in text
 
+    def test_parity_is_verified_before_anything_is_written(self, folder, growpipe, monkeypatch):
+        growpipe("plan", "model.onnx", "--random", "--epsilon", "0.5", "-o", "plan")
+        result = growpipe("grow", "model.onnx", "--plan", "plan", "-o", "out.onnx")
+        assert "parity at ε = 0 verified in onnxruntime" in result.out.splitlines()[-1]
+        facts = growpipe(
+            "grow", "model.onnx", "--plan", "plan", "-o", "out.onnx", "--no-verify", "--json"
+        ).out
+        assert json.loads(facts)["verification"]["reason"] == "not asked for"
+
+        def wrong(*arguments):
+            grown = grow_graph(*arguments)
+            next(node for node in grown.graph if node.op_type == "Relu").op_type = "Tanh"
+            return grown
+
+        monkeypatch.setattr(grow_graph_module, "grow_graph", wrong)
+        refused = growpipe("grow", "model.onnx", "--plan", "plan", "-o", "new.onnx")
+        assert_refused(refused, 1, "the model grown at ε = 0 computes something else")
+        assert not Path("new.onnx").exists()
+
     def test_net2net(self, folder, growpipe):
         assert growpipe("plan", "model.onnx", "--net2net", "--growth", "0.5", "-o", "plan").code == 0
         assert SplitPlan.load("plan").scheme == "net2net"
@@ -214,6 +237,27 @@ class TestDeploy:
         assert_refused(growpipe("deploy", "model.onnx", "-o", "model.onnx"), 2, "is a file")
         assert_refused(growpipe("deploy", "model.onnx", "-o", "absent/bundle"), 2, "no folder")
         assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+
+    def test_what_is_published_has_been_verified(self, folder, growpipe, monkeypatch):
+        result = growpipe("deploy", "model.onnx", "-o", "bundle")
+        assert "verified in onnxruntime on 4 sets" in result.out.splitlines()[-1]
+        verification = json.loads(Path("bundle/card.json").read_text())["verification"]
+        assert verification["verified"]
+        assert verification["relative"] < verification["limit"] == 1e-4
+
+        def wrong(model: ir.Model) -> ir.Model:
+            form = deploy_form(model)
+            next(node for node in form.graph if node.op_type == "Relu").op_type = "Tanh"
+            return form
+
+        monkeypatch.setattr(bundle, "deploy_form", wrong)
+        refused = growpipe("deploy", "model.onnx", "-o", "other")
+        assert_refused(refused, 1, "the deploy form computes something else")
+        assert "the first comparable node that differs is GlobalAveragePool" in refused.err
+        assert not Path("other").exists()
+        before = Path("bundle/card.json").read_bytes()
+        assert_refused(growpipe("deploy", "model.onnx", "-o", "bundle"), 1, "something else")
+        assert Path("bundle/card.json").read_bytes() == before
 
     @pytest.mark.parametrize("file", ["README.md", ".git/HEAD", "weights/model.onnx"])
     def test_a_bundle_that_has_become_a_folder_of_others(self, folder, growpipe, file):

@@ -1,0 +1,212 @@
+"""Do two forms of one model compute the same? What is asked of an edit before its result is published.
+
+Both run in onnxruntime, in a process of their own, on seeded random inputs. The reference is also compared
+with itself: what differs between its own lowest and highest optimisation, or between two of its own runs,
+cannot be asked of the other form. Inputs that the reference does not accept prove nothing either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from growpipe.checks.child.model_process import ModelHung, ModelProcess
+from growpipe.checks.input_sets import DYNAMIC_SIZES
+from growpipe.checks.measure.compare import Divergence, compare_each
+from growpipe.checks.measure.inputs import InputSpec, batch_dims, input_specs, random_inputs, sizes_of
+from growpipe.checks.measure.memory import MemoryRoom
+from growpipe.checks.measure.tolerance import default_relative
+from growpipe.checks.measure.trace import OtherModel
+from growpipe.environment import require_installed
+from growpipe.graph_ops.errors import CheckFailed, GrowpipeError, MissingEnvironment, UsageError
+from growpipe.graph_ops.files.load_save import load_model
+
+__all__ = ["Equivalence", "compare_forms"]
+
+_SEEDS = (0, 1)
+_BATCHES = (1, 3)
+_MEMORY_MB = 16384
+_ROUNDING = 1e-6
+"""Outputs of float32 that differ by less, absolutely, differ by rounding inside the model: a saturated
+sigmoid of 1e-7 is the difference of two numbers near 1."""
+_FEW = 0.01
+"""The share of integers of an output, such as classes, that rounding may decide."""
+
+Outputs = Mapping[str, npt.NDArray]
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The result of a comparison that found no difference.
+
+    Attributes:
+        verified: whether the forms were compared on at least one set of inputs.
+        reason: why they were not; empty if they were.
+        inputs: how many sets of inputs both ran on, each at the lowest and the highest optimisation.
+        relative: the largest difference, over the largest value of the output.
+        limit: what the difference may be.
+    """
+
+    verified: bool
+    reason: str = ""
+    inputs: int = 0
+    relative: float | None = None
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        if not self.verified:
+            return f"not verified: {self.reason}"
+        sets = "1 set" if self.inputs == 1 else f"{self.inputs} sets"
+        return (
+            f"verified in onnxruntime on {sets} of random inputs: relative difference {self.relative:.1e}, "
+            f"limit {self.limit:.1e}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+class _Unproved(Exception):
+    """The inputs tell nothing; the text is the reason."""
+
+
+def compare_forms(reference: Path, candidate: Path, what: str) -> Equivalence:
+    """Compare a model with another form of it.
+
+    Args:
+        reference: the model.
+        candidate: the form, with the same inputs and outputs.
+        what: the name of the form, for the message.
+
+    Raises:
+        CheckFailed: the form computes something else, or does not run where the model does. The message names
+            the first node that differs, of those that both forms have.
+    """
+    try:
+        require_installed("onnxruntime", "cpu", "the comparison")
+    except MissingEnvironment:
+        return Equivalence(False, "onnxruntime is not installed")
+    models = load_model(reference), load_model(candidate)
+    specs = input_specs(models[0])
+    if specs is None:
+        return Equivalence(False, "an input is not a tensor of known rank")
+    if not models[0].graph.outputs:
+        return Equivalence(False, "the model has no outputs")
+    with ModelProcess(memory_mb=_MEMORY_MB) as process:
+        return _Comparison(reference, candidate, what, process, default_relative(*models)).over(specs)
+
+
+@dataclass
+class _Comparison:
+    """One comparison of two files."""
+
+    reference: Path
+    candidate: Path
+    what: str
+    process: ModelProcess
+    limit: float
+    count: int = 0
+    worst: float = 0.0
+
+    def over(self, specs: tuple[InputSpec, ...]) -> Equivalence:
+        reason = ""
+        for size in self._sizes(specs):
+            for feed in _feeds(specs, size):
+                try:
+                    self._on(feed)
+                except _Unproved as unproved:
+                    reason = reason or str(unproved)
+            if self.count:
+                return Equivalence(True, "", self.count, self.worst, self.limit)
+        return Equivalence(False, reason or "no random inputs can be made")
+
+    def _sizes(self, specs: tuple[InputSpec, ...]) -> tuple[int, ...]:
+        batches = batch_dims(specs)
+        free = any(isinstance(d, str) and d not in batches for spec in specs for d in spec.shape)
+        return (*DYNAMIC_SIZES, 512) if free else DYNAMIC_SIZES[:1]
+
+    def _on(self, feed: Outputs) -> None:
+        """Compare on one set of inputs.
+
+        Raises:
+            _Unproved: they tell nothing.
+            CheckFailed: the forms differ.
+        """
+        try:
+            expected = {level: self._run(self.reference, feed, level) for level in (False, True)}
+            again = self._run(self.reference, feed, True)
+        except CheckFailed as error:
+            raise _Unproved(f"the model does not run on random inputs: {error}") from None
+        for other in (expected[False], again):
+            try:
+                noise = _worst(compare_each(expected[True], other)).relative
+            except CheckFailed:
+                noise = math.inf
+            if not noise <= self.limit:
+                raise _Unproved("the model itself differs from run to run, or with the level of optimisation")
+        for level in (False, True):
+            try:
+                actual = self._run(self.candidate, feed, level)
+            except ModelHung as error:
+                raise _Unproved(f"{self.what} takes too long: {error}") from None
+            except CheckFailed as error:
+                raise CheckFailed(f"{self.what} does not run where the model does: {error}") from None
+            self._judge(expected[level], actual, feed)
+        self.count += 1
+
+    def _run(self, path: Path, feed: Outputs, optimised: bool) -> dict[str, npt.NDArray]:
+        return self.process.run(path, feed, "cpu", optimised=optimised)
+
+    def _judge(self, expected: Outputs, actual: Outputs, feed: Outputs) -> None:
+        try:
+            each = compare_each(expected, actual)
+        except CheckFailed as error:
+            raise CheckFailed(f"{self.what} computes something else: {error}{self._place(feed)}") from None
+        by_name = zip(each.values(), expected.values(), actual.values(), strict=True)
+        for divergence, before, after in by_name:
+            if divergence.relative > self.limit and not _is_rounding(divergence, before, after):
+                raise CheckFailed(
+                    f"{self.what} computes something else: relative difference {divergence.relative:.2g} of "
+                    f"output {divergence.output!r}, limit {self.limit:.1e}{self._place(feed)}"
+                )
+            if divergence.relative <= self.limit:
+                self.worst = max(self.worst, divergence.relative)
+
+    def _place(self, feed: Outputs) -> str:
+        """The first node that differs, for a message; empty if it is not found."""
+        try:
+            place = self.process.first_diverging(
+                self.candidate, feed, self.limit, OtherModel(self.reference), "cpu"
+            )
+        except GrowpipeError:
+            return ""
+        if place is None:
+            return ""
+        return f"; the first comparable node that differs is {place.operator} {place.node or place.tensor!r}"
+
+
+def _feeds(specs: tuple[InputSpec, ...], size: int) -> Iterator[dict[str, npt.NDArray]]:
+    batches = _BATCHES if batch_dims(specs) else _BATCHES[:1]
+    for seed in _SEEDS:
+        for batch in batches:
+            try:
+                yield random_inputs(specs, sizes_of(specs, batch, {}, size), seed, MemoryRoom(_MEMORY_MB))
+            except (UsageError, CheckFailed):
+                return
+
+
+def _worst(each: Mapping[str, Divergence]) -> Divergence:
+    return max(each.values(), key=lambda divergence: divergence.relative)
+
+
+def _is_rounding(divergence: Divergence, before: npt.NDArray, after: npt.NDArray) -> bool:
+    if before.dtype.kind == "f":
+        return divergence.max_abs <= _ROUNDING
+    return bool(np.mean(before != after) <= _FEW)

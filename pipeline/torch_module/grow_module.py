@@ -229,10 +229,15 @@ def _grown_sizes(
 ) -> dict[str, int]:
     """The sizes of ``module`` once its parameters, laid out so, have grown to these widths of groups."""
     prefix = f"{path}." if path else ""
-    touched = next((name for name in layouts if name in _own_names(prefix, module)), None)
-    if touched is None:
+    own = _own_names(prefix, module)
+    touched = next((layout for name, layout in layouts.items() if name in own), None)
+    layout = _weight_layout(prefix, module, layouts) or touched
+    if layout is None:
         return {}
-    layout = layouts.get(f"{prefix}weight", layouts[touched])
+    if len(layout.axes) < 2 and isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)):
+        raise UsageError(
+            f"{path}: its weight is computed from parameters of another shape, which cannot grow"
+        )
     dims = [axis.dim for axis in layout.axes]
     grown = [grown_size(dim, widths) for dim in dims]
     match module:
@@ -254,6 +259,26 @@ def _grown_sizes(
         case nn.Embedding():
             return {"num_embeddings": grown[0], "embedding_dim": grown[1]}
     return {}
+
+
+def _weight_layout(
+    prefix: str, module: nn.Module, layouts: Mapping[str, TensorLayout]
+) -> TensorLayout | None:
+    """The layout of the module's weight, or of the parameter of its shape that the weight is computed from.
+
+    Such parameters are ``weight_orig`` under a pruning mask, ``weight_v`` or
+    ``parametrizations.weight.original1`` under weight norm, ``parametrizations.weight.original`` under other
+    parametrizations.
+    """
+    if f"{prefix}weight" in layouts:
+        return layouts[f"{prefix}weight"]
+    stems = (f"{prefix}weight_", f"{prefix}parametrizations.weight.")
+    candidates = [layout for name, layout in layouts.items() if name.startswith(stems)]
+    if not candidates:
+        return None
+    with torch.no_grad():
+        shape = tuple(module.weight.shape) if isinstance(module.weight, torch.Tensor) else None
+    return next((layout for layout in candidates if layout.shape == shape), None)
 
 
 def _own_names(prefix: str, module: nn.Module) -> set[str]:

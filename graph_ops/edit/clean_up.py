@@ -115,5 +115,11 @@ def drop_unused(model: ir.Model) -> int:
         if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
             del graph.initializers[name]
     passes.RemoveUnusedFunctionsPass()(model)
+    imported = dict(graph.opset_imports)
     passes.RemoveUnusedOpsetsPass()(model)
+    # onnxruntime puts the bodies of functions into the graph: it must import what they use.
+    for function in model.functions.values():
+        for domain in function.opset_imports:
+            if domain in imported:
+                graph.opset_imports.setdefault(domain, imported[domain])
     return dropped

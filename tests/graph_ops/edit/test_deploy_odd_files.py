@@ -367,3 +367,19 @@ class TestOldAndOddFiles:
         form = assert_kept(tmp_path / "m.onnx", {"x": weight(5, 4)})
         assert operators(form).count("DequantizeLinear") == 3
         assert "MatMulInteger" in operators(form)
+
+
+def test_operator_sets_of_functions_stay_imported(tmp_path: Path) -> None:
+    """onnxruntime puts the body of a function into the graph, which must import the operators of the body."""
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 18, "ai.onnx.ml": 3, "unused": 1, "own": 1]>
+        g (float[N,3] x) => (float[N,3] y) { s = own.scaled (x) y = Relu (s) }
+        <domain: "own", opset_import: ["ai.onnx.ml": 3]>
+        scaled (x) => (z) { z = ai.onnx.ml.Scaler <offset = [0.5], scale = [2.0]> (x) }"""
+    )
+    form = deploy_form(ir.from_proto(model))
+    assert dict(form.graph.opset_imports) == {"": 18, "ai.onnx.ml": 3, "own": 1}
+    save_model(form, tmp_path / "form.onnx")
+    session = ort.InferenceSession(str(tmp_path / "form.onnx"), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"x": np.ones((1, 3), np.float32)})
+    np.testing.assert_array_equal(result, np.ones((1, 3)))

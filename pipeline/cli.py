@@ -10,6 +10,7 @@ import click
 
 from growpipe.environment import is_follower
 from growpipe.graph_ops.errors import GrowpipeError
+from growpipe.printing import one_line
 from growpipe.signals import Stopped, stoppable
 
 SECTIONS = {
@@ -88,6 +89,7 @@ def main(args: list[str] | None = None) -> Any:
         sys.exit(130)
     except click.ClickException as error:
         if not is_follower():
+            error.message = one_line(error.message)  # type: ignore[misc]  # it names what was typed
             error.show()
         sys.exit(error.exit_code)
     except GrowpipeError as error:
@@ -105,4 +107,4 @@ def _say(message: str, error: BaseException) -> None:
     """One line on stderr; a follower speaks only where the error is noted to be its own."""
     notes = getattr(error, "__notes__", [])
     if notes or not is_follower():
-        click.echo(f"growpipe: {message}" + "".join(f" ({note})" for note in notes), err=True)
+        click.echo(one_line(f"growpipe: {message}" + "".join(f" ({note})" for note in notes)), err=True)

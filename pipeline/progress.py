@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from growpipe.environment import is_follower
+from growpipe.printing import one_line
 
 __all__ = ["Advance", "console", "log", "progress_bar"]
 
@@ -38,7 +39,7 @@ def console() -> Console:
 
 def log(message: str) -> None:
     """One line about what was done."""
-    console().print(message, markup=False, soft_wrap=True)
+    console().print(one_line(message), markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

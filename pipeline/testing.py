@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growpipe.checks.child.model_process import TorchOutputs
+from growpipe.checks.child.torch_arguments import Call
 from growpipe.checks.formats.text import to_text
 from growpipe.checks.input_sets import Inputs
 from growpipe.checks.measure.inputs import Dataset
@@ -35,8 +36,9 @@ def assert_export_ok(
         model: the ONNX file.
         module: the ``torch.nn.Module`` it was exported from, or ``my_net.py:build``; compared in eval mode,
             and left as it was found.
-        example_inputs: inputs to run on besides the random ones, by name or in the order of the model's
-            inputs: arrays or tensors, [samples, ...].
+        example_inputs: inputs to run on besides the random ones: arrays or tensors, [samples, ...]. By the
+            names of the model's inputs; in the order of these; or as ``forward`` takes them, by position or
+            by name, with dicts, lists and tuples of tensors.
         options: those of `growpipe.checks.request.CommonOptions`: ``reference``, ``baseline``, ``policy``,
             ``only``, ``skip``, ``device``.
 
@@ -48,10 +50,11 @@ def assert_export_ok(
         UsageError: the arguments do not fit each other.
     """
     __tracebackhide__ = True
+    examples, call = ({}, None) if example_inputs is None else _examples(model, module, example_inputs)
     report = run_checks(
         model,
-        torch=module if module is None or isinstance(module, str) else _ModuleHere(module),
-        data=[] if example_inputs is None else _dataset(model, example_inputs),
+        torch=module if module is None or isinstance(module, str) else _ModuleHere(module, call),
+        data=[Dataset("the example inputs", examples, None)] if examples else [],
         **options,
     )
     if not report.ok:
@@ -61,37 +64,70 @@ def assert_export_ok(
 
 @dataclass(frozen=True)
 class _ModuleHere:
-    """A torch module of the test suite; it runs in this process."""
+    """A torch module of the test suite; it runs in this process.
+
+    Attributes:
+        module: the ``torch.nn.Module``.
+        call: how the inputs go into ``forward``; None to find out.
+    """
 
     module: Any
+    call: Call | None = None
 
     @property
     def name(self) -> str:
         return type(self.module).__name__
 
-    def run(self, inputs: Inputs, *, double: bool = False, modules: Sequence[str] = ()) -> TorchOutputs:
+    def calls(self, names: Sequence[str]) -> Sequence[str]:
+        return list(map(str, self._ways(names)))
+
+    def run(
+        self, inputs: Inputs, *, way: int = 0, double: bool = False, modules: Sequence[str] = ()
+    ) -> TorchOutputs:
         from growpipe.checks.child.torch_reference import run_module
 
-        outputs, inner = run_module(self.module, inputs, double=double, modules=modules)
-        return TorchOutputs(outputs, inner)
+        call = self._ways(list(inputs))[way]
+        return TorchOutputs(*run_module(self.module, inputs, call, double=double, modules=modules))
+
+    def _ways(self, names: Sequence[str]) -> list[Call]:
+        from growpipe.checks.child.torch_reference import call_ways
+
+        return [self.call] if self.call is not None else call_ways(self.module, names)
 
 
-def _dataset(model: PathLike, inputs: Mapping[str, Any] | Sequence[Any]) -> list[Dataset]:
-    if not isinstance(inputs, Mapping):
-        try:
-            graph = load_model(model).graph
-        except UnsafeModel:
-            return []  # what is wrong with it is said by the checks
-        names = [str(v.name) for v in graph.inputs if v.name not in graph.initializers]
-        if len(names) != len(inputs):
-            raise UsageError(f"the model has inputs {names}, and {len(inputs)} example inputs were given")
-        inputs = dict(zip(names, inputs, strict=True))
-    return [Dataset("the example inputs", {name: _array(value) for name, value in inputs.items()}, None)]
+def _examples(
+    model: PathLike, module: Any, given: Mapping[str, Any] | Sequence[Any]
+) -> tuple[dict[str, npt.NDArray], Call | None]:
+    """The example inputs by the names of the model, and how they go into ``forward``, if they say so."""
+    try:
+        graph = load_model(model).graph
+    except UnsafeModel:
+        return {}, None  # what is wrong with it is said by the checks
+    names = [str(v.name) for v in graph.inputs if v.name not in graph.initializers]
+    if isinstance(given, Mapping) and set(names) <= set(given):
+        return {name: _array(value) for name, value in given.items()}, None
+    arguments = dict(given) if isinstance(given, Mapping) else {str(i): v for i, v in enumerate(given)}
+    waiting = iter(names)
+    leaves: dict[str, npt.NDArray] = {}
+
+    def named(nest: Any) -> Any:
+        if isinstance(nest, Mapping):
+            return {key: named(part) for key, part in nest.items()}
+        if isinstance(nest, (list, tuple)):
+            return type(nest)(named(part) for part in nest)
+        name = next(waiting, f"input {len(leaves)}")
+        leaves[name] = _array(nest)
+        return name
+
+    nest = {parameter: named(argument) for parameter, argument in arguments.items()}
+    if list(leaves) != names:
+        raise UsageError(f"the model has inputs {names}, and {len(leaves)} example inputs were given")
+    is_flat = all(isinstance(part, str) for part in nest.values())
+    by_position = not isinstance(given, Mapping)
+    return leaves, None if (is_flat and by_position) or module is None else Call(nest, by_position)
 
 
 def _array(value: Any) -> npt.NDArray:
-    if hasattr(value, "detach"):  # a tensor: torch is there
-        from growpipe.torch_module.outputs import to_numpy
-
-        return to_numpy(value)
+    if hasattr(value, "detach"):  # a tensor of torch, which this file need not import
+        value = value.detach().cpu().numpy()
     return np.asarray(value)

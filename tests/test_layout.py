@@ -20,8 +20,9 @@ ALLOWED = {
     "environment": "graph_ops",
     "suggestions": "graph_ops",
     "validation": "suggestions",
+    "printing": "",
     "seeding": "",
-    "progress": "environment graph_ops",
+    "progress": "environment graph_ops printing",
     "user_code": "graph_ops suggestions",
     "data": "environment graph_ops seeding user_code",
     "models": "data graph_ops",
@@ -29,15 +30,15 @@ ALLOWED = {
     "torch_module": "data graph_ops user_code",
     "signals": "",
     "training": "data environment graph_ops parallel progress seeding torch_module user_code validation",
-    "checks": "environment graph_ops suggestions torch_module user_code validation",
+    "checks": "environment graph_ops printing suggestions torch_module user_code validation",
     "testing": "checks graph_ops torch_module",
     "budgets": "checks environment graph_ops parallel progress suggestions torch_module",
     "analyser": "budgets data environment graph_ops parallel progress seeding suggestions torch_module "
     "user_code",
-    "run": "analyser budgets checks data environment graph_ops models parallel progress seeding suggestions "
-    "torch_module training user_code validation",
-    "commands": "checks environment graph_ops parallel run suggestions",
-    "cli": "environment graph_ops signals",
+    "run": "analyser budgets checks data environment graph_ops models parallel printing progress seeding "
+    "suggestions torch_module training user_code validation",
+    "commands": "checks environment graph_ops parallel printing run suggestions",
+    "cli": "environment graph_ops printing signals",
     "__main__": "cli",
     "": "analyser budgets checks data environment graph_ops torch_module",  # growpipe/__init__.py, lazily
 }
@@ -46,8 +47,8 @@ ALLOWED = {
 ORDER = {
     "graph_ops": "errors hashes operators files onnx_tools axes cost groups plan edit",
     "analyser": "samples schemes candidates program preparation curvature spectra choice api",
-    "checks": "policy measure child report baseline input_sets equivalence context registry request runner "
-    "areas formats",
+    "checks": "measure policy child report baseline input_sets equivalence context registry request "
+    "same_defect runner areas formats",
     "run": "locate lock recipe store task recipe_limits facts stages summary picture finish loop",
 }
 

@@ -56,11 +56,21 @@ class TorchReference(Protocol):
     def name(self) -> str:
         """What the module is called in a message."""
 
-    def run(self, inputs: Inputs, *, double: bool = False, modules: Sequence[str] = ()) -> TorchOutputs:
+    def calls(self, names: Sequence[str]) -> Sequence[str]:
+        """The ways to call the module with inputs of these names, in words; likely ones first.
+
+        Raises:
+            UsageError: there is none.
+        """
+
+    def run(
+        self, inputs: Inputs, *, way: int = 0, double: bool = False, modules: Sequence[str] = ()
+    ) -> TorchOutputs:
         """Run the module in eval mode.
 
         Args:
             inputs: by the names of the checked model.
+            way: which of the ways to call the module.
             double: run a copy in float64.
             modules: submodules whose outputs are wanted too.
         """
@@ -217,6 +227,16 @@ class Context:
             self.room.reserve(bytes_of(outputs), f"the outputs of the reference on {given.label}")
             self._reference_runs[given.label] = outputs
         return self._reference_runs[given.label]
+
+    def sizes_on(self, given: InputSet) -> dict[str, int]:
+        """The size of every symbolic dimension of the inputs, on these inputs."""
+        return {
+            dim: size
+            for spec in self.specs or ()
+            if (array := given.inputs.get(spec.name)) is not None and array.ndim == len(spec.shape)
+            for dim, size in zip(spec.shape, array.shape, strict=True)
+            if isinstance(dim, str)
+        }
 
     @cached_property
     def node_count(self) -> NodeCount:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +10,16 @@ from functools import partial
 
 import numpy.typing as npt
 
+from growpipe.checks.measure.dimensions import computed_from
 from growpipe.checks.measure.inputs import (
     Dataset,
     InputSpec,
     batch_dims,
     can_be_random,
+    is_batch_name,
     random_inputs,
     sizes_of,
+    symbols,
 )
 from growpipe.checks.measure.memory import MemoryRoom, bytes_of
 from growpipe.checks.policy import NumericsPolicy
@@ -27,6 +31,8 @@ Inputs = Mapping[str, npt.NDArray]
 
 DYNAMIC_SIZES = (8, 16, 32, 64, 224)
 """Tried in turn for symbolic dimensions that nothing names: a network can be too deep for a small image."""
+OTHER_SIZES, MOST_TRIED = (1, 512, 16000), 2**20
+"""Tried next if no input has more elements than this: a step of a decoder, and sound, which is long."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,19 +98,40 @@ class InputMaker:
     dims: Mapping[str, int]
     size: int = DYNAMIC_SIZES[0]
 
+    def open_dims(self) -> set[str]:
+        """The symbolic dimensions whose size is chosen here, except those that are surely the batch."""
+        names = symbols(self.specs or ())
+        own = {name for name in names if not computed_from(name, names) and not is_batch_name(name)}
+        return own - set(self.dims)
+
     def of_other_sizes(self) -> tuple[InputMaker, ...]:
         """This maker with every size that is worth a try; itself alone if no dimension is open."""
-        free = {d for s in self.specs or () for d in s.shape if isinstance(d, str) and d not in self.dims}
-        free -= set(batch_dims(self.specs or ()))
-        return tuple(replace(self, size=size) for size in (DYNAMIC_SIZES if free else DYNAMIC_SIZES[:1]))
+        if not self.open_dims():
+            return (self,)
+        others = (size for size in OTHER_SIZES if self._is_small(size))
+        return tuple(replace(self, size=size) for size in (*DYNAMIC_SIZES, *others))
 
-    def plan(self, datasets: Sequence[Dataset]) -> list[PlannedSet]:
-        """The user's data, and random inputs of every seed and batch size; nothing is made yet."""
+    def _is_small(self, size: int) -> bool:
+        """Whether random inputs of this size are quickly tried."""
+        specs = self.specs or ()
+        sizes = sizes_of(specs, 1, self.dims, size)
+        return all(
+            math.prod(sizes[d] if isinstance(d, str) else d for d in spec.shape) <= MOST_TRIED
+            for spec in specs
+        )
+
+    def plan(self, datasets: Sequence[Dataset], seeds: Sequence[int] | None = None) -> list[PlannedSet]:
+        """The user's data, and random inputs of every seed and batch size; nothing is made yet.
+
+        Args:
+            datasets: the user's data.
+            seeds: of the random inputs; None for those of the policy.
+        """
         sets = [PlannedSet(_name(data), partial(self._from_data, data)) for data in datasets]
         if self.specs is None or (sets and not all(can_be_random(spec) for spec in self.specs)):
             return sets
         has_batch = any(name not in self.dims for name in batch_dims(self.specs))
-        for seed in self.settings.seeds:
+        for seed in self.settings.seeds if seeds is None else seeds:
             for batch in self.settings.batch_sizes if has_batch else self.settings.batch_sizes[:1]:
                 label = f"random inputs (seed {seed}{f', batch {batch}' if has_batch else ''})"
                 sets.append(PlannedSet(label, partial(self.random, batch, seed, label)))

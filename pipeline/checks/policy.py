@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from growpipe.checks.measure.memory import default_memory_mb
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_toml, read_toml, table_at
 from growpipe.graph_ops.files.reading import reading
@@ -20,9 +22,11 @@ __all__ = [
     "CostLimit",
     "CostPolicy",
     "LatencyPolicy",
+    "Level",
     "NumericsPolicy",
     "Policy",
     "ProcessLimits",
+    "Profile",
     "ProviderPolicy",
     "SafetyPolicy",
     "StructurePolicy",
@@ -33,6 +37,26 @@ __all__ = [
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+
+Profile = Literal["default", "release"]
+Level = Literal["error", "unless-it-runs", "warning", "off"]
+"""Of a check that fails. ``unless-it-runs``: an error, but a warning if onnxruntime runs the model."""
+
+_LEVELS: Mapping[Profile, Mapping[str, Level]] = {
+    # A model that onnxruntime runs as its users run it does not fail for what it says of itself.
+    "default": {
+        "safety/domains": "unless-it-runs",
+        "safety/leaks": "warning",
+        "structure/checker": "unless-it-runs",
+        "structure/names": "unless-it-runs",
+        "structure/outputs": "warning",
+        "structure/shapes": "unless-it-runs",
+        "structure/unused": "warning",
+        "structure/widths": "unless-it-runs",
+    },
+    "release": {},
+}
 
 
 class _Strict(BaseModel):
@@ -48,10 +72,11 @@ class Waiver(_Strict):
 
 
 class ProcessLimits(_Strict):
-    """Of the child process in which models run."""
+    """Limits of one request, and of the memory of both processes together."""
 
     seconds: Annotated[float, Field(gt=0)] = 120.0
-    memory_mb: Positive = 16384
+    memory_mb: Positive = Field(default_factory=default_memory_mb)
+    """Default: half of the machine's memory, at most 16384."""
 
 
 class SafetyPolicy(_Strict):
@@ -62,10 +87,12 @@ class SafetyPolicy(_Strict):
 
 
 class StructurePolicy(_Strict):
-    min_opset: Positive = 11
+    min_opset: Positive | None = None
+    """None: 11 in the profile ``release``; in ``default`` an older opset is a warning."""
     max_opset: Positive | None = None
     """None: what the installed onnxruntime supports, which `structure/run` shows."""
-    min_ir: Positive = 4
+    min_ir: Positive | None = None
+    """None: 4 in the profile ``release``; in ``default`` an older version is a warning."""
     max_ir: Positive | None = None
     dynamic_dims: Literal["any", "batch", "none"] = "any"
     """``batch``: axis 0 alone may be dynamic; ``none``: nothing may."""
@@ -143,9 +170,12 @@ class Policy(_Strict):
     """Everything that a policy file can say; each has a default."""
 
     version: Literal[1] = 1
+    profile: Profile = "default"
+    """``release``: everything that a stranger's runtime or a server may stumble over is an error."""
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    levels: Mapping[str, Literal["error", "warning", "off"]] = {}
+    levels: Mapping[str, Level] = {}
+    """By id or area; an id comes first. What is not named has the level of the profile."""
     waivers: tuple[Waiver, ...] = ()
     limits: ProcessLimits = ProcessLimits()
     safety: SafetyPolicy = SafetyPolicy()
@@ -155,6 +185,17 @@ class Policy(_Strict):
     cost: CostPolicy = CostPolicy()
     latency: LatencyPolicy = LatencyPolicy()
     provider: ProviderPolicy = ProviderPolicy()
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether what could not be shown to be right counts as wrong."""
+        return self.profile == "release"
+
+    def level(self, check: str) -> Level:
+        """What the check of this id does if it fails."""
+        area = check.partition("/")[0]
+        given = self.levels.get(check, self.levels.get(area))
+        return given or _LEVELS[self.profile].get(check, "error")
 
 
 def load_policy(
@@ -167,22 +208,21 @@ def load_policy(
         overrides: nested keys to values, or texts such as ``latency.max_ratio=1.05``.
 
     Raises:
-        UsageError: the file is not there, is no TOML, or has an unknown key or a wrong value.
+        UsageError: the file is not there, is not TOML, or has an unknown key or a wrong value.
     """
     data: dict[str, Any] = {}
     where = "the policy"
     if path is not None:
-        file = Path(path)
-        where = str(file)
-        data = read_toml(file, "the policy")
-        if file.name == "pyproject.toml":
-            with reading("the policy", file):
+        where = f"the policy {os.fspath(path)}"
+        data = read_toml(path, "the policy")
+        if Path(path).name == "pyproject.toml":
+            with reading("the policy", path):
                 data = table_at(data, "tool", "growpipe", "check")
     if isinstance(overrides, Mapping):
         _merge(data, overrides)
     else:
         for text in overrides:
-            _set(data, text)
+            _merge(data, _setting(text))
     try:
         return Policy.model_validate(data)
     except ValidationError as error:
@@ -197,17 +237,13 @@ def _merge(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:
             data[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _set(data: dict[str, Any], text: str) -> None:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise UsageError(f"--set {text!r}: give KEY=VALUE, such as latency.max_ratio=1.05")
-    try:
-        parsed = parse_toml(f"value = {value}")["value"]
-    except UsageError:
-        parsed = value  # a text without quotes, as one types it in a shell
-    *tables, last = key.strip().split(".")
-    for table in tables:
-        data = data.setdefault(table, {})
-        if not isinstance(data, dict):
-            raise UsageError(f"--set {text!r}: {table!r} is no table")
-    data[last] = parsed
+def _setting(text: str) -> dict[str, Any]:
+    """The tables that ``KEY=VALUE`` says; parts of a key may stand in quotes, as in TOML."""
+    cuts = [position for position, character in enumerate(text) if character == "="]
+    for cut in cuts:  # a name within quotes may hold one too
+        for value in (text[cut + 1 :], json.dumps(text[cut + 1 :])):  # as TOML, or as one types it in a shell
+            try:
+                return parse_toml(f"{text[:cut]} = {value}")
+            except UsageError:
+                continue
+    raise UsageError(f"--set {text!r}: give KEY=VALUE, such as latency.max_ratio=1.05")

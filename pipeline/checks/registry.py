@@ -31,13 +31,15 @@ class Check:
     Attributes:
         id: ``area/name``.
         title: what holds when it passes.
-        explanation: what it looks at, why it matters, what to do when it fails, its keys in the policy.
+        advice: what to do next if it fails.
+        explanation: what it looks at, why it matters, its keys in the policy.
         function: does it.
         runs: needs the model to run, and is left out when it did not.
     """
 
     id: str
     title: str
+    advice: str
     explanation: str
     function: Callable[[Context], Outcome]
     runs: bool
@@ -51,15 +53,21 @@ _CHECKS: dict[str, Check] = {}
 
 
 def register(
-    id_: str, title: str, *, runs: bool = False
+    id_: str, title: str, advice: str, *, runs: bool = False
 ) -> Callable[[Callable[[Context], Outcome]], Callable[[Context], Outcome]]:
     """Enter a function into the table; its docstring is the explanation."""
 
     def enter(function: Callable[[Context], Outcome]) -> Callable[[Context], Outcome]:
         area, separator, name = id_.partition("/")
-        if area not in AREAS or not separator or not name or id_ in _CHECKS or not function.__doc__:
-            raise UsageError(f"check {id_!r} needs a known area, a name of its own and a docstring")
-        _CHECKS[id_] = Check(id_, title, inspect.cleandoc(function.__doc__), function, runs)
+        if (
+            area not in AREAS
+            or not separator
+            or not name
+            or id_ in _CHECKS
+            or not (function.__doc__ and advice)
+        ):
+            raise UsageError(f"check {id_!r} needs a known area, a name of its own, advice and a docstring")
+        _CHECKS[id_] = Check(id_, title, advice, inspect.cleandoc(function.__doc__), function, runs)
         return function
 
     return enter
@@ -97,7 +105,11 @@ def explain(word: str) -> str:
     """
     checks = all_checks()
     _known(word, checks)
-    return "\n\n".join(f"{c.id}: {c.title}\n\n{c.explanation}" for c in checks if word in (c.id, c.area))
+    return "\n\n".join(
+        f"{c.id}: {c.title}\n\n{c.explanation}\n\nIf it fails: {c.advice}."
+        for c in checks
+        if word in (c.id, c.area)
+    )
 
 
 def _known(word: str, checks: Iterable[Check]) -> None:

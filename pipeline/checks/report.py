@@ -24,7 +24,7 @@ __all__ = [
     "warned",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Of the JSON form: the first number changes when a reader of the old form would stumble."""
 
 Status = Literal["failed", "unsafe", "missing", "inconclusive", "warned", "waived", "skipped", "passed"]
@@ -44,6 +44,9 @@ SEVERITY: tuple[Status, ...] = (
 
 SHOWN = 20
 """Findings that an outcome keeps; its message counts them all."""
+
+TO_MEND = frozenset({"unsafe", "missing", "failed", "inconclusive", "warned", "waived"})
+"""The statuses after which somebody has something to do."""
 
 _EXIT_CODES: Mapping[Status, int] = {"unsafe": 4, "missing": 3, "failed": 1, "inconclusive": 5}
 
@@ -84,12 +87,14 @@ class Outcome:
         message: one line: what was found, and what to do.
         measured: numbers and short texts, for the baseline and the reports.
         findings: the places.
+        advice: what to do next; empty for the advice of the check.
     """
 
     status: Status
     message: str
     measured: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    advice: str = ""
 
 
 def passed(message: str, **measured: Any) -> Outcome:
@@ -100,12 +105,12 @@ def skipped(message: str) -> Outcome:
     return Outcome("skipped", message)
 
 
-def failed(message: str, *findings: Finding, **measured: Any) -> Outcome:
-    return Outcome("failed", message, measured, findings[:SHOWN])
+def failed(message: str, *findings: Finding, advice: str = "", **measured: Any) -> Outcome:
+    return Outcome("failed", message, measured, findings[:SHOWN], advice)
 
 
-def warned(message: str, *findings: Finding, **measured: Any) -> Outcome:
-    return Outcome("warned", message, measured, findings[:SHOWN])
+def warned(message: str, *findings: Finding, advice: str = "", **measured: Any) -> Outcome:
+    return Outcome("warned", message, measured, findings[:SHOWN], advice)
 
 
 def inconclusive(message: str, **measured: Any) -> Outcome:
@@ -120,6 +125,7 @@ class CheckResult:
         check: the id, ``area/name``.
         title: what holds when it passes.
         status, message, measured, findings: as `Outcome`.
+        advice: what to do next; empty if nothing need be done.
         seconds: how long it took.
         waiver: why it is waived, and until when; empty where it is not.
     """
@@ -130,6 +136,7 @@ class CheckResult:
     message: str
     measured: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    advice: str = ""
     seconds: float = 0.0
     waiver: str = ""
 
@@ -229,6 +236,7 @@ class CheckReport:
                         }
                         for finding in result.findings
                     ],
+                    "advice": result.advice,
                     "seconds": round(result.seconds, 3),
                     "waiver": result.waiver,
                 }

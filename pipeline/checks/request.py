@@ -139,10 +139,6 @@ class CheckRequest:
             else load_baseline(baseline),
         )
 
-    def level(self, check: Check) -> str:
-        """The policy's word on a check: ``error``, ``warning`` or ``off``."""
-        return self.policy.levels.get(check.id, self.policy.levels.get(check.area, "error"))
-
 
 def _policy(given: PathLike | Policy | Mapping[str, object] | None) -> Policy:
     if isinstance(given, Policy):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -15,9 +15,12 @@ from growpipe.checks.child.model_process import ModelProcess, TorchOutputs
 from growpipe.checks.child.requests import TorchTarget
 from growpipe.checks.context import Context
 from growpipe.checks.input_sets import Inputs
+from growpipe.checks.measure.protos import all_nodes
+from growpipe.checks.policy import Level
 from growpipe.checks.registry import LOAD, Check
-from growpipe.checks.report import CheckReport, CheckResult, Finding, Outcome, failed, skipped
+from growpipe.checks.report import TO_MEND, CheckReport, CheckResult, Finding, Outcome, failed, skipped
 from growpipe.checks.request import CheckOptions, CheckRequest, PathLike, Waived
+from growpipe.checks.same_defect import without_repeats
 from growpipe.graph_ops.errors import (
     GrowpipeError,
     InconclusiveMeasurement,
@@ -25,6 +28,7 @@ from growpipe.graph_ops.errors import (
     UnsafeModel,
     UsageError,
 )
+from growpipe.printing import one_line
 
 __all__ = ["run_checks"]
 
@@ -104,7 +108,7 @@ def _run(
         if progress is not None:
             progress(check)
         begin = time.monotonic()
-        level = request.level(check)
+        level = request.policy.level(check.id)
         if stop:
             outcome = skipped(stop)
         elif level == "off" and check.id != LOAD:
@@ -112,13 +116,19 @@ def _run(
         else:
             outcome = _outcome(check, context, results)
         if check.id != LOAD:
+            level = _severity(outcome, level, context)
             outcome, waiver = _judged(outcome, level, request.waivers.get(check.id))
         else:
             waiver = ""
             if outcome.status == "unsafe":
                 stop = f"the model was not loaded (see {LOAD})"
         results.append(_result(check, outcome, time.monotonic() - begin, waiver))
-    return results
+    return results if stop else without_repeats(results, _names(context))
+
+
+def _names(context: Context) -> Iterator[str]:
+    for node in all_nodes(context.proto):
+        yield from (node.name, node.domain, *node.input, *node.output)
 
 
 def _outcome(check: Check, context: Context, before: Sequence[CheckResult]) -> Outcome:
@@ -145,6 +155,15 @@ def _outcome(check: Check, context: Context, before: Sequence[CheckResult]) -> O
         return failed(f"the check itself broke, please report it: {type(error).__name__}: {error}")
 
 
+def _severity(outcome: Outcome, level: Level, context: Context) -> Level:
+    if level != "unless-it-runs" or outcome.status != "failed":
+        return level
+    try:
+        return "warning" if context.runs.ran else "error"
+    except GrowpipeError:
+        return "error"
+
+
 def _judged(outcome: Outcome, level: str, waiver: Waived | None) -> tuple[Outcome, str]:
     """The outcome under the policy, and the words of the waiver that holds, if one does."""
     if outcome.status not in ("failed", "inconclusive"):
@@ -164,11 +183,13 @@ def _result(check: Check, outcome: Outcome, seconds: float, waiver: str) -> Chec
         check=check.id,
         title=check.title,
         status=outcome.status,
-        message=_line(outcome.message),
+        message=one_line(outcome.message),
         measured=outcome.measured,
         findings=tuple(
-            Finding(_line(f.message), f.node, _line(f.operator), f.tensor, f.module) for f in outcome.findings
+            Finding(*(one_line(part) for part in (f.message, f.node, f.operator, f.tensor, f.module)))
+            for f in outcome.findings
         ),
+        advice=(outcome.advice or check.advice) if outcome.status in TO_MEND else "",
         seconds=seconds,
         waiver=waiver,
     )
@@ -185,13 +206,13 @@ class _ModuleInChild:
     def name(self) -> str:
         return self.target.target
 
-    def run(self, inputs: Inputs, *, double: bool = False, modules: Sequence[str] = ()) -> TorchOutputs:
-        return self.process.run_torch(self.target, inputs, double=double, modules=modules)
+    def calls(self, names: Sequence[str]) -> Sequence[str]:
+        return self.process.torch_calls(self.target, names)
 
-
-def _line(text: str) -> str:
-    """One line, without control characters: names within a model go to terminals too."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    def run(
+        self, inputs: Inputs, *, way: int = 0, double: bool = False, modules: Sequence[str] = ()
+    ) -> TorchOutputs:
+        return self.process.run_torch(self.target, inputs, way=way, double=double, modules=modules)
 
 
 def _versions() -> dict[str, str]:

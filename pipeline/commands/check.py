@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,11 @@ import click
 from growpipe.checks.formats import DOCUMENTS, FORMATS
 from growpipe.checks.formats.text import MARK_AT, MARKS, lines_of
 from growpipe.checks.report import CheckReport, Status, overall_exit_code
+from growpipe.commands.output import print_json, say, tell
 from growpipe.environment import PROVIDERS
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.atomic import write_text
+from growpipe.printing import one_line
 from growpipe.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ _STYLES: Mapping[Status, str] = {
     metavar="FILE",
     help="Write what this model measures.",
 )
+@click.option(
+    "--profile",
+    type=click.Choice(["default", "release"]),
+    help="release: also fail what another runtime or a server may stumble over.",
+)
 @click.option("--policy", type=click.Path(), help="What is allowed: a TOML file.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of the policy. Repeatable."
@@ -75,6 +81,7 @@ def check(
     data: tuple[str, ...],
     baseline: str | None,
     baseline_to: str | None,
+    profile: str | None,
     policy: str | None,
     settings: tuple[str, ...],
     only: tuple[str, ...],
@@ -98,7 +105,7 @@ def check(
     if explained is not None:
         from growpipe.checks.registry import explain
 
-        click.echo(explain(explained))
+        tell(explain(explained))
         return 0
     if not models:
         raise UsageError("no model is given; growpipe check MODEL.onnx")
@@ -107,7 +114,7 @@ def check(
         raise UsageError("a baseline is of one model; check the models one by one to write it")
     from growpipe.checks.policy import load_policy
 
-    rules = load_policy(policy, settings)
+    rules = load_policy(policy, (*(() if profile is None else (f"profile={profile}",)), *settings))
     from growpipe.checks.runner import run_checks
 
     reports = [
@@ -137,10 +144,10 @@ def _baseline(report: CheckReport, path: str, code: int) -> None:
     from growpipe.checks.baseline import write_baseline
 
     if code:
-        click.echo(f"growpipe: no baseline was written: the checks {report.verdict}", err=True)
+        say(f"growpipe: no baseline was written: the checks {report.verdict}")
     else:
         write_baseline(report, path)
-        click.echo(f"growpipe: wrote the baseline {path}", err=True)
+        say(f"growpipe: wrote the baseline {path}")
 
 
 def _formats(words: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -195,7 +202,9 @@ def _progress(model: str) -> Callable[[Check], None] | None:
     console = Console(stderr=True, highlight=False)
 
     def show(check: Check) -> None:
-        console.print(Text(f"{model}: {check.id}", style="dim"), end="\r", overflow="crop", no_wrap=True)
+        console.print(
+            Text(one_line(f"{model}: {check.id}"), style="dim"), end="\r", overflow="crop", no_wrap=True
+        )
         console.print(" " * (console.width - 1), end="\r")
 
     return show
@@ -211,7 +220,7 @@ def _list(as_json: bool) -> None:
     checks = all_checks()
     if as_json:
         entries = [{"check": c.id, "title": c.title, "explanation": c.explanation} for c in checks]
-        click.echo(json.dumps(entries, indent=1))
+        print_json(entries)
         return
     table = Table("check", "holds when it passes", box=None, pad_edge=False)
     for c in checks:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from growpipe.commands.output import count, print_json
+from growpipe.commands.output import count, print_json, tell
 
 __all__ = ["deploy"]
 
@@ -39,6 +39,6 @@ def deploy(model: str, output: str, as_json: bool) -> None:
         print_json(card)
         return
     size = sum(entry["bytes"] for entry in card["files"].values())
-    click.echo(f"{output}: {', '.join(card['files'])}, {count(size)} bytes")
-    click.echo(f"{count(card['parameters'])} parameters, {count(card['macs'])} MACs per sample")
-    click.echo(str(results[-1]))
+    tell(f"{output}: {', '.join(card['files'])}, {count(size)} bytes")
+    tell(f"{count(card['parameters'])} parameters, {count(card['macs'])} MACs per sample")
+    tell(str(results[-1]))

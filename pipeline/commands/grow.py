@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from growpipe.commands.output import count, print_json, say
+from growpipe.commands.output import count, print_json, say, tell
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ def grow(model: str, plan_path: str, output: str, verify: bool, as_json: bool) -
             }
         )
         return
-    click.echo(
+    tell(
         f"{output}: {len(plan.groups)} channel groups grown by {count(plan.added_channels)} channels "
         f"({plan.scheme}, ε = {plan.epsilon:g})"
     )
-    click.echo(f"parameters {count(before.parameters())} → {count(after.parameters())}")
-    click.echo(f"MACs per sample {count(before.macs())} → {count(after.macs())}")
-    click.echo(f"parity at ε = 0 {proof}")
+    tell(f"parameters {count(before.parameters())} → {count(after.parameters())}")
+    tell(f"MACs per sample {count(before.macs())} → {count(after.macs())}")
+    tell(f"parity at ε = 0 {proof}")
 
 
 def _verified(model: Path, loaded: ir.Model, plan: SplitPlan, solution: Solution) -> Equivalence:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from growpipe.commands.output import count, print_json, print_table
+from growpipe.commands.output import count, print_json, print_table, say
 
 if TYPE_CHECKING:
     from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
@@ -91,7 +91,7 @@ def _print_notes(groups: ChannelGroups) -> None:
         *_shortened("the file contradicts itself: ", groups.contradictions),
     ]
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
 
 
 def _shortened(what: str, texts: Sequence[str]) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from growpipe.commands.output import print_json, tell
 from growpipe.environment import is_follower, require_installed
 from growpipe.run.locate import RUN_FILE, read_recipe
 from growpipe.run.lock import hold
@@ -70,7 +70,7 @@ def _run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_
         return
     if as_json:
         summary = read_json(final.folder / SUMMARY, "the summary", inside=out)
-        click.echo(json.dumps(summary, indent=1))
+        print_json(summary)
         return
     print_summary(rows_of(opened), title_of(opened))
-    click.echo(f"{final.facts.stopped}; the deployable model is {final.folder / DEPLOYED}")
+    tell(f"{final.facts.stopped}; the deployable model is {final.folder / DEPLOYED}")

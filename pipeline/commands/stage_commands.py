@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import click
 
+from growpipe.commands.output import print_json, tell
 from growpipe.environment import is_follower, require_installed, resolve_device
 from growpipe.run.locate import RUN_FILE, read_recipe, require_run
 from growpipe.run.lock import hold
@@ -44,7 +44,7 @@ def _do(
             held.enter_context(hold(directory))  # before torch is imported, which takes seconds
         folder = _done(directory, stage, number, recipe if starts else None, device, seed)
     if not is_follower():
-        click.echo(folder)
+        tell(str(folder))
 
 
 def _done(
@@ -132,6 +132,6 @@ def report(directory: Path, as_json: bool) -> None:
         final = opened.published(FINAL)
         document = summary_document(opened, rows, final.facts.stopped if final else "not finished")
         if as_json:
-            click.echo(json.dumps(document, indent=1))
+            print_json(document)
             return
         print_summary(rows, title_of(opened))

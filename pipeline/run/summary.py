@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.graph_ops.errors import UsageError
+from growpipe.printing import one_line
 from growpipe.run.facts import AnalyseFacts, NetworkSize, SplitFacts
 from growpipe.run.stages.names import ANALYSE, CHECK, CONTROL, EXPORT, TRAIN, round_stage
 from growpipe.run.store import Run
@@ -168,12 +170,12 @@ def print_summary(rows: Sequence[RoundRow], title: str) -> None:
     of_networks = [index for index in whole if index <= _COLUMNS.index("test accuracy")]
     of_splits = [index for index in whole if index not in of_networks[1:]]
     for columns in [whole] if console.width >= _WHOLE_WIDTH else [of_networks, of_splits]:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(one_line(title)), title_justify="left")
         for index in columns:
             table.add_column(_COLUMNS[index], justify="left" if index < 2 else "right", overflow="fold")
         for row in cells:
             if any(row[index] != _ABSENT for index in columns if index):
-                table.add_row(*(row[index] for index in columns))
+                table.add_row(*(Text(one_line(row[index])) for index in columns))
         console.print(table)
         title = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,12 @@ __all__: list[str] = []
 _NO_DATA = "no data with targets; give an .npz of inputs and targets with --data"
 
 
-@register("accuracy/floor", "the accuracy is not below the floor", runs=True)
+@register(
+    "accuracy/floor",
+    "the accuracy is not below the floor",
+    "train longer or lower accuracy.floor; if it is inconclusive give more samples with --data",
+    runs=True,
+)
 def floor(context: Context) -> Outcome:
     """Top-1 accuracy on the data that has targets, with its Wilson interval. It fails when the whole interval
     is below the floor; below the floor with an interval that reaches it is inconclusive: more samples decide.
@@ -32,7 +38,7 @@ def floor(context: Context) -> Outcome:
     right = np.concatenate([_right(context, d) for d in labelled])
     value, samples = float(right.mean()), len(right)
     low, high = wilson_interval(value, samples)
-    measured = {"value": value, "low": low, "high": high, "samples": samples}
+    measured: dict[str, Any] = {"value": value, "low": low, "high": high, "samples": samples}
     text = f"accuracy {value:.4f} [{low:.4f}, {high:.4f}] on {samples} samples"
     wanted = context.policy.accuracy.floor
     if wanted is None:
@@ -44,7 +50,12 @@ def floor(context: Context) -> Outcome:
     return inconclusive(f"{text}: the interval reaches the floor {wanted}; give more samples", **measured)
 
 
-@register("accuracy/drop", "the accuracy did not drop against the reference", runs=True)
+@register(
+    "accuracy/drop",
+    "the accuracy did not drop against the reference",
+    "keep the reference, or raise accuracy.max_drop; if it is inconclusive give more samples with --data",
+    runs=True,
+)
 def drop(context: Context) -> Outcome:
     """The difference to the accuracy of the reference on the same samples, paired: only samples on which the
     two disagree count, so the interval is far narrower than that of either. It fails when the drop is above
@@ -63,7 +74,7 @@ def drop(context: Context) -> Outcome:
     loss = float(difference.mean())
     half = float(ndtri(0.975)) * float(difference.std(ddof=1)) / math.sqrt(len(new)) if len(new) > 1 else 1
     limit = 0.01 if context.policy.accuracy.max_drop is None else context.policy.accuracy.max_drop
-    measured = {"value": loss, "low": loss - half, "high": loss + half, "samples": len(new)}
+    measured: dict[str, Any] = {"value": loss, "low": loss - half, "high": loss + half, "samples": len(new)}
     text = (
         f"accuracy {new.mean():.4f}, reference {old.mean():.4f}: "
         f"drop {loss:.4f} [{loss - half:.4f}, {loss + half:.4f}], limit {limit}"
@@ -84,7 +95,7 @@ def _against_baseline(context: Context, labelled: list[Dataset]) -> Outcome:
     low, high = wilson_interval(value, len(right))
     limit = 0.01 if context.policy.accuracy.max_drop is None else context.policy.accuracy.max_drop
     text = f"accuracy {value:.4f} [{low:.4f}, {high:.4f}], baseline {before:.4f}, limit {limit}"
-    measured = {"value": before - value, "samples": len(right)}
+    measured: dict[str, Any] = {"value": before - value, "samples": len(right)}
     if before - value <= limit:
         return passed(text, **measured)
     if high < before:

@@ -18,7 +18,11 @@ from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 __all__: list[str] = []
 
 
-@register("cost/parameters", "no more parameters than the budget allows")
+@register(
+    "cost/parameters",
+    "no more parameters than the budget allows",
+    "raise cost.parameters, or ship a smaller model",
+)
 def parameters(context: Context) -> Outcome:
     """The elements of all floating-point weights, those of quantised ones included.
 
@@ -33,7 +37,12 @@ def parameters(context: Context) -> Outcome:
     )
 
 
-@register("cost/macs", "no more multiply-accumulates than the budget allows", runs=True)
+@register(
+    "cost/macs",
+    "no more multiply-accumulates than the budget allows",
+    "raise cost.macs, or ship a cheaper model",
+    runs=True,
+)
 def macs(context: Context) -> Outcome:
     """Multiply-accumulates of convolutions, matrix products and recurrent layers for one sample; an axis of
     unknown length other than the batch counts as 1. A budget fails if the model has operators whose
@@ -56,7 +65,11 @@ def macs(context: Context) -> Outcome:
     )
 
 
-@register("cost/file_size", "no more bytes than the budget allows")
+@register(
+    "cost/file_size",
+    "no more bytes than the budget allows",
+    "raise cost.file_bytes, or ship a smaller file",
+)
 def file_size(context: Context) -> Outcome:
     """Bytes of the file and of its external data.
 
@@ -70,7 +83,12 @@ def file_size(context: Context) -> Outcome:
     )
 
 
-@register("cost/peak_memory", "no more memory than the budget allows", runs=True)
+@register(
+    "cost/peak_memory",
+    "no more memory than the budget allows",
+    "raise cost.peak_memory_bytes, or ship a model of smaller activations",
+    runs=True,
+)
 def peak_memory(context: Context) -> Outcome:
     """How far the resident memory of a process rises by loading the model and running it once. Measured where
     the system tells (Linux).
@@ -94,7 +112,12 @@ def peak_memory(context: Context) -> Outcome:
     )
 
 
-@register("cost/operators", "the operators after optimisation are the expected ones", runs=True)
+@register(
+    "cost/operators",
+    "the operators after optimisation are the expected ones",
+    "look at what stands between the operators that are no longer fused",
+    runs=True,
+)
 def operators(context: Context) -> Outcome:
     """A census of the operators that remain after onnxruntime's optimisation: fused ones show that the
     fusions still happen. A lost fusion costs latency and changes no output.

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from growpipe.checks.child.model_process import ModelHung
 from growpipe.checks.context import Context
 from growpipe.checks.input_sets import Inputs
 from growpipe.checks.measure.inputs import batch_dims
 from growpipe.checks.measure.latency import LatencyRatio, Timing
 from growpipe.checks.registry import register
 from growpipe.checks.report import Outcome, failed, inconclusive, passed, skipped, warned
+from growpipe.graph_ops.errors import InconclusiveMeasurement
 
 __all__: list[str] = []
 
 
-@register("latency/ratio", "it is not slower than the reference allows", runs=True)
+@register(
+    "latency/ratio",
+    "it is not slower than the reference allows",
+    "ship a faster model or raise latency.max_ratio; if it is inconclusive use a quieter machine",
+    runs=True,
+)
 def ratio(context: Context) -> Outcome:
     """Both models run in turn in one process: fixed threads, spinning off, alternating order, sessions made
     anew in every block. The interval of the median ratio is bootstrapped, and two equal sessions of the
@@ -30,7 +38,7 @@ def ratio(context: Context) -> Outcome:
     policy = context.policy.latency
     limit = policy.max_ratio
     result = measure(context, other, limit)
-    measured = {
+    measured: dict[str, Any] = {
         "value": result.ratio,
         "low": result.low,
         "high": result.high,
@@ -58,7 +66,12 @@ def ratio(context: Context) -> Outcome:
     )
 
 
-@register("latency/budget", "a run takes no longer than the budget", runs=True)
+@register(
+    "latency/budget",
+    "a run takes no longer than the budget",
+    "ship a faster model or raise latency.max_ms; if it is inconclusive use a quieter machine",
+    runs=True,
+)
 def budget(context: Context) -> Outcome:
     """The median time of one run on this machine. With one thread it is CPU time of the thread, so that
     other processes do not count.
@@ -72,7 +85,7 @@ def budget(context: Context) -> Outcome:
     # Two equal models: what they differ by is what the measurement is uncertain by.
     low = min(result.reference_ms, result.candidate_ms) / (1 + result.noise)
     high = max(result.reference_ms, result.candidate_ms) * (1 + result.noise)
-    measured = {"value": result.candidate_ms, "low": low, "high": high, "noise": result.noise}
+    measured: dict[str, Any] = {"value": result.candidate_ms, "low": low, "high": high, "noise": result.noise}
     text = f"{result.candidate_ms:.3g} ms [{low:.3g}, {high:.3g}] a run, limit {limit:g} ms"
     if high <= limit:
         return passed(text, **measured)
@@ -82,7 +95,11 @@ def budget(context: Context) -> Outcome:
 
 
 def measure(context: Context, reference: Path, limit: float | None) -> LatencyRatio:
-    """`growpipe.checks.measure.latency.paired_latency` in the child process."""
+    """`growpipe.checks.measure.latency.paired_latency` in the child process.
+
+    Raises:
+        InconclusiveMeasurement: the models are too slow for the time there is.
+    """
     policy = context.policy.latency
     given = _timed_inputs(context, policy.batch_size)
     is_other = context.reference is not None and reference == context.reference.path != context.path
@@ -94,13 +111,14 @@ def measure(context: Context, reference: Path, limit: float | None) -> LatencyRa
         limit=limit,
         device=context.device,
     )
-    return context.process.time_pair(
-        reference,
-        context.path,
-        {names[name]: array for name, array in given.items() if name in names},
-        {theirs: ours for ours, theirs in names.items()},
-        timing,
-    )
+    inputs = {names[name]: array for name, array in given.items() if name in names}
+    candidate_names = {theirs: ours for ours, theirs in names.items()}
+    try:
+        return context.process.time_pair(reference, context.path, inputs, candidate_names, timing)
+    except ModelHung:
+        raise InconclusiveMeasurement(
+            f"{policy.seconds:g} s are too few for runs of this length; raise latency.seconds"
+        ) from None
 
 
 def _timed_inputs(context: Context, batch_size: int) -> Inputs:

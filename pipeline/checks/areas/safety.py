@@ -34,7 +34,11 @@ _LEAKS = (
 )
 
 
-@register(LOAD, "the file can be read safely")
+@register(
+    LOAD,
+    "the file can be read safely",
+    "copy the external data beside the model, or export the model again",
+)
 def load(context: Context) -> Outcome:
     """Reads the file without trusting it: its size, its structure, and that its external data are regular
     files inside its own folder, whole, and not links that lead out of it. Libraries of custom operators are
@@ -49,7 +53,11 @@ def load(context: Context) -> Outcome:
     )
 
 
-@register("safety/domains", "no operators of domains that are not allowed")
+@register(
+    "safety/domains",
+    "no operators of domains that are not allowed",
+    "allow the domain under safety.domains, or export without these operators",
+)
 def domains(context: Context) -> Outcome:
     """Operators outside ONNX need a runtime that has them, and custom ones a library that somebody has to
     trust. Domains of functions that the model itself defines are fine.
@@ -72,7 +80,11 @@ def domains(context: Context) -> Outcome:
     )
 
 
-@register("safety/leaks", "no source paths and no stack traces")
+@register(
+    "safety/leaks",
+    "no source paths and no stack traces",
+    "strip them with growpipe deploy MODEL.onnx -o DIR",
+)
 def leaks(context: Context) -> Outcome:
     """Exporters write stack traces and absolute paths of the machine they ran on into metadata and doc
     strings. Shipped, they tell strangers about your users, folders and code.
@@ -103,7 +115,11 @@ def leaks(context: Context) -> Outcome:
     )
 
 
-@register("safety/size", "the model is not larger than allowed")
+@register(
+    "safety/size",
+    "the model is not larger than allowed",
+    "raise the limit that is named, or ship a smaller model",
+)
 def size(context: Context) -> Outcome:
     """Bytes of the file and of its external data, and the number of nodes.
 

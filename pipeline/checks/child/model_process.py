@@ -25,6 +25,7 @@ from growpipe.checks.child.requests import (
     CountNodes,
     FindDivergence,
     FindNotFinite,
+    ListCalls,
     MeasureMemory,
     Request,
     RunFloat64,
@@ -216,18 +217,24 @@ class ModelProcess:
         """Build a torch module, to fail early; the name of its class."""
         return str(self._ask(module)[0]["class"])
 
+    def torch_calls(self, module: TorchTarget, names: Sequence[str]) -> list[str]:
+        """The ways to call a torch module with inputs of these names, likely ones first."""
+        request = ListCalls(module.target, module.weights, tuple(names))
+        return [str(call) for call in self._ask(request)[0]["calls"]]
+
     def run_torch(
         self,
         module: TorchTarget,
         inputs: Arrays,
         *,
+        way: int = 0,
         double: bool = False,
         modules: Sequence[str] = (),
         room: MemoryRoom | None = None,
     ) -> TorchOutputs:
-        """See `growpipe.checks.child.torch_reference.run_module`."""
+        """See `growpipe.checks.child.torch_reference.run_module`; ``way`` is one of `torch_calls`."""
         room = room or MemoryRoom(self.memory_mb)
-        request = RunTorch(module.target, module.weights, double, tuple(modules), room.left)
+        request = RunTorch(module.target, module.weights, way, double, tuple(modules), room.left)
         answer, arrays = self._ask(request, inputs, room)
         outputs = [arrays[key] for key in answer["outputs"]]
         return TorchOutputs(outputs, {name: arrays[key] for name, key in answer["inner"].items()})

@@ -250,11 +250,18 @@ def _build_torch(request: requests.TorchTarget, arrays: Arrays) -> Answer:
     return {"class": type(_module(request.target, request.weights)).__name__}, {}
 
 
+def _list_calls(request: requests.ListCalls, arrays: Arrays) -> Answer:
+    from growpipe.checks.child.torch_reference import call_ways
+
+    return {"calls": list(map(str, call_ways(_module(request.target, request.weights), request.names)))}, {}
+
+
 def _run_torch(request: requests.RunTorch, arrays: Arrays) -> Answer:
-    from growpipe.checks.child.torch_reference import run_module
+    from growpipe.checks.child.torch_reference import call_ways, run_module
 
     module = _module(request.target, request.weights)
-    outputs, inner = run_module(module, arrays, double=request.double, modules=request.modules)
+    call = call_ways(module, list(arrays))[request.way]
+    outputs, inner = run_module(module, arrays, call, double=request.double, modules=request.modules)
     numbered = {f"output/{i}": value for i, value in enumerate(outputs)}
     keys = {name: f"inner/{i}" for i, name in enumerate(inner)}
     return {"outputs": list(numbered), "inner": keys}, {
@@ -282,5 +289,6 @@ _HANDLERS: Mapping[type[requests.Request], Callable[[Any, Arrays], Answer]] = {
     requests.MeasureMemory: _measure_memory,
     requests.CountNodes: _count_nodes,
     requests.TorchTarget: _build_torch,
+    requests.ListCalls: _list_calls,
     requests.RunTorch: _run_torch,
 }

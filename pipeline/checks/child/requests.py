@@ -16,6 +16,7 @@ __all__ = [
     "CountNodes",
     "FindDivergence",
     "FindNotFinite",
+    "ListCalls",
     "MeasureMemory",
     "Request",
     "RunFloat64",
@@ -162,12 +163,28 @@ class TorchTarget(Request):
 
 
 @dataclass(frozen=True)
+class ListCalls(Request):
+    """The ways to call a torch module with inputs of these names.
+
+    Attributes:
+        target: as in `TorchTarget`.
+        weights: as in `TorchTarget`.
+        names: of the model's inputs, in order.
+    """
+
+    target: str
+    weights: str | None
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RunTorch(Request):
     """One run of a torch module.
 
     Attributes:
         target: as in `TorchTarget`.
         weights: as in `TorchTarget`.
+        way: which of the ways to call the module, by position.
         double: whether a copy in float64 runs.
         modules: names of submodules whose outputs are wanted too.
         room: bytes that the outputs may take.
@@ -175,6 +192,7 @@ class RunTorch(Request):
 
     target: str
     weights: str | None
+    way: int
     double: bool
     modules: tuple[str, ...]
     room: int

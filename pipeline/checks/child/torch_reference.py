@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.checks.child.torch_arguments import Call, ways_to_call
 from growpipe.environment import how_to_install
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
 from growpipe.graph_ops.files.reading import opened, reading
 from growpipe.graph_ops.files.tensors import MAX_TENSORS
 from growpipe.user_code import call_user_code, load_reference
 
-__all__ = ["load_module", "run_module"]
+__all__ = ["call_ways", "load_module", "run_module"]
 
 MAX_INNER_BYTES = 2**30
 
@@ -44,15 +45,40 @@ def load_module(target: str, weights: str | None = None) -> Any:
     return module.eval()
 
 
+def call_ways(module: Any, names: Sequence[str]) -> list[Call]:
+    """The ways to call a module with the inputs of an ONNX model, likely ones first.
+
+    Args:
+        module: a ``torch.nn.Module``.
+        names: of the model's inputs, in order.
+
+    Raises:
+        UsageError: there is none.
+    """
+    signature = inspect.signature(module.forward)
+    ways = ways_to_call(signature, names)
+    if not ways:
+        raise UsageError(
+            f"forward{signature} of the torch module cannot be called with the model's inputs "
+            f"{list(names)}; wrap the module in one whose forward takes them"
+        )
+    return ways
+
+
 def run_module(
-    module: Any, inputs: Mapping[str, npt.NDArray], *, double: bool = False, modules: Sequence[str] = ()
+    module: Any,
+    inputs: Mapping[str, npt.NDArray],
+    call: Call,
+    *,
+    double: bool = False,
+    modules: Sequence[str] = (),
 ) -> tuple[list[npt.NDArray], dict[str, npt.NDArray]]:
     """Run a module as the ONNX model would be run.
 
     Args:
         module: a ``torch.nn.Module``; run in eval mode, and left as it was found.
-        inputs: by the names of the ONNX model, in its order. They are passed by name when ``forward`` has
-            parameters of all these names, else by position.
+        inputs: by the names of the ONNX model.
+        call: how the inputs go into ``forward``.
         double: run a copy of the module in float64.
         modules: submodules whose (last) output is wanted too.
 
@@ -70,7 +96,7 @@ def run_module(
     subject = copy.deepcopy(module).double() if double else module
     feed = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
     if double:
-        feed = {name: t.double() if t.dtype == torch.float32 else t for name, t in feed.items()}
+        feed = {name: t.double() if t.is_floating_point() else t for name, t in feed.items()}
     inner: dict[str, npt.NDArray] = {}
     kept = 0
 
@@ -87,12 +113,9 @@ def run_module(
     by_name = dict(subject.named_modules())
     hooks = [by_name[name].register_forward_hook(keep(name)) for name in modules if name in by_name]
     try:
-        parameters = inspect.signature(subject.forward).parameters
+        arguments, keywords = call.filled(feed)
         with torch.no_grad(), evaluation_mode(subject):
-            if feed and all(name in parameters for name in feed):
-                output = subject(**feed)
-            else:
-                output = subject(*feed.values())
+            output = subject(*arguments, **keywords)
     except Exception as error:
         # User code raises anything.
         line = " ".join(str(error).split())[:400]

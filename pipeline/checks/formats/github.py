@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from growpipe.checks.formats.text import summary
 from growpipe.checks.report import CheckReport
+from growpipe.printing import for_annotation, one_line
 
 __all__ = ["MAX_ANNOTATIONS", "to_github"]
 
@@ -42,20 +43,13 @@ def to_github(reports: Sequence[CheckReport]) -> str:
         if counts[kind] > MAX_ANNOTATIONS:
             left_out += 1
             continue
-        text = "\n".join([result.message, *(f"- {finding}" for finding in result.findings[:5])])
-        lines.append(
-            f"::{kind} file={_property(report.model)},title={_property(f'{result.check} {result.status}')}"
-            f"::{_data(text[:_MAX_MESSAGE])}"
+        text = "\n".join(
+            [result.message, *(f"- {finding}" for finding in result.findings[:5]), result.advice]
         )
+        file = for_annotation(report.model, is_property=True)
+        title = for_annotation(f"{result.check} {result.status}", is_property=True)
+        lines.append(f"::{kind} file={file},title={title}::{for_annotation(text[:_MAX_MESSAGE])}")
     if left_out:
         lines.append(f"{left_out} more annotations are left out; see the step summary")
-    lines += [f"{report.model.splitlines()[0]}: {summary(report)}" for report in reports]
+    lines += [one_line(f"{report.model}: {summary(report)}") for report in reports]
     return "\n".join(lines) + "\n"
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from growpipe.checks.registry import AREAS
 from growpipe.checks.report import CheckReport, CheckResult
+from growpipe.printing import for_xml
 
 __all__ = ["to_junit"]
-
-# What XML 1.0 cannot hold, escaped or not. Names within a model may hold anything.
-_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_junit(reports: Sequence[CheckReport]) -> str:
@@ -28,7 +25,7 @@ def to_junit(reports: Sequence[CheckReport]) -> str:
             results = [r for r in report.results if r.area == area]
             if not results:
                 continue
-            attributes = {"name": _clean(f"{report.model} {area}"), **_counts(results)}
+            attributes = {"name": for_xml(f"{report.model} {area}"), **_counts(results)}
             suite = ET.SubElement(root, "testsuite", attributes)
             for result in results:
                 suite.append(_case(report, result))
@@ -41,20 +38,20 @@ def _case(report: CheckReport, result: CheckResult) -> ET.Element:
         "testcase",
         {
             "name": result.check,
-            "classname": _clean(report.model),
-            "file": _clean(report.model),
+            "classname": for_xml(report.model),
+            "file": for_xml(report.model),
             "time": f"{result.seconds:.3f}",
         },
     )
-    text = _clean("\n".join([result.message, *map(str, result.findings)]))
-    message = {"message": _clean(result.message)}
+    text = for_xml("\n".join([result.message, *map(str, result.findings), result.advice]).rstrip())
+    message = {"message": for_xml(result.message)}
     if result.status == "failed":
         ET.SubElement(case, "failure", {**message, "type": result.status}).text = text
     elif result.status in ("unsafe", "missing", "inconclusive"):
         ET.SubElement(case, "error", {**message, "type": result.status}).text = text
     elif result.status in ("skipped", "waived"):
         reason = f"{result.waiver}: {result.message}" if result.waiver else result.message
-        ET.SubElement(case, "skipped", {"message": _clean(reason)})
+        ET.SubElement(case, "skipped", {"message": for_xml(reason)})
     else:
         ET.SubElement(case, "system-out").text = text
     return case
@@ -71,7 +68,3 @@ def _counts(results: Sequence[CheckResult]) -> dict[str, str]:
         "skipped": count("skipped", "waived"),
         "time": f"{sum(r.seconds for r in results):.3f}",
     }
-
-
-def _clean(text: str) -> str:
-    return _FORBIDDEN.sub("�", text)

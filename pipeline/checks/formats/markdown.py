@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from growpipe.checks.formats.text import MARKS, summary
 from growpipe.checks.report import CheckReport, CheckResult
+from growpipe.printing import for_markdown, for_markdown_code
 
 __all__ = ["MAX_BYTES", "to_markdown"]
 
 MAX_BYTES = 1024 * 1024 - 64 * 1024
 """A step summary may have 1 MiB for the whole step; larger ones are not shown at all."""
 
-MAX_TEXT = 500
 _CUT = "\n_More was cut off to stay within the size limit; see the JSON report._\n"
 
 
@@ -27,7 +27,7 @@ def to_markdown(reports: Sequence[CheckReport], limit: int = MAX_BYTES) -> str:
     for report in reports:
         lines += _one(report)
     # Every report's verdict comes before any of the details, so that cutting takes the details first.
-    head = [f"**{_plain(r.model)}**: {summary(r)}\n" for r in reports] if len(reports) > 1 else []
+    head = [f"**{for_markdown(r.model)}**: {summary(r)}\n" for r in reports] if len(reports) > 1 else []
     size = len(_CUT.encode())
     kept: list[str] = []
     for line in (*head, *lines):
@@ -40,28 +40,25 @@ def to_markdown(reports: Sequence[CheckReport], limit: int = MAX_BYTES) -> str:
 
 def _one(report: CheckReport) -> list[str]:
     title = f"### growpipe check: {report.verdict}"
-    against = f" against `{_plain(report.reference)}`" if report.reference else ""
-    lines = [title, "", f"`{_plain(report.model)}`{against}: {summary(report)} in {report.seconds:.1f} s", ""]
+    against = f" against {for_markdown_code(report.reference)}" if report.reference else ""
+    lines = [
+        title,
+        "",
+        f"{for_markdown_code(report.model)}{against}: {summary(report)} in {report.seconds:.1f} s",
+        "",
+    ]
     lines += ["| status | check | what was found |", "|---|---|---|"]
     lines += [_row(result) for result in report.worst]
     found = [r for r in report.worst if r.findings and r.status not in ("passed", "skipped")]
     for result in found:
         lines += ["", f"<details><summary>{result.check}</summary>", ""]
-        lines += [f"- {_plain(str(finding))}" for finding in result.findings]
+        lines += [f"- {for_markdown(str(finding))}" for finding in result.findings]
         lines += ["", "</details>"]
     return [*lines, ""]
 
 
 def _row(result: CheckResult) -> str:
     message = result.message + (f" (waived: {result.waiver})" if result.waiver else "")
+    message += f"; {result.advice}" if result.advice else ""
     mark = MARKS[result.status]
-    return f"| {f'**{mark}**' if mark.isupper() else mark} | `{result.check}` | {_plain(message)} |"
-
-
-def _plain(text: str) -> str:
-    """A text that breaks neither the table nor the page, whatever the model put into it."""
-    text = " ".join(text.split())
-    text = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "'")):
-        text = text.replace(character, entity)
-    return text.replace("@", "@\u200b")  # no mention of a stranger
+    return f"| {f'**{mark}**' if mark.isupper() else mark} | `{result.check}` | {for_markdown(message)} |"

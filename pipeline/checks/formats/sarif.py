@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -12,6 +11,7 @@ from urllib.parse import quote
 
 from growpipe.checks.registry import all_checks
 from growpipe.checks.report import CheckReport, CheckResult, Finding, overall_exit_code
+from growpipe.printing import json_text
 
 __all__ = ["to_sarif"]
 
@@ -70,11 +70,12 @@ def to_sarif(reports: Sequence[CheckReport]) -> str:
         "version": "2.1.0",
         "runs": [run],
     }
-    return json.dumps(document, indent=1) + "\n"
+    return json_text(document)
 
 
 def _result(report: CheckReport, result: CheckResult, finding: Finding, rule: int) -> dict[str, Any]:
     text = f"{result.message}: {finding}" if finding.message else result.message
+    text += f"; {result.advice}" if result.advice else ""
     location: dict[str, Any] = {
         "physicalLocation": {"artifactLocation": {"uri": _uri(report.model)}, "region": {"startLine": 1}}
     }

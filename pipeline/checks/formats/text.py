@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from growpipe.checks.report import SEVERITY, CheckReport, Status
+from growpipe.printing import for_log
 
 __all__ = ["MARKS", "MARK_AT", "lines_of", "summary", "to_text"]
 
@@ -34,7 +35,7 @@ def lines_of(reports: Sequence[CheckReport]) -> Iterator[tuple[Status | None, st
     for position, report in enumerate(reports):
         if position:
             yield None, ""
-        yield from _one(report)
+        yield from ((status, for_log(line.replace("\n", " "))) for status, line in _one(report))
 
 
 def summary(report: CheckReport) -> str:
@@ -55,4 +56,6 @@ def _one(report: CheckReport) -> Iterator[tuple[Status | None, str]]:
             yield None, f"{below}waived: {result.waiver}"
         if result.status not in ("passed", "skipped"):
             yield from ((None, f"{below}- {finding}") for finding in result.findings)
+        if result.advice:
+            yield None, f"{below}> {result.advice}"
     yield None, f"{summary(report)} in {report.seconds:.1f} s (exit code {report.exit_code})"

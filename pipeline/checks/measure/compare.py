@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,9 @@ from growpipe.checks.measure.sessions import Device, Model, open_session
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["Divergence", "compare", "compare_each", "run_model"]
+
+_BLOCK = 2**20
+"""Values that are compared at once."""
 
 
 def run_model(
@@ -129,28 +132,71 @@ def _compare_arrays(name: str, reference: npt.NDArray, candidate: npt.NDArray) -
         distance = math.inf if differ else 0.0
         share = 1.0 - differ / max(reference.size, 1)
         return Divergence(distance, 1.0, distance, distance, share, None, 0, name)
-    a, b = reference.astype(np.float64), candidate.astype(np.float64)
+    finite = [(_finite_max(x), _finite_max(y)) for x, y in _blocks(reference, candidate)]
+    scale, other = (max((pair[side] for pair in finite), default=0.0) for side in (0, 1))
+    kept = reference.size - math.ceil(0.999 * max(reference.size - 1, 0))
+    largest = np.empty(0)
+    non_finite, products = 0, np.zeros(3)
+    for a, b in _blocks(reference, candidate):
+        difference, both = _difference(a, b)
+        largest = _largest(np.concatenate([largest, difference]), kept)
+        non_finite += int(np.count_nonzero(~np.isfinite(b)))
+        # Scaled first: the squares of float32's largest values are fine in float64, those of float64 are not.
+        x, y = a[both] / (scale or 1.0), b[both] / (other or 1.0)
+        products += (x @ y, x @ x, y @ y)
+    max_abs = float(largest.max(initial=0.0))
+    return Divergence(
+        max_abs=max_abs,
+        scale=scale,
+        relative=_over(max_abs, scale),
+        quantile=_over(float(largest.min(initial=max_abs)), scale),
+        cosine=_cosine(*products),
+        top1_agreement=_top1_agreement(reference, candidate),
+        non_finite=non_finite,
+        output=name,
+    )
+
+
+def _blocks(*arrays: npt.NDArray) -> Iterator[tuple[npt.NDArray[np.float64], ...]]:
+    """The values in float64, some at a time: as many copies of a large output would not fit into memory."""
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, _BLOCK):
+        yield tuple(part[start : start + _BLOCK].astype(np.float64) for part in flat)
+
+
+def _finite_max(values: npt.NDArray[np.float64]) -> float:
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+
+
+def _difference(
+    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """|b - a|, and where both are finite."""
     finite = np.isfinite(a) & np.isfinite(b)
     # A mask of -inf or a NaN that is in both is no divergence; one that is in one of them alone is.
     alike = finite | (a == b) | (np.isnan(a) & np.isnan(b))
     difference = np.where(finite, np.abs(np.where(finite, b, 0.0) - np.where(finite, a, 0.0)), 0.0)
     difference[~alike] = math.inf
-    max_abs = float(difference.max(initial=0.0))
-    scale = float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
-    quantile = float(np.quantile(difference, 0.999, method="higher")) if difference.size else 0.0
-    top1: float | None = None
-    if reference.dtype.kind == "f" and a.ndim >= 2 and a.shape[-1] >= 2 and a.size:
-        top1 = float(np.mean(np.argmax(a, axis=-1) == np.argmax(b, axis=-1)))
-    return Divergence(
-        max_abs=max_abs,
-        scale=scale,
-        relative=_over(max_abs, scale),
-        quantile=_over(quantile, scale),
-        cosine=_cosine(a[finite], b[finite]),
-        top1_agreement=top1,
-        non_finite=int(np.count_nonzero(~np.isfinite(b))),
-        output=name,
+    return difference, finite
+
+
+def _largest(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
+    return values if values.size <= count else np.partition(values, -count)[-count:]
+
+
+def _top1_agreement(reference: npt.NDArray, candidate: npt.NDArray) -> float | None:
+    """The share of rows whose largest entry is in the same place; None if there are no such rows."""
+    columns = reference.shape[-1] if reference.ndim >= 2 else 0
+    if reference.dtype.kind != "f" or columns < 2 or not reference.size:
+        return None
+    rows = [array.reshape(-1, columns) for array in (reference, candidate)]
+    step = max(1, _BLOCK // columns)
+    same = sum(
+        int(np.count_nonzero(a.argmax(axis=1) == b.argmax(axis=1)))
+        for start in range(0, len(rows[0]), step)
+        for a, b in [[part[start : start + step].astype(np.float64) for part in rows]]
     )
+    return same / len(rows[0])
 
 
 def _is_number(array: npt.NDArray) -> bool:
@@ -164,10 +210,7 @@ def _over(value: float, scale: float) -> float:
     return value / scale if scale > 0.0 else math.inf
 
 
-def _cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    # Scaled first: the squares of float32's largest values are fine in float64, those of float64 are not.
-    top_a, top_b = np.abs(a).max(initial=0.0), np.abs(b).max(initial=0.0)
-    if top_a == 0.0 or top_b == 0.0:
-        return 1.0 if top_a == top_b else 0.0
-    a, b = (a / top_a).ravel(), (b / top_b).ravel()
-    return float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1.0, 1.0))
+def _cosine(product: float, a_squared: float, b_squared: float) -> float:
+    if a_squared == 0.0 or b_squared == 0.0:
+        return 1.0 if a_squared == b_squared else 0.0
+    return float(np.clip(product / math.sqrt(a_squared * b_squared), -1.0, 1.0))

@@ -43,7 +43,7 @@ def run_in_double(path: str | os.PathLike[str], inputs: Mapping[str, npt.NDArray
         CheckFailed: the model has operators for which this is not possible.
     """
     model = to_double(onnx.load(path))
-    feed = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in inputs.items()}
+    feed = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.items()}
     from growpipe.checks.measure.sessions import open_session
 
     try:

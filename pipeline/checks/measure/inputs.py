@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from growpipe.checks.measure.dimensions import computed_from, size_of
 from growpipe.checks.measure.memory import MemoryRoom
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.arrays import MAX_ARRAYS, read_npz
@@ -27,6 +28,7 @@ __all__ = [
     "load_dataset",
     "random_inputs",
     "sizes_of",
+    "symbols",
 ]
 
 TARGETS = ("targets", "target", "labels", "label")
@@ -99,7 +101,8 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...] | None:
 
 def batch_dims(specs: Sequence[InputSpec]) -> tuple[str, ...]:
     """The symbolic dimensions that are the batch: those of a usual name, else all that stand on axis 0."""
-    named = {d for s in specs for d in s.shape if isinstance(d, str) and is_batch_name(d)}
+    names = symbols(specs)
+    named = {d for d in names if is_batch_name(d) and not computed_from(d, names)}
     return tuple(sorted(named or {s.first for s in specs if s.first is not None}))
 
 
@@ -135,11 +138,22 @@ def sizes_of(specs: Sequence[InputSpec], batch: int, dims: Mapping[str, int], de
         specs: the inputs.
         batch: size of the batch, and of other symbolic dimensions on axis 0.
         dims: sizes by name, which come first.
-        default: size of what is neither in ``dims`` nor the batch.
+        default: size of what is neither in ``dims`` nor the batch, and does not follow from other sizes.
     """
     batches = batch_dims(specs)
-    names = {d for spec in specs for d in spec.shape if isinstance(d, str)}
-    return {name: dims.get(name, batch if name in batches else default) for name in names}
+    names = symbols(specs)
+    own = {name for name in names if not computed_from(name, names)}
+    sizes = {name: dims.get(name, batch if name in batches else default) for name in own}
+    for name in names - own:
+        sizes[name] = (
+            dims[name] if name in dims else size_of(name, {**dict.fromkeys(names, default), **sizes})
+        )
+    return sizes
+
+
+def symbols(specs: Sequence[InputSpec]) -> set[str]:
+    """The names of all symbolic dimensions."""
+    return {d for spec in specs for d in spec.shape if isinstance(d, str)}
 
 
 def can_be_random(spec: InputSpec) -> bool:

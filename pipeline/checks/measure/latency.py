@@ -28,6 +28,8 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 RESAMPLES = 1000
 LEAST_ROUNDS, MOST_ROUNDS, BLOCK_SECONDS = 5, 40, 0.3
 """Rounds of one block: many short ones are worth more than few long ones, and new sessions cost time."""
+SLOW_SECONDS = 1.0
+"""Longer runs are not repeated within a block: the verdict is worth minutes, not hours."""
 SAMPLE_SECONDS = 2e-4
 """The least duration of one sample; shorter runs are repeated, so that clock and call do not count."""
 
@@ -88,7 +90,7 @@ class Timing:
     Attributes:
         threads: threads within an operator. With one thread on a CPU the clock is the CPU time of the calling
             thread, so that other processes do not count; otherwise it is the wall clock.
-        min_runs: least number of paired samples.
+        min_runs: least number of paired samples, unless the time is over.
         seconds: the most time spent on settling the verdict for ``limit``; a target, not a hard limit.
         limit: of the ratio. None for a single look, after ``min_runs`` and ``blocks``.
         level: confidence level of the intervals.
@@ -163,7 +165,7 @@ def paired_latency(
         del runners, sessions, opened
         runs = sum(len(block) for block in samples)
         over = time.perf_counter() - started >= timing.seconds
-        if runs < timing.min_runs or len(samples) < 2 or (len(samples) < looks and not over):
+        if len(samples) < 2 or (not over and (runs < timing.min_runs or len(samples) < looks)):
             continue
         result = _result(samples, timing)
         if over or timing.limit is None or not result.inconclusive(timing.limit):
@@ -185,14 +187,16 @@ def _block(
     """Seconds per run, [rounds, models]. The order turns with every round: no model is always first."""
     longest = 0.0
     for run in runners:
-        for _ in range(2):  # the first runs allocate
+        for _ in range(3):  # the first runs allocate
+            begin = now()
             run()
-        begin = now()
-        run()
-        longest = max(longest, now() - begin)
+            last = now() - begin
+            if last > SLOW_SECONDS:
+                break
+        longest = max(longest, last)
     repeats = max(1, math.ceil(SAMPLE_SECONDS / max(longest, 1e-7)))
     rounds = int(BLOCK_SECONDS / (len(runners) * repeats * max(longest, 1e-7)))
-    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, rounds))
+    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS if longest < SLOW_SECONDS else 1, rounds))
     times = np.empty((rounds, len(runners)))
     order = list(random.permutation(len(runners)))
     for round_ in range(rounds):

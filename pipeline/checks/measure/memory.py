@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["MemoryRoom", "bytes_of", "child_memory_mb", "in_words"]
+if TYPE_CHECKING:  # a policy is read without numpy
+    import numpy.typing as npt
 
+__all__ = ["MemoryRoom", "NotEnoughRoom", "bytes_of", "child_memory_mb", "default_memory_mb", "in_words"]
+
+MOST_MB = 16384
 PARENT_SHARE = 0.25
 """Of limits.memory_mb, for the arrays of this process. The process that runs models has the rest."""
+
+
+class NotEnoughRoom(CheckFailed):
+    """Arrays need more memory than limits.memory_mb leaves for them."""
 
 
 class MemoryRoom:
@@ -36,7 +44,7 @@ class MemoryRoom:
             what: what needs them, for the message.
 
         Raises:
-            CheckFailed: there is less room left.
+            NotEnoughRoom: there is less room left.
         """
         self.require(count, what)
         self.left -= count
@@ -45,13 +53,22 @@ class MemoryRoom:
         """Refuse arrays for which there is no room; they are given up again soon.
 
         Raises:
-            CheckFailed: there is less room left.
+            NotEnoughRoom: there is less room left.
         """
         if count > self.left:
-            raise CheckFailed(
+            raise NotEnoughRoom(
                 f"{what} need {in_words(count)}; limits.memory_mb = {self.memory_mb} leaves "
                 f"{in_words(self.left)} for them: raise it, or give smaller inputs with --data"
             )
+
+
+def default_memory_mb() -> int:
+    """Half of the machine's memory in MiB, at most `MOST_MB`."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return MOST_MB
+    return max(1, min(MOST_MB, total // 2**21))
 
 
 def child_memory_mb(memory_mb: int) -> int:

@@ -51,7 +51,9 @@ class Session:
         self.providers: tuple[str, ...] = tuple(raw.get_providers())
 
     def prepared(self, inputs: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
-        """The part of ``inputs`` that the model asks for, contiguous.
+        """The part of ``inputs`` that the model asks for, contiguous, and floats in the model's precision.
+
+        A model of float16 and its float32 original can so be given the same inputs.
 
         Raises:
             UsageError: an input of the model is missing.
@@ -61,7 +63,10 @@ class Session:
             raise UsageError(
                 f"the model needs inputs {missing}, which were not given; given are {sorted(inputs)}"
             )
-        return {name: np.ascontiguousarray(inputs[name]) for name in self.inputs}
+        return {
+            name: np.asarray(_in_precision(inputs[name], kind), order="C")
+            for name, (_, kind) in self.inputs.items()
+        }
 
     def run(self, inputs: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
         """All outputs by name. Sequences and maps come out as several arrays, ``name[0]``, ``name[key]``.
@@ -77,6 +82,13 @@ class Session:
         for name, value in zip(self.outputs, values, strict=True):
             _flatten(name, value, outputs)
         return outputs
+
+
+def _in_precision(array: npt.NDArray, kind: str) -> npt.NDArray:
+    """The array in the floating-point type that onnxruntime names; itself if either is of another kind."""
+    wanted = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
+    dtype = wanted.get(kind)
+    return array if dtype is None or array.dtype.kind != "f" else array.astype(dtype, copy=False)
 
 
 def _flatten(name: str, value: Any, into: dict[str, npt.NDArray]) -> None:

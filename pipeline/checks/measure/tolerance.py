@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy.typing as npt
 import onnx_ir as ir
 
-from growpipe.checks.measure.compare import Divergence, compare
+from growpipe.checks.measure.compare import Divergence, compare, compare_each
 from growpipe.graph_ops.errors import CheckFailed
+from growpipe.graph_ops.operators import is_onnx
 
-__all__ = ["Tolerance", "default_relative", "with_float64"]
+__all__ = ["Tolerance", "default_relative", "rounding_floors", "with_float64"]
 
 NOISE_FACTOR = 32.0
 """Another order of summation, another kernel, a fused layer: each within a few times the rounding error."""
+SINGLE = 1e-4
+"""The limit for models of float32, without a float64 run."""
 LEAST = 4e-6
 """No float32 model is asked for less: 32 units in the last place of its largest output."""
 DOUBTFUL_NOISE = 1e-3
 """A float32 model further than this from its float64 self: the two do not compute the same."""
+
+_BOUNDED = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf", "Sin", "Cos")
+"""Operators whose results are at most 1 whatever their inputs are."""
+_MOVING = (
+    "Cast",
+    "Concat",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+"""Operators that move numbers and change none."""
+_FURTHEST = 100
 
 _QUANTISED = (
     "QuantizeLinear",
@@ -31,14 +53,17 @@ _QUANTISED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tolerance:
     """Limits of a `Divergence`; None: not looked at.
 
     Attributes:
         relative: of ``relative``; a difference below ``absolute`` is never too large.
         absolute: of ``max_abs``.
-        quantile, cosine, top1: of the fields of these names.
+        quantile: of ``quantile``.
+        cosine: of ``cosine``.
+        top1: of ``top1_agreement``.
+        floors: by output, an absolute difference that is never too large: see `rounding_floors`.
     """
 
     relative: float
@@ -46,11 +71,12 @@ class Tolerance:
     quantile: float | None = None
     cosine: float | None = None
     top1: float | None = None
+    floors: Mapping[str, float] = field(default_factory=dict)
 
     def problems(self, divergence: Divergence) -> list[str]:
         """In words, what is too large or too small."""
         problems = []
-        small = self.absolute is not None and divergence.max_abs <= self.absolute
+        small = divergence.max_abs <= max(self.absolute or 0.0, self.floors.get(divergence.output, 0.0))
         if divergence.relative > self.relative and not small:
             problems.append(
                 f"relative difference {divergence.relative:.3g} of output {divergence.output!r} "
@@ -64,6 +90,42 @@ class Tolerance:
         if self.top1 is not None and agreement is not None and agreement < self.top1:
             problems.append(f"top-1 agreement {agreement:.4f} is below {self.top1}")
         return problems
+
+    def judge(
+        self, reference: Mapping[str, npt.NDArray], candidate: Mapping[str, npt.NDArray]
+    ) -> tuple[Divergence, list[str]]:
+        """Compare all outputs.
+
+        Returns:
+            The divergence of the output that breaks a limit, if one does, else the largest; the problems.
+
+        Raises:
+            CheckFailed: as `growpipe.checks.measure.compare.compare`.
+        """
+        each = compare_each(reference, candidate)
+        ranked = sorted(each.values(), key=lambda d: (d.relative, d.max_abs), reverse=True)
+        for divergence in ranked:
+            problems = self.problems(divergence)
+            if problems:
+                return divergence, problems
+        return compare(reference, candidate), []
+
+
+def rounding_floors(model: ir.Model) -> dict[str, float]:
+    """By output, the absolute difference that mere rounding of float32 makes.
+
+    A sigmoid that saturates gives 6e-8 where the numbers that it is computed from are about 1: the rounding
+    error is that of 1, whatever the output is. So it is for all that has a fixed range.
+    """
+    floors = {}
+    for output in model.graph.outputs:
+        source, seen = output.producer(), 0
+        while source is not None and is_onnx(source, *_MOVING) and source.inputs and seen < _FURTHEST:
+            first = source.inputs[0]
+            source, seen = (None if first is None else first.producer()), seen + 1
+        if source is not None and is_onnx(source, *_BOUNDED):
+            floors[str(output.name)] = LEAST
+    return floors
 
 
 def default_relative(*models: ir.Model) -> float:
@@ -82,22 +144,18 @@ def _relative(model: ir.Model) -> float:
             types.add(ir.DataType(node.attributes["to"].as_int()))
     if ir.DataType.BFLOAT16 in types:
         return 5e-2
-    return 1e-2 if ir.DataType.FLOAT16 in types else 1e-4
+    return 1e-2 if ir.DataType.FLOAT16 in types else SINGLE
 
 
 def with_float64(
-    tolerance: Tolerance,
-    doubles: Mapping[str, npt.NDArray],
-    reference: Mapping[str, npt.NDArray],
-    default: float,
+    tolerance: Tolerance, doubles: Mapping[str, npt.NDArray], reference: Mapping[str, npt.NDArray]
 ) -> tuple[Tolerance, float, str]:
     """Scale the relative limit by the reference's own rounding error.
 
     Args:
-        tolerance: its other limits are kept.
+        tolerance: its relative limit is kept as the least if it is above that of float32; so are all others.
         doubles: the reference's outputs from a float64 run on the same inputs.
         reference: its outputs as it is.
-        default: the limit for the precision of the models; above float32's it is kept as the least.
 
     Returns:
         The tolerance, the rounding error (relative), and why the float64 run was not used, if it was not.
@@ -108,5 +166,5 @@ def with_float64(
         return tolerance, 0.0, f"not used: {error}"
     if noise > DOUBTFUL_NOISE:
         return tolerance, noise, f"not used: it differs by {noise:.2g} from the reference itself"
-    coarse = default if default > 1e-4 else 0.0
+    coarse = tolerance.relative if tolerance.relative > SINGLE else 0.0
     return replace(tolerance, relative=max(NOISE_FACTOR * noise, LEAST, coarse)), noise, ""

@@ -42,7 +42,17 @@ def test_several_formats_to_files_and_stdout(
     path = save(model, tmp_path)
     files = {name: tmp_path / f"out.{name}" for name in ("junit", "sarif", "markdown", "text")}
     formats = [f"--format={name}={file}" for name, file in files.items()]
-    assert check(path, *FAST, "--json", *formats, f"--format=github={tmp_path / 'annotations'}") == 1
+    assert (
+        check(
+            path,
+            *FAST,
+            "--profile=release",
+            "--json",
+            *formats,
+            f"--format=github={tmp_path / 'annotations'}",
+        )
+        == 1
+    )
     parsed = json.loads(capsys.readouterr().out)
     assert parsed["exit_code"] == 1
     assert ET.parse(files["junit"]).getroot().attrib["failures"] == "1"
@@ -186,3 +196,57 @@ def test_assert_export_ok_against_a_reference(tmp_path: Path) -> None:
     worse = save(cnn(head__bias=cnn_weights()["head.bias"] + normal(5)), tmp_path)
     with pytest.raises(AssertionError, match="relative difference"):
         assert_export_ok(worse, reference=reference, only=["numerics/reference"])
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_assert_export_ok_with_nested_and_skipped_arguments(renamed: bool, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Linear(4, 3)
+            self.b = torch.nn.Linear(2, 3)
+
+        def forward(self, batch, scale=None, *, bias=None):
+            y = self.a(batch["x"]) + self.b(batch["y"])
+            y = y if scale is None else y * scale
+            return y if bias is None else y + bias
+
+    net = Net().eval()
+    weights = {n.replace(".", "_"): p.detach().numpy() for n, p in net.named_parameters()}
+    names = ["image", "extra", "offset"] if renamed else ["batch_x", "batch_y", "bias"]
+    body = f"""
+    p = Gemm <transB = 1> ({names[0]}, a_weight, a_bias)
+    q = Gemm <transB = 1> ({names[1]}, b_weight, b_bias)
+    s = Add (p, q)
+    y = Add (s, {names[2]})
+    """
+    signature = f"(float[N, 4] {names[0]}, float[N, 2] {names[1]}, float[3] {names[2]}) => (float[N, 3] y)"
+    path = save(build(signature, body, weights), tmp_path)
+    x, y, bias = torch.randn(2, 4), torch.randn(2, 2), torch.randn(3)
+    only = {"only": ["numerics/torch"]}
+    assert_export_ok(path, net, {"batch": {"x": x, "y": y}, "bias": bias}, **only)
+    if renamed:
+        with pytest.raises(UsageError, match="wrap the module"):
+            assert_export_ok(path, net, [x, y, bias], **only)
+    else:
+        assert_export_ok(path, net, (x, y, bias), **only)
+    with torch.no_grad():
+        net.b.bias += 0.5
+    with pytest.raises(AssertionError, match="outputs differ"):
+        assert_export_ok(path, net, {"batch": {"x": x, "y": y}, "bias": bias}, **only)
+
+
+def test_usage_errors_of_odd_files_and_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pyproject.toml").write_text("tool = 3")
+    for arguments, message in (
+        ([""], "the name of the model is empty"),
+        (["m.onnx", "--policy", tmp_path / "pyproject.toml"], "not a table"),
+        (["m.onnx", "--set", "skip.x=1"], "skip"),
+        (["m.onnx", "--set", "waivers.check=1"], "waivers"),
+        (["m.onnx", "--set", "=3"], "KEY=VALUE"),
+        (["m.onnx", "--profile", "relase"], "relase"),
+    ):
+        assert check(*arguments) == 2, arguments
+        assert message in capsys.readouterr().err

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from growpipe.checks.areas.numerics import finite, reference, repeated
+from growpipe.checks.areas.numerics import finite, repeated, same_as_reference
 
-__all__ = ["finite", "reference", "repeated"]
+__all__ = ["finite", "repeated", "same_as_reference"]

@@ -15,7 +15,11 @@ from growpipe.checks.report import Finding, Outcome, failed, passed
 __all__: list[str] = []
 
 
-@register("numerics/weights", "no NaN and no overflow among the weights")
+@register(
+    "numerics/weights",
+    "no NaN and no overflow among the weights",
+    "look for an overflow in the conversion, or in the training that made the weights",
+)
 def weights(context: Context) -> Outcome:
     """A NaN among the weights, or an infinity such as a conversion to float16 leaves where a weight was too
     large. Minus infinity alone is allowed: masks are made of it; and so are scalars, as limits of a Clip.
@@ -37,7 +41,12 @@ def weights(context: Context) -> Outcome:
     return passed("all weights are finite")
 
 
-@register("numerics/finite", "no NaN and no infinity in the outputs", runs=True)
+@register(
+    "numerics/finite",
+    "no NaN and no infinity in the outputs",
+    "look at the node that is named; if such inputs never occur give real ones with --data",
+    runs=True,
+)
 def finite(context: Context) -> Outcome:
     """The outputs on random inputs and on those of --data. The first node that makes a NaN or an infinity is
     named. An output that is a mask of minus infinities is allowed.

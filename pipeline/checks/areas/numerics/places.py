@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
+
+from growpipe.checks.context import Context
 from growpipe.checks.measure.compare import Divergence
-from growpipe.checks.measure.tolerance import Tolerance
+from growpipe.checks.measure.tolerance import Tolerance, default_relative, rounding_floors
 from growpipe.checks.measure.trace import Place
-from growpipe.checks.policy import NumericsPolicy
 from growpipe.checks.report import Finding
 from growpipe.graph_ops.errors import GrowpipeError
 
 __all__ = ["figures", "in_words", "tolerance_of", "where", "worse"]
 
 
-def tolerance_of(settings: NumericsPolicy, default: float) -> Tolerance:
-    """The policy's limits; ``default`` for the relative difference if the policy has none."""
+def tolerance_of(context: Context, *others: ir.Model) -> Tolerance:
+    """The policy's limits, or those for the precision of the model and of those it is compared with."""
+    settings = context.policy.numerics
+    default = default_relative(context.model, *others)
     return Tolerance(
         default if settings.relative is None else settings.relative,
         settings.absolute,
         settings.quantile,
         settings.cosine,
         settings.top1,
+        rounding_floors(context.model),
     )
 
 

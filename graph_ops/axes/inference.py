@@ -107,10 +107,8 @@ class _Walk:
                 for claim, size in zip(value.shape, found, strict=True)
             )
             if differs:
-                wanted = ", ".join("?" if size is None else str(size) for size in found)
-                text = (
-                    f"{value.name} is declared with the shape {value.shape}, but it has the shape [{wanted}]"
-                )
+                wanted = ",".join("?" if size is None else str(size) for size in found)
+                text = f"{value.name} is declared as {value.shape}, but its shape is [{wanted}]"
                 self.inference.contradictions.append(text)
 
     def _record_uses(self, node: ir.Node) -> None:
@@ -196,11 +194,12 @@ def _why_unknown(node: ir.Node) -> str:
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    """The values that the subgraphs of a node read, outer ones among them."""
+    """The values that the subgraphs of a node read or return, outer ones among them."""
     for graph in _graphs(node):
-        for inner in graph.all_nodes():
-            yield from (value for value in inner.inputs if value is not None)
         yield from graph.outputs
+        for inner in graph:
+            yield from (value for value in inner.inputs if value is not None)
+            yield from _captured(inner)
 
 
 def _graphs(node: ir.Node) -> Iterator[ir.Graph]:

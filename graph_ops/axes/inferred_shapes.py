@@ -62,7 +62,10 @@ class InferredShapes:
 def _forget_claims(graph: onnx.GraphProto, given: set[str | None]) -> None:
     """Remove the shapes that the file declares for what its nodes compute, other domains excepted."""
     foreign = {name for node in graph.node if not is_onnx(node) for name in node.output}
-    for info in (*graph.value_info, *graph.output):
+    kept = [info for info in graph.value_info if info.name in foreign]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for info in graph.output:
         if info.name not in foreign | given and info.type.HasField("tensor_type"):
             info.type.tensor_type.ClearField("shape")
     for node in graph.node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -81,3 +82,30 @@ def test_an_installed_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None
     place, version = done.stdout.splitlines()
     assert Path(place).is_relative_to(tmp_path)
     assert version.endswith(SETTINGS["project"]["version"])
+
+
+def requirements() -> dict[str, str]:
+    """Every requirement of the package and its extras: the lower bound by the name."""
+    project = SETTINGS["project"]
+    lines = [
+        *project["dependencies"],
+        *(line for lines in project["optional-dependencies"].values() for line in lines),
+    ]
+    return dict(line.split(">=") for line in lines)
+
+
+def constraints(file: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / file).read_text(encoding="utf-8"), re.M))
+
+
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    lowest = {name.lower(): version for name, version in constraints("constraints-lowest.txt").items()}
+    declared = {name.lower(): version for name, version in requirements().items()}
+    assert set(declared) - set(lowest) == {"curvlinops-for-pytorch", "onnxruntime-gpu", "mypy", "ruff"}
+    for name, version in lowest.items():
+        assert re.fullmatch(re.escape(declared[name]) + r"(\.\d+)*", version), name
+
+
+def test_every_requirement_has_a_version_that_was_tested() -> None:
+    tested = {name.lower().replace("_", "-") for name in constraints("constraints.txt")}
+    assert {name.lower().replace("_", "-") for name in requirements()} - tested == {"curvlinops-for-pytorch"}

@@ -1,0 +1,155 @@
+"""Random graphs made odd without changing their function, as old exporters and careless editors do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.helpers.random_graphs import Step, build_graph
+
+__all__ = ["ODDITIES", "odd_graph"]
+
+Rng = np.random.Generator
+Oddity = Callable[[onnx.ModelProto, Rng], None]
+
+
+def odd_graph(steps: list[Step], seed: int, odd: list[int]) -> onnx.ModelProto:
+    """A random graph with these oddities, by their position in `ODDITIES`."""
+    proto = build_graph(steps, seed)
+    rng = np.random.default_rng(seed)
+    for position in sorted(set(odd)):
+        ODDITIES[position](proto, rng)
+    return proto
+
+
+def wrong_inner_shapes(proto: onnx.ModelProto, rng: Rng) -> None:
+    """Declares sizes and ranks that inner values do not have."""
+    for node in proto.graph.node:
+        for name in node.output:
+            if name != "y" and rng.random() < 0.1:
+                shape = rng.integers(1, 9, int(rng.integers(1, 5))).tolist()
+                kind = TensorProto.INT64 if node.op_type in ("Shape", "Size") else TensorProto.FLOAT
+                proto.graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
+
+
+def wrong_output_shape(proto: onnx.ModelProto, rng: Rng) -> None:
+    """Declares an output of another rank or of other sizes."""
+    shape: list[int | str] = rng.integers(1, 9, int(rng.integers(1, 5))).tolist()
+    shape[-1] = "length"
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, shape))
+
+
+def initializers_as_inputs(proto: onnx.ModelProto, rng: Rng) -> None:
+    """IR version 3: all initializers are inputs too."""
+    proto.ir_version = 3
+    _list_as_inputs(proto, list(proto.graph.initializer))
+
+
+def defaults(proto: onnx.ModelProto, rng: Rng) -> None:
+    """Some initializers are inputs too: values that a user may replace."""
+    if proto.ir_version > 3:
+        _list_as_inputs(proto, [tensor for tensor in proto.graph.initializer if rng.random() < 0.3])
+
+
+def _list_as_inputs(proto: onnx.ModelProto, tensors: list[onnx.TensorProto]) -> None:
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in tensors
+    )
+
+
+def constant_nodes(proto: onnx.ModelProto, rng: Rng) -> None:
+    """Initializers become Constant nodes of all kinds, some behind an Identity."""
+    for tensor in list(proto.graph.initializer):
+        if rng.random() < 0.4:
+            continue
+        proto.graph.initializer.remove(tensor)
+        array = numpy_helper.to_array(tensor)
+        attribute = {"value": tensor}
+        if array.ndim == 1 and array.size and rng.random() < 0.7:
+            kinds = {"f": "value_floats", "i": "value_ints"}
+            if array.dtype.kind in kinds and array.dtype in (np.float32, np.int64):
+                attribute = {kinds[array.dtype.kind]: array.tolist()}
+        elif array.ndim == 0 and array.dtype in (np.float32, np.int64):
+            attribute = {"value_float" if array.dtype == np.float32 else "value_int": array.item()}
+        behind = rng.random() < 0.3
+        name = f"{tensor.name}.held" if behind else tensor.name
+        if behind:
+            proto.graph.node.insert(0, helper.make_node("Identity", [name], [tensor.name]))
+        proto.graph.node.insert(0, helper.make_node("Constant", [], [name], **attribute))
+
+
+_KEPT = ("Constant", "ReduceSum", "Greater", "SplitToSequence", "SequenceAt", "SequenceConstruct")
+
+
+def branches(proto: onnx.ModelProto, rng: Rng) -> None:
+    """Some nodes move into both branches of an If, which read outer values."""
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(rng.normal()), "threshold"))
+    proto.graph.node.insert(0, helper.make_node("Greater", ["sum", "threshold"], ["condition"]))
+    proto.graph.node.insert(0, helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0))
+    for node in list(proto.graph.node):
+        if (
+            len(node.output) != 1
+            or node.op_type in ("Constant", "ReduceSum", "Greater")
+            or rng.random() < 0.8
+        ):
+            continue
+        if any(value.type.HasField("sequence_type") for value in proto.graph.value_info):
+            continue
+        graphs = [_branch(proto, node, f"{node.output[0]}_{which}", rng) for which in ("then", "else")]
+        moved = helper.make_node(
+            "If", ["condition"], [node.output[0]], then_branch=graphs[0], else_branch=graphs[1]
+        )
+        node.CopyFrom(moved)
+
+
+def _branch(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, rng: Rng) -> onnx.GraphProto:
+    inner = onnx.NodeProto()
+    inner.CopyFrom(node)
+    inner.output[0] = f"{name}_inner"
+    initializers = []
+    for position, read in enumerate(node.input):
+        tensor = next((t for t in proto.graph.initializer if t.name == read), None)
+        if tensor is not None and rng.random() < 0.3:  # a copy of the branch's own
+            own = onnx.TensorProto()
+            own.CopyFrom(tensor)
+            own.name = inner.input[position] = f"{name}_{read}"
+            initializers.append(own)
+    last = helper.make_node("Identity", [inner.output[0]], [name])
+    output = onnx.ValueInfoProto(name=name)
+    output.type.tensor_type.elem_type = TensorProto.INT64 if _is_integer(node) else TensorProto.FLOAT
+    return helper.make_graph([inner, last], name, [], [output], initializers)
+
+
+def _is_integer(node: onnx.NodeProto) -> bool:
+    return node.op_type in ("Shape", "Size", "ArgMax")
+
+
+def repeated_opset(proto: onnx.ModelProto, rng: Rng) -> None:
+    """The operator set under its other name, an older entry that does not count, and one nobody uses."""
+    version = proto.opset_import[0].version
+    del proto.opset_import[:]
+    for domain, number in (("", 7), ("nobody", 1), ("ai.onnx", version)):
+        proto.opset_import.append(helper.make_opsetid(domain, number))
+
+
+def odd_outputs(proto: onnx.ModelProto, rng: Rng) -> None:
+    """An input and an inner value are outputs too."""
+    proto.graph.output.append(proto.graph.input[0])
+    inner = proto.graph.node[int(rng.integers(len(proto.graph.node)))]
+    if inner.op_type in ("Relu", "Conv", "Tanh", "BatchNormalization", "Identity") and inner.output[0] != "y":
+        proto.graph.output.append(helper.make_tensor_value_info(inner.output[0], TensorProto.FLOAT, None))
+
+
+ODDITIES: list[Oddity] = [
+    wrong_inner_shapes,
+    wrong_output_shape,
+    constant_nodes,
+    branches,
+    repeated_opset,
+    odd_outputs,
+    initializers_as_inputs,
+    defaults,
+]

@@ -33,6 +33,12 @@ Given = dict[str, Any]
 """The arguments of `growpipe.checks.run_checks`: ``model``, and ``reference``, ``data`` and so on."""
 
 
+def growpipe_release(given: Given, policy: dict[str, Any]) -> bool:
+    from growpipe.checks import run_checks
+
+    return run_checks(**given, policy={"profile": "release", **policy}).exit_code != 0
+
+
 def growpipe_check(given: Given, policy: dict[str, Any]) -> bool:
     from growpipe.checks import run_checks
 
@@ -85,6 +91,7 @@ def onnxslim_model_check(given: Given, policy: dict[str, Any]) -> bool:
 
 
 TOOLS: dict[str, tuple[str | None, Callable[[Given, dict[str, Any]], bool]]] = {
+    "growpipe check --profile release": (None, growpipe_release),
     "growpipe check": (None, growpipe_check),
     "onnx checker": (None, onnx_checker),
     "polygraphy check lint": ("onnx_graphsurgeon", polygraphy_lint),

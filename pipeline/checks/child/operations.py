@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from growpipe.checks.child import requests
 from growpipe.checks.child.messages import NotAMessage, TooLarge, pack, read_message
-from growpipe.checks.measure.memory import bytes_of
+from growpipe.checks.measure.memory import bytes_of, in_words
 from growpipe.checks.measure.sessions import Device, Session
 from growpipe.environment import how_to_install
 from growpipe.graph_ops.errors import CheckFailed, GrowpipeError
@@ -32,6 +33,8 @@ Answer = tuple[dict[str, Any], Mapping[str, npt.NDArray]]
 
 KEPT_SESSIONS = 4
 MAX_MESSAGE = 4000
+_TOO_MUCH = "it needs more memory than limits.memory_mb allows"
+_ALLOCATION = re.compile(r"Failed to allocate memory for requested buffer of size (\d+)")
 _sessions: dict[tuple[Any, ...], Session] = {}
 _modules: dict[tuple[str, str | None], Any] = {}
 
@@ -89,9 +92,12 @@ def _answer(request: requests.Request, arrays: Arrays) -> Answer:
     try:
         data, values = _HANDLERS[type(request)](request, arrays)
     except GrowpipeError as error:
+        asked = _ALLOCATION.search(str(error))
+        if asked:
+            return _as_error("CheckFailed", f"{_TOO_MUCH}: one tensor takes {in_words(int(asked.group(1)))}")
         return _as_error(type(error).__name__, str(error))
     except MemoryError:
-        return _as_error("CheckFailed", "it needs more memory than limits.memory_mb allows")
+        return _as_error("CheckFailed", _TOO_MUCH)
     except Exception as error:
         return _as_error("CheckFailed", " ".join(f"{type(error).__name__}: {error}".split()))
     room = getattr(request, "room", None)

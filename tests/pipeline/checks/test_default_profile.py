@@ -254,6 +254,12 @@ def test_outputs_and_inputs_are_sized_before_they_are_allocated(tmp_path: Path) 
     assert result.status == "failed"
     assert "its outputs need 256 MiB; limits.memory_mb = 900 leaves 225 MiB" in result.message
 
+    result = run_checks(path, only=["structure/run"], policy={"limits": {"memory_mb": 300}}).of(
+        "structure/run"
+    )
+    assert result.status == "failed"
+    assert "more memory than limits.memory_mb allows: one tensor takes 256 MiB" in result.message
+
     path = save(
         build("(float[20000, 20000] x) => (float[20000] y)", "y = ReduceMax <axes = [1], keepdims = 0> (x)"),
         tmp_path,

@@ -57,7 +57,10 @@ def run(context: Context) -> Outcome:
 def _is_excused(context: Context, error: CheckFailed) -> bool:
     """Whether the inputs may be at fault, rather than the model."""
     runs = context.runs
-    is_grave = any(isinstance(e, (ModelCrashed, ModelHung, NotEnoughRoom)) for e in runs.errors.values())
+    is_grave = any(
+        isinstance(e, (ModelCrashed, ModelHung, NotEnoughRoom)) or "limits.memory_mb" in str(e)
+        for e in runs.errors.values()
+    )
     if is_grave or any(planned.label in runs.errors for planned in runs.maker.plan(context.datasets, ())):
         return False
     if runs.ran:

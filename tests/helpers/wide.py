@@ -176,7 +176,8 @@ class Case:
         return self._model(self.wide or self.narrow, real, wide)
 
     def _model(self, body: str, real: str, weights: Mapping[str, npt.NDArray]) -> ir.Model:
-        text = f'<ir_version: 10, opset_import: ["" : {self.opset}]> case ({self.inputs}) => (real y) {body}'
+        opsets = f'"" : {self.opset}' + (', "com.microsoft" : 1' if "com.microsoft" in body else "")
+        text = f"<ir_version: 10, opset_import: [{opsets}]> case ({self.inputs}) => (real y) {body}"
         proto = onnx.parser.parse_model(text.replace("real", real))
         proto.graph.output[0].type.tensor_type.ClearField("shape")
         for name, array in weights.items():

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from growpipe.graph_ops.axes.rules import RULES
-from tests.graph_ops.edit import test_wide_references, test_wide_references_layout
+from tests.graph_ops.edit import (
+    test_wide_references,
+    test_wide_references_layout,
+    test_wide_references_quantised,
+)
 from tests.helpers.wide import FOUR, TWO, Case, assert_grown_as_written, image
 from tests.helpers.wide import beside as row
 from tests.helpers.wide import copied as c
@@ -107,7 +111,8 @@ def test_grown_is_the_wide_reference(name):
 
 
 def test_every_rule_has_a_reference():
-    cases = [CASES, test_wide_references.CASES, test_wide_references_layout.CASES]
+    others = (test_wide_references, test_wide_references_layout, test_wide_references_quantised)
+    cases = [CASES, *(module.CASES for module in others)]
     graphs = [case.original("float").graph for some in cases for case in some.values()]
     tried = {(node.domain, node.op_type) for graph in graphs for node in graph}
     assert RULES.keys() - tried == {("", operator) for operator in ALWAYS_A_BARRIER}

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from growpipe.graph_ops.errors import UnsafeModel, UsageError
 from growpipe.graph_ops.files.atomic import check_file_target, settle, staging_folder
+from growpipe.graph_ops.files.map_types import keep_map_types, to_proto, untyped_maps
 from growpipe.graph_ops.files.proto_rules import check_proto, shortened
 from growpipe.graph_ops.files.protobuf_size import check_wire
 from growpipe.graph_ops.files.schema_rules import check_attributes
@@ -64,7 +65,9 @@ def read_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, ir.Model]
         proto = _parse(place)
         is_sorted = check_proto(proto, place.parent)
         check_attributes(proto)
-        model = ir.serde.deserialize_model(proto)
+        with untyped_maps(proto) as map_types:
+            model = ir.serde.deserialize_model(proto)
+        keep_map_types(model, map_types)
         _join_opset_imports(model, proto)
         for tensor in _external_tensors(model):
             tensor.base_dir = place.parent
@@ -219,7 +222,7 @@ def _write(model: ir.Model, path: Path, data_name: str | None) -> None:
         for value in values:
             if (data_name is None or value not in outside) and value.const_value is not None:
                 value.const_value = _in_memory(value.const_value)
-        ir.save(model, path)
+        onnx.save(to_proto(model), path)
     finally:
         for value, original in zip(values, tensors, strict=True):
             value.const_value = original

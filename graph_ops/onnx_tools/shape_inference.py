@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from growpipe.graph_ops.files.load_save import hold_in_memory
+from growpipe.graph_ops.files.map_types import to_proto
 from growpipe.graph_ops.onnx_tools.process import infer_model_shapes
 from growpipe.graph_ops.operators import is_onnx
 
@@ -125,7 +126,7 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
         if not value.is_graph_input():
             graph.inputs.append(value)
     hold_in_memory(small)
-    return ir.to_proto(small)
+    return to_proto(small)
 
 
 def _merge(graph: ir.Graph, inferred: onnx.GraphProto) -> None:

@@ -383,3 +383,25 @@ def test_operator_sets_of_functions_stay_imported(tmp_path: Path) -> None:
     session = ort.InferenceSession(str(tmp_path / "form.onnx"), providers=["CPUExecutionProvider"])
     (result,) = session.run(None, {"x": np.ones((1, 3), np.float32)})
     np.testing.assert_array_equal(result, np.ones((1, 3)))
+
+
+def test_outputs_that_are_maps_keep_their_type(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 1]>
+        g (float[N,3] x) => (float[N,2] p, float[N,2] z) {
+        h = MatMul(x, w) p = Softmax(h) z = ai.onnx.ml.ZipMap<classlabels_int64s=[4, 7]>(p) }"""
+    proto = written(tmp_path / "m.onnx", text, {"w": weight(3, 2)})
+    map_type = helper.make_map_type_proto(
+        onnx.TensorProto.INT64, helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    )
+    proto.graph.output[1].type.CopyFrom(helper.make_sequence_type_proto(map_type))
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = load_model(tmp_path / "m.onnx")
+    for form in (model, deploy_form(model)):
+        save_model(form, tmp_path / "form.onnx")
+        saved = onnx.load(tmp_path / "form.onnx")
+        assert saved.graph.output[1].type == proto.graph.output[1].type
+        x = {"x": weight(2, 3)}
+        expected = run(tmp_path / "m.onnx", x, optimised=True)
+        actual = run(tmp_path / "form.onnx", x, optimised=True)
+        np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
+        assert [sorted(row) for row in actual[1]] == [[4, 7], [4, 7]]

@@ -150,22 +150,22 @@ def total_bytes(path: Path, model: ir.Model) -> int:
 def _texts(model: onnx.ModelProto) -> Iterator[tuple[str, str, onnx.NodeProto | None]]:
     """Every free text of a model: where it stands, the text, the node it belongs to."""
     yield "the producer name", f"{model.producer_name} {model.producer_version}", None
-    for text in _described("the model", model):
-        yield (*text, None)
-    for function in model.functions:
-        for text in _described(f"function {function.name!r}", function):
-            yield (*text, None)
-    for graph in all_graphs(model):
-        for text in _described(f"graph {graph.name!r}", graph):
-            yield (*text, None)
-        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            for text in _described(repr(value.name), value):
-                yield (*text, None)
+    for name, part in _parts(model):
+        yield from ((where, text, None) for where, text in _described(name, part))
     for node in all_nodes(model):
-        for text in _described("the node", node):
-            yield (*text, node)
+        yield from ((where, text, node) for where, text in _described("the node", node))
         for attribute in node.attribute:
             yield f"the doc string of attribute {attribute.name!r}", attribute.doc_string, node
+
+
+def _parts(model: onnx.ModelProto) -> Iterator[tuple[str, Any]]:
+    """Everything but nodes that has a doc string and metadata, with its name in words."""
+    yield "the model", model
+    yield from ((f"function {function.name!r}", function) for function in model.functions)
+    for graph in all_graphs(model):
+        yield f"graph {graph.name!r}", graph
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            yield repr(value.name), value
 
 
 def _described(name: str, thing: Any) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from growpipe.checks.measure.latency import LatencyRatio, Timing, paired_latency, ratio_interval
+from growpipe.checks.measure.latency import LatencyRatio, Timing, _block, paired_latency, ratio_interval
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 CHEAP = """
@@ -100,3 +100,17 @@ def test_arguments_out_of_range_and_models_that_do_not_run() -> None:
         paired_latency(model, model, {"x": np.ones((1, 7), np.float32)})
     with pytest.raises(UsageError, match="limit"):
         ratio(1.0, 0.9, 1.1).verdict(0.0)
+
+
+def test_a_model_of_seconds_is_not_run_dozens_of_times() -> None:
+    clock = 0.0
+    count = 0
+
+    def run() -> None:
+        nonlocal clock, count
+        clock += 5.0
+        count += 1
+
+    times = _block([run, run, run], lambda: clock, np.random.default_rng(0))
+    assert times.shape == (1, 3)
+    assert count == 6

@@ -66,11 +66,21 @@ class Expenses:
         model: parameters and MACs.
         own: the widths of all its groups.
         budget: None where it may cost anything.
+
+    Raises:
+        UsageError: the budget bounds MACs, and the network has operators whose MACs nobody counts.
     """
 
     model: CostModel
     own: Mapping[str, int]
     budget: GrowthBudget | None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.budget.macs is not None and self.model.uncounted:
+            raise UsageError(
+                f"a budget of MACs cannot be kept: those of {self.model.uncounted[0]} are not counted; "
+                "give a budget of parameters or of a measured cost"
+            )
 
     def affordable(self, grown: Mapping[str, int]) -> bool:
         """Whether the network is within the budget when the groups in ``grown`` have those widths."""

@@ -35,7 +35,8 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(widths[-1], classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.features(image).mean(dim=(2, 3)))
+        logits: torch.Tensor = self.classifier(self.features(image).mean(dim=(2, 3)))
+        return logits
 
 
 def build(widths: Sequence[int] = (6, 8, 12, 16), channels: int = 3, classes: int = 10) -> ConvNet:

@@ -37,7 +37,8 @@ class DigitsNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         features = self.features(image).flatten(1)
-        return self.classifier(nn.functional.silu(self.hidden(features)))
+        logits: torch.Tensor = self.classifier(nn.functional.silu(self.hidden(features)))
+        return logits
 
 
 def build(widths: Sequence[int] = (2, 2, 3, 4)) -> DigitsNet:

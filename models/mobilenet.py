@@ -69,7 +69,8 @@ class MobileNetV1(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         features = self.blocks(self.first(self.normalise(image)))
-        return self.classifier(features.mean((2, 3)))
+        logits: torch.Tensor = self.classifier(features.mean((2, 3)))
+        return logits
 
 
 class InvertedResidual(nn.Module):
@@ -88,7 +89,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         changed = self.layers(features)
-        return features + changed if self.residual else changed
+        summed: torch.Tensor = features + changed if self.residual else changed
+        return summed
 
 
 class MobileNetV2(nn.Module):
@@ -141,7 +143,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         features = self.last(self.blocks(self.first(self.normalise(image))))
-        return self.classifier(features.mean((2, 3)))
+        logits: torch.Tensor = self.classifier(features.mean((2, 3)))
+        return logits
 
 
 def build_v1(

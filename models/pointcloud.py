@@ -68,7 +68,8 @@ class TransformNet(nn.Module):
 
     def forward(self, cloud: torch.Tensor) -> torch.Tensor:
         matrix = self.matrix(self.hidden(self.shared(cloud).amax(2)))
-        return matrix.reshape(-1, 3, self.matrix.out_features // 3)
+        transform: torch.Tensor = matrix.reshape(-1, 3, self.matrix.out_features // 3)
+        return transform
 
 
 class PointNet(nn.Module):
@@ -103,7 +104,8 @@ class PointNet(nn.Module):
         points = cloud.transpose(1, 2)
         if self.transform is not None:
             points = (cloud @ self.transform(points)).transpose(1, 2)
-        return self.classifier(self.dropout(self.hidden(self.shared(points).amax(2))))
+        logits: torch.Tensor = self.classifier(self.dropout(self.hidden(self.shared(points).amax(2))))
+        return logits
 
 
 def nearest_in_space(points: torch.Tensor, k: int) -> torch.Tensor:
@@ -148,7 +150,8 @@ class EdgeConv(nn.Module):
         near = self.neighbour(features)
         rows = neighbours.flatten(1).unsqueeze(1).expand(-1, near.shape[1], -1)
         edges = near.gather(2, rows).unflatten(2, neighbours.shape[1:]) + self.centre(features).unsqueeze(3)
-        return self.phi(self.norm(edges)).amax(3)
+        mapped: torch.Tensor = self.phi(self.norm(edges)).amax(3)
+        return mapped
 
 
 class DGCNN(nn.Module):
@@ -213,7 +216,10 @@ class DGCNN(nn.Module):
             features = edge(features, neighbours)
             layers.append(features)
         embedded = self.embedding(torch.cat(layers, dim=1))
-        return self.classifier(self.dropout(self.hidden(torch.cat([embedded.amax(2), embedded.mean(2)], 1))))
+        logits: torch.Tensor = self.classifier(
+            self.dropout(self.hidden(torch.cat([embedded.amax(2), embedded.mean(2)], 1)))
+        )
+        return logits
 
 
 PROJECTED = 8

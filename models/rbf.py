@@ -31,7 +31,8 @@ class RBFNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u = self.theta(torch.cat([x, torch.ones_like(x)], dim=1))
-        return self.mix(torch.exp(-0.5 * u.square()))
+        values: torch.Tensor = self.mix(torch.exp(-0.5 * u.square()))
+        return values
 
 
 def build(neurons: int = 2) -> RBFNet:

@@ -56,7 +56,8 @@ def load_reference(reference: str, folder: Path | None) -> Callable[..., Any]:
         raise UsageError(f"{place} has no {attribute!r}{hint}") from None
     if not callable(found):
         raise UsageError(f"{reference} is no function or class but {type(found).__name__}")
-    return found
+    function: Callable[..., Any] = found
+    return function
 
 
 def call_user_code(reference: str, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:

@@ -112,7 +112,7 @@ def _numbers(array: Objects | None) -> list[int]:
 
 
 def _axes(node: ir.Node, inputs: list[Objects | None]) -> list[int] | None:
-    stated = attribute_of(node, "axes")
+    stated: list[int] | None = attribute_of(node, "axes")
     if stated is None and len(inputs) > 1 and inputs[1] is not None:
         stated = _numbers(inputs[1])
     return stated

@@ -43,7 +43,8 @@ def run(task: bytes, content: bytes) -> bytes:
     inferred = onnx.shape_inference.infer_shapes(
         content, check_type=True, strict_mode=task == INFER_STRICTLY, data_prop=True
     )
-    return inferred.SerializeToString()
+    result: bytes = inferred.SerializeToString()
+    return result
 
 
 def limit_memory() -> None:

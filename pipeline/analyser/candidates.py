@@ -50,4 +50,5 @@ class Candidates:
 
     @property
     def width(self) -> int:
-        return self.exact_values.shape[1]
+        result: int = self.exact_values.shape[1]
+        return result

@@ -141,7 +141,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         return program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
-        return program.run_decompositions({})
+        result: ExportedProgram = program.run_decompositions({})
+        return result
 
 
 def _aliases(state: Mapping[str, Any], groups: ChannelGroups) -> dict[str, str]:

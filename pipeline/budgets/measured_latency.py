@@ -180,4 +180,5 @@ def _fit(
     rows = np.concatenate([features / (_NOISE * times)[:, None], np.diag(1 / spread)])
     wanted = np.concatenate([times / (_NOISE * times), prior / spread])
     # No layer is free, whatever the noise says: growth would spend all on it.
-    return lsq_linear(rows, wanted, bounds=(_LEAST * prior, np.inf)).x
+    result: npt.NDArray[np.float64] = lsq_linear(rows, wanted, bounds=(_LEAST * prior, np.inf)).x
+    return result

@@ -121,4 +121,7 @@ def sample_surface(mesh: Mesh, points: int, generator: np.random.Generator) -> n
     along = np.where(along.sum(1, keepdims=True) > 1, 1 - along, along)
     cloud = corners[chosen, 0] + along[:, :1] * first[chosen] + along[:, 1:] * second[chosen]
     cloud = cloud - cloud.mean(0)
-    return (cloud / max(np.linalg.norm(cloud, axis=1).max(), 1e-12)).astype(np.float32)
+    result: npt.NDArray[np.float32] = (cloud / max(np.linalg.norm(cloud, axis=1).max(), 1e-12)).astype(
+        np.float32
+    )
+    return result

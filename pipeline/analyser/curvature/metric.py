@@ -196,7 +196,8 @@ def _factor(group: BoundGroup, block: Block, moment: Tensor, damping: float) -> 
     # A dead channel's own block may vanish: it is damped by the mean of the others.
     floor = torch.maximum(mean, 1e-6 * overall)
     eye = torch.eye(d, dtype=moment.dtype, device=moment.device)
-    return torch.linalg.cholesky(moment + damping * floor[..., None, None] * eye)
+    result: Tensor = torch.linalg.cholesky(moment + damping * floor[..., None, None] * eye)
+    return result
 
 
 def _batch_moments(operator: SplittingOperator, batch: Captured, rows: int) -> dict[tuple[int, int], Tensor]:
@@ -323,7 +324,8 @@ def _norm_moment(arguments: Sequence[Any], block: Block, eps_position: int) -> T
     shape = (1, -1, *[1] * (x.ndim - 2))
     normed = (x - mean.reshape(shape)) * torch.rsqrt(var + eps).reshape(shape)
     moment = normed.double().square().transpose(0, 1).flatten(1).mean(1)
-    return moment[block.rows[:, 0].to(x.device)][:, None, None]
+    result: Tensor = moment[block.rows[:, 0].to(x.device)][:, None, None]
+    return result
 
 
 def _response(
@@ -349,4 +351,5 @@ def _response(
     # Summed over the entries of a channel, as everywhere in this metric.
     square = change.double().square().mean() / share * block.rows.shape[1]
     d = block.dimension // block.rows.shape[1] if block.mixing else block.dimension
-    return square * torch.eye(d, dtype=torch.float64, device=tensor.device)
+    result: Tensor = square * torch.eye(d, dtype=torch.float64, device=tensor.device)
+    return result

@@ -187,7 +187,8 @@ class Recurrence:
         lost = torch.linalg.vector_norm(coordinates, dim=1) < 0.5
         coordinates[lost] = 0.0
         coordinates[lost, 0] = 1.0
-        return coordinates / torch.linalg.vector_norm(coordinates, dim=1, keepdim=True)
+        result: Tensor = coordinates / torch.linalg.vector_norm(coordinates, dim=1, keepdim=True)
+        return result
 
     def ends(self) -> Ends:
         """`preview`, and the Ritz vectors of both ends."""

@@ -18,28 +18,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import selectors
 import shutil
-import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import record
-from benchmarks.common.child import limit_memory
+from benchmarks.common.batches import run_batches
 from benchmarks.common.command import run_command
+from benchmarks.common.watch import MEGABYTES, SECONDS
 from benchmarks.graph.corpus import cache_folder
-from benchmarks.graph.fuzz_input import MEGABYTES, SECONDS, made, run_input
+from benchmarks.graph.fuzz_input import made, run_input
 from benchmarks.graph.fuzz_seeds import seeds
 from growpipe.graph_ops.errors import CheckFailed
 
-BATCH = 200
 COMMAND = "python -m benchmarks.graph.fuzz"
-_GRACE = 20.0
-"""Seconds that a process may be silent beyond the limit of one input before it is ended."""
 
 
 def main() -> None:
@@ -72,25 +66,16 @@ def everything(work: Path, arguments: argparse.Namespace) -> None:
     numbers = range(arguments.first, arguments.first + arguments.count)
     seeds(work)
     journal = work / f"journal-{arguments.seed}-{record.code_hash()}.jsonl"
-    done = {entry["number"]: entry for entry in _entries(journal)}
-    started, shown, before = time.monotonic(), 0.0, len(done)
-    for begin in range(numbers.start, numbers.stop, BATCH):
-        waiting = [n for n in range(begin, min(begin + BATCH, numbers.stop)) if n not in done]
-        while waiting:
-            for entry in _batch(work, arguments.seed, waiting[0], waiting[-1] + 1):
-                done[entry["number"]] = entry
-                with journal.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                if entry["fault"]:
-                    print(f"  {entry['number']} {entry['fault']}", flush=True)
-            waiting = [n for n in waiting if n not in done]
-        elapsed = time.monotonic() - started
-        if elapsed - shown > 15 or begin + BATCH >= numbers.stop:
-            shown, fresh = elapsed, len(done) - before
-            faults = sum(bool(entry["fault"]) for entry in done.values())
-            rate = fresh / elapsed if elapsed else 0.0
-            left = (numbers.stop - begin - BATCH) / rate / 60 if rate else 0.0
-            print(f"[{len(done)}: {faults} faults, {rate:.0f}/s, {left:.0f} min left]", flush=True)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.graph.fuzz",
+        "--work",
+        str(work),
+        "--seed",
+        str(arguments.seed),
+    ]
+    done = run_batches(command, journal, numbers, megabytes=2 * MEGABYTES)
     entries = [done[n] for n in numbers if n in done]
     text = summary(entries, arguments.seed)
     if arguments.record:
@@ -100,62 +85,6 @@ def everything(work: Path, arguments: argparse.Namespace) -> None:
     faults = sum(bool(entry["fault"]) for entry in entries)
     if faults:
         raise CheckFailed(f"{faults} of {len(entries)} inputs show a fault")
-
-
-def _entries(journal: Path) -> Iterable[dict[str, Any]]:
-    if not journal.exists():
-        return
-    for line in journal.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that a kill cut off
-
-
-def _batch(work: Path, seed: int, begin: int, end: int) -> Iterable[dict[str, Any]]:
-    """The entries of a batch as they come; the last one tells of an input that ended the process."""
-    command = [sys.executable, "-m", "benchmarks.graph.fuzz", "--work", str(work), "--seed", str(seed)]
-    command += ["--batch", str(begin), str(end)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=record.FOLDER.parent,
-        preexec_fn=limit_memory(2 * MEGABYTES),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    current = begin
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            if not selector.select(SECONDS + _GRACE + (40 if current == begin else 0)):
-                process.kill()
-                process.wait()
-                yield _lost(seed, current, "hang: the process did not answer")
-                return
-            line = process.stdout.readline()
-            if not line:
-                break
-            entry = json.loads(line)
-            yield entry
-            current = entry["number"] + 1
-    code = process.wait()
-    if current < end:
-        yield _lost(seed, current, f"crash: the process ended with {code}")
-
-
-def _lost(seed: int, number: int, fault: str) -> dict[str, Any]:
-    return {
-        "number": number,
-        "kinds": "",
-        "outcome": "fault",
-        "fault": fault,
-        "seconds": 0.0,
-        "peak_mb": 0,
-        "judged": False,
-    }
 
 
 def batch(work: Path, seed: int, begin: int, end: int) -> None:

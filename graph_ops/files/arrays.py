@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.files.reading import Place, limited, opened, reading
+from growpipe.graph_ops.files.reading import Place, limited, one_line, opened, reading
 
 __all__ = ["MAX_ARRAYS", "read_npy", "read_npz"]
 
@@ -58,9 +58,10 @@ def read_npz(path: Place, what: str, *, most: int = MAX_ARRAYS) -> dict[str, npt
             for member in members:
                 name = member.filename.removesuffix(".npy")
                 if name == member.filename or name in arrays:
-                    raise UsageError(f"its member {member.filename!r} is no array, or is there twice")
+                    shown = one_line(member.filename, 80)
+                    raise UsageError(f"its member {shown!r} is not an array, or is there twice")
                 with archive.open(member) as content:
-                    arrays[name] = _array(content, member.file_size, name)  # type: ignore[arg-type]
+                    arrays[name] = _array(content, member.file_size, one_line(name, 80))  # type: ignore[arg-type]
             return arrays
 
 

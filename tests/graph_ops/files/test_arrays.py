@@ -126,7 +126,7 @@ def test_faults_of_the_archive_are_told(tmp_path: Path) -> None:
         read_npz(tmp_path / "single.npz", "the data")
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         file.writestr("notes.txt", "x")
-    with pytest.raises(UsageError, match=r"'notes.txt' is no array"):
+    with pytest.raises(UsageError, match=r"'notes.txt' is not an array"):
         read_npz(tmp_path / "a.npz", "the data")
     path = archive(tmp_path / "b.npz", x=npy(np.zeros(1)), y=npy(np.zeros(1)))
     path.write_bytes(path.read_bytes().replace(b"y.npy", b"x.npy"))

@@ -5,45 +5,28 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.torture.formats import made_run
 from growpipe.cli import cli
 from growpipe.graph_ops.errors import GrowpipeError, UsageError
+from growpipe.run.facts import TrainFacts
 from growpipe.run.picture import draw_run
 from growpipe.run.recipe import Recipe
+from growpipe.run.stages.names import TRAIN, round_stage
 from growpipe.run.store import Run
 from growpipe.run.summary import rows_of
 
-RECIPE = Recipe(name="mine", model="net.py:build", data="data.py:loaders")
-
-FACTS: dict[str, dict[str, Any]] = {
-    "train": {"epochs": 2},
-    "export": {"widths": {"a": 3, "b": 4}, "parameters": 100, "macs": 1000},
-    "check": {
-        "test_accuracy": {"value": 0.9},
-        "latency": {"ratio": 1.1, "low": 1.0, "high": 1.2},
-        "parity": 1e-7,
-    },
-    "analyse": {"stopped": None, "epsilon": 0.1, "predicted_change": -0.1, "realised_change": -0.05},
-}
+STAGES = ("train", "export", "analyse", "check")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    made = Run.create(tmp_path / "run", RECIPE, tmp_path, seed=3, device="cpu")
-    for stage, facts in FACTS.items():
-
-        def produce(folder: Path, facts: Mapping[str, Any] = facts) -> Mapping[str, Any]:
-            (folder / "metrics.jsonl").write_text('{"validation_loss": 1.0}\n{"validation_loss": 0.5}\n')
-            return facts
-
-        made.stage(f"round-00/{stage}", produce, config={}, inputs={})
-    return made
+    return made_run(tmp_path / "run")
 
 
 def report(path: Path) -> tuple[int, str]:
@@ -94,7 +77,7 @@ def test_report_ends_with_one_line(run: Run, tmp_path: Path, name: str, kind: st
         case "list":
             file.write_text("[]")
         case "surrogate":
-            file.write_text(content.replace("mine", r"\ud800").replace("epochs", r"\udc00"))
+            file.write_text(content.replace("mine", r"\ud800").replace("parameters", r"\udc00"))
     code, message = report(run.path)
     if kind == "surrogate" and code == 0:
         return  # neither word is in this file
@@ -117,7 +100,7 @@ def test_facts_of_any_type_end_with_one_line(run: Run) -> None:
     generator = random.Random(0)
     codes = set()
     for _ in range(150):
-        stage = generator.choice(list(FACTS))
+        stage = generator.choice(STAGES)
         manifest = run.path / "round-00" / stage / "manifest.json"
         whole = manifest.read_text()
         document = json.loads(whole)
@@ -159,10 +142,8 @@ def test_outputs_outside_of_the_stage_are_never_read(run: Run, tmp_path: Path, n
     document["outputs"] |= {name: "0" * 64 for name in names}
     manifest.write_text(json.dumps(document))
 
-    def produce(folder: Path) -> Mapping[str, Any]:
-        return {}
-
-    assert not run.stage("round-00/train", produce, config={}, inputs={}).skipped
+    train = round_stage(0, TRAIN)
+    assert not run.stage(train, lambda folder: TrainFacts(2, 1.0, 0.5, 0.9), config={}, inputs={}).skipped
 
 
 def test_a_lock_that_is_a_link_is_neither_followed_nor_emptied(run: Run, tmp_path: Path) -> None:
@@ -194,7 +175,8 @@ def test_a_directory_whose_creation_was_killed_is_taken_up(tmp_path: Path) -> No
     (tmp_path / "run" / ".growpipe-0123").mkdir(parents=True)
     (tmp_path / "run" / ".growpipe-0123" / "run.json").write_text("{")
     (tmp_path / "run" / ".lock").touch()
-    run = Run.create(tmp_path / "run", RECIPE, None, seed=0, device="cpu")
+    recipe = Recipe(name="mine", model="net.py:build", data="data.py:loaders")
+    run = Run.create(tmp_path / "run", recipe, None, seed=0, device="cpu")
     assert sorted(entry.name for entry in run.path.iterdir()) == [".lock", "run.json"]
 
 

@@ -110,7 +110,9 @@ class Trial:
         self.facts["groups"] = len(groups)
         self.facts["splittable"] = sum(bool(group["splittable"]) for group in groups)
         self.facts["macs"] = found["macs"]
-        self.facts["barriers"] = dict(Counter(_barrier(g) for g in groups if not g["splittable"]))
+        barriers = [group["barrier"] for group in groups if not group["splittable"]] + found["barriers"]
+        self.facts["barriers"] = dict(Counter(map(_barrier, barriers)))
+        self.facts["uncounted"] = len(found["uncounted"])
         shown = _OBJECT.search(ended.stdout + ended.stderr)
         if shown:
             return Verdict("fault", f"shows an object: {shown.group()}", ended.seconds)
@@ -185,8 +187,7 @@ class Trial:
         return Verdict("declined", verdict.what, verdict.seconds) if strict else verdict
 
 
-def _barrier(group: dict[str, Any]) -> str:
-    barrier = group["barrier"]
+def _barrier(barrier: object) -> str:
     if isinstance(barrier, dict):
         return f"{barrier.get('operator')}: {barrier.get('reason')}"
     return str(barrier)

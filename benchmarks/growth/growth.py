@@ -120,7 +120,8 @@ class Bench:
             task = load_task(Run(Path(), self.recipe, self.folder, seed, self.device))
             # No decision is taken by validation here: one batch of it shows progress.
             glance = list(itertools.islice(task.objective.loaders.validation, 1))
-            task = replace(task, loaders=replace(task.objective.loaders, validation=glance))
+            loaders = replace(task.objective.loaders, validation=glance)
+            task = replace(task, objective=replace(task.objective, loaders=loaders))
             self.samples = sum(len(target) for _, target in task.objective.loaders.train)
             self._tasks = {seed: task}
         return self._tasks[seed]

@@ -74,3 +74,4 @@ def _run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_
         return
     print_summary(rows_of(opened), title_of(opened))
     tell(f"{final.facts.stopped}; the deployable model is {final.folder / DEPLOYED}")
+    tell(final.facts.verdict)

@@ -125,13 +125,17 @@ def report(directory: Path, as_json: bool) -> None:
     from growpipe.run.stages.names import FINAL
     from growpipe.run.store import Run
     from growpipe.run.summary import print_summary, rows_of, summary_document, title_of
+    from growpipe.run.verdict import Verdict
 
     opened = Run.open(directory)
     with reading("the run", directory):  # its stages may report anything
         rows = rows_of(opened)
         final = opened.published(FINAL)
-        document = summary_document(opened, rows, final.facts.stopped if final else "not finished")
+        verdict = Verdict(final.facts.deployed, final.facts.verdict) if final else None
+        document = summary_document(opened, rows, final.facts.stopped if final else "not finished", verdict)
         if as_json:
             print_json(document)
             return
         print_summary(rows, title_of(opened))
+        if verdict is not None:
+            click.echo(verdict.words)

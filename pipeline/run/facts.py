@@ -53,14 +53,16 @@ class TrainFacts:
 
     Attributes:
         epochs: how many were trained.
-        train_loss: of the last epoch.
+        train_loss: of the last epoch; None if nothing was trained.
+        samples: how many were trained on, over all epochs.
         validation_loss: of the weights that the stage ended with.
         validation_accuracy: of the weights that the stage ended with, 0 to 1; None if it is not measured.
         processes: how many trained together; None for one alone.
     """
 
     epochs: int
-    train_loss: float
+    samples: int
+    train_loss: float | None
     validation_loss: float
     validation_accuracy: float | None
     processes: int | None = None
@@ -90,6 +92,7 @@ class AnalyseFacts:
         predicted_change: of the loss.
         realised_change: of the loss, on samples that the analysis did not see.
         added_channels: by all splits together.
+        analysis_macs: what the analysis multiplied, counted by torch.
         cost: of the grown network, in ``unit``, if the budget is of something else than parameters and MACs.
         unit: of ``cost``.
     """
@@ -100,6 +103,7 @@ class AnalyseFacts:
     predicted_change: float | None = None
     realised_change: float | None = None
     added_channels: int = 0
+    analysis_macs: int = 0
     cost: float | None = None
     unit: str = ""
 
@@ -156,11 +160,15 @@ class ControlFacts:
         size: of the network.
         training: how it was trained.
         test_accuracy: None if accuracy is not measured.
+        cost: of the network in ``unit``, if the budget is of something else than parameters and MACs.
+        unit: of ``cost``.
     """
 
     size: NetworkSize
     training: TrainFacts
     test_accuracy: Accuracy | None
+    cost: float | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,11 @@ class FinalFacts:
     Attributes:
         stopped: why growth ended.
         deploy_parity: deploy form against growth form, as a share of the output's scale.
+        deployed: the name of the row of the network that is deployed.
+        verdict: grown network against rival, in words.
     """
 
     stopped: str
     deploy_parity: float
+    deployed: str
+    verdict: str

@@ -21,6 +21,7 @@ from growpipe.run.stages.names import (
     FINAL,
     GROWTH_FORM,
     REPORT,
+    RIVAL,
     SUMMARY,
     TRAIN,
     WEIGHTS,
@@ -29,6 +30,7 @@ from growpipe.run.stages.names import (
 from growpipe.run.store import StageRecord
 from growpipe.run.summary import rows_of, summary_document, summary_markdown, title_of
 from growpipe.run.task import Task, input_names
+from growpipe.run.verdict import judge
 
 __all__ = ["finish"]
 
@@ -36,7 +38,7 @@ _DEPLOY_TOLERANCE = 1e-5  # of the output's scale: fusing batch norm rounds
 
 
 def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
-    """Publish ``final``: deploy form, growth form, weights, summary and picture.
+    """Publish ``final``: deploy form, growth form and weights of the network that won, summary and picture.
 
     Args:
         task: the task of the run.
@@ -50,24 +52,32 @@ def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
     run = task.run
     exported, trained = previous_stage(run, number, EXPORT), previous_stage(run, number, TRAIN)
     checked = previous_stage(run, number, CHECK)
-    control = run.published(CONTROL)
     inputs = exported.inputs(GROWTH_FORM) | trained.inputs(WEIGHTS) | checked.inputs(REPORT)
-    if control is not None:
-        inputs |= control.inputs(GROWTH_FORM)
+    for stage in (RIVAL, CONTROL):
+        control = run.published(stage)
+        if control is not None:
+            inputs |= control.inputs(GROWTH_FORM, WEIGHTS)
+    verdict = judge(run, number)
+    graph, weights = exported.file(GROWTH_FORM), trained.file(WEIGHTS)
+    rival = run.published(RIVAL)
+    if rival is not None and verdict.deployed == "rival":
+        graph, weights = rival.file(GROWTH_FORM), rival.file(WEIGHTS)
 
     def produce(folder: Path) -> FinalFacts:
-        parity = _deploy(task, exported.folder / GROWTH_FORM, folder / DEPLOYED)
-        shutil.copyfile(exported.folder / GROWTH_FORM, folder / GROWTH_FORM)
-        shutil.copyfile(trained.folder / WEIGHTS, folder / WEIGHTS)
+        parity = _deploy(task, graph.path, folder / DEPLOYED)
+        shutil.copyfile(graph.path, folder / GROWTH_FORM)
+        shutil.copyfile(weights.path, folder / WEIGHTS)
         rows = rows_of(run)
-        document = json.dumps(summary_document(run, rows, stopped), indent=1) + "\n"
+        document = json.dumps(summary_document(run, rows, stopped, verdict), indent=1) + "\n"
         (folder / SUMMARY).write_text(document, encoding="utf-8")
-        (folder / "summary.md").write_text(summary_markdown(rows, title_of(run)), encoding="utf-8")
+        text = summary_markdown(rows, title_of(run), verdict.words)
+        (folder / "summary.md").write_text(text, encoding="utf-8")
         draw_run(rows, run.path, folder / "run.png")
-        return FinalFacts(stopped, parity)
+        return FinalFacts(stopped, parity, verdict.deployed, verdict.words)
 
     rows = [dataclasses.asdict(row) for row in rows_of(run)]
-    return run.stage(FINAL, produce, config={"rows": rows, "stopped": stopped}, inputs=inputs)
+    config = {"rows": rows, "stopped": stopped, "verdict": dataclasses.asdict(verdict)}
+    return run.stage(FINAL, produce, config=config, inputs=inputs)
 
 
 def _deploy(task: Task, growth_form: Path, deployed: Path) -> float:

@@ -15,13 +15,24 @@ from growpipe.run.finish import finish
 from growpipe.run.recipe import BudgetSection
 from growpipe.run.stages.analyse import analyse_round
 from growpipe.run.stages.check import check_round
-from growpipe.run.stages.control import train_control
+from growpipe.run.stages.control import train_control, train_rival
 from growpipe.run.stages.export import export_round
-from growpipe.run.stages.names import ANALYSE, CHECK, EXPORT, REWRITE, TRAIN, previous_stage, round_stage
+from growpipe.run.stages.names import (
+    ANALYSE,
+    CHECK,
+    CONTROL,
+    EXPORT,
+    REWRITE,
+    RIVAL,
+    TRAIN,
+    previous_stage,
+    round_stage,
+)
 from growpipe.run.stages.rewrite import rewrite_round
 from growpipe.run.stages.train import train_round
 from growpipe.run.store import Run, Stage, StageRecord
 from growpipe.run.task import Task, load_task
+from growpipe.torch_module.widen import obstacle_to_reinitialising
 
 __all__ = ["STAGES", "announced", "next_round", "run_all"]
 
@@ -34,6 +45,9 @@ STAGES: dict[str, tuple[Stage[Any], Callable[[Task, int], StageRecord[Any]]]] = 
     "rewrite": (REWRITE, rewrite_round),
     "check": (CHECK, check_round),
 }
+
+
+_TOLD_LAST = ("stopped", "verdict")  # of `final`: the last lines of the command
 
 
 def run_all(run: Run) -> StageRecord[FinalFacts]:
@@ -57,9 +71,40 @@ def run_all(run: Run) -> StageRecord[FinalFacts]:
             _discard(run, number, (REWRITE,), later=False)
         announced(check_round(task, number))
         number += 1
-    epochs = sum(previous_stage(run, done, TRAIN).facts.epochs for done in range(number))
-    announced(train_control(task, epochs))
+    _train_controls(task, number - 1)
     return announced(finish(task, number - 1, stopped))
+
+
+def _train_controls(task: Task, number: int) -> None:
+    """Train what the network of round ``number``, the last, is compared with."""
+    run = task.run
+    reason = _why_no_rival(task, number)
+    if reason is None:
+        announced(train_rival(task, number))
+    else:
+        log(f"no rival: {reason}")
+        _remove(run, RIVAL)
+    if run.recipe.control.seed_control:
+        epochs = sum(previous_stage(run, done, TRAIN).facts.epochs for done in range(number + 1))
+        announced(train_control(task, epochs))
+    else:
+        _remove(run, CONTROL)
+
+
+def _why_no_rival(task: Task, number: int) -> str | None:
+    first, final = (previous_stage(task.run, n, EXPORT).facts.size for n in (0, number))
+    if task.run.recipe.control.rival == "none":
+        return 'control.rival = "none"'
+    if first.widths == final.widths:
+        return "the network has not grown"
+    return obstacle_to_reinitialising(task.build_seed())
+
+
+def _remove(run: Run, stage: Stage[Any]) -> None:
+    """Remove what an earlier run has left of a stage that this run does not have."""
+    if run.peers.rank == 0:
+        shutil.rmtree(run.path / stage.name, ignore_errors=True)
+    run.peers.broadcast(None)  # nobody reads what is being removed
 
 
 def _reason_to_stop(run: Run, number: int) -> str | None:
@@ -110,6 +155,8 @@ def announced(record: StageRecord[Facts]) -> StageRecord[Facts]:
 def _told(facts: Any) -> Iterator[tuple[str, str]]:
     """What people are told of facts: name and value."""
     for field in dataclasses.fields(facts):
+        if field.name in _TOLD_LAST:
+            continue
         match getattr(facts, field.name):
             case Accuracy() as accuracy:
                 yield field.name, f"{accuracy.value:.1%}"

@@ -5,15 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from growpipe.environment import require
-from growpipe.run.stages.names import CONTROL
+from growpipe.run.stages.names import CONTROL, RIVAL
 from growpipe.run.store import METRICS, read_metrics
 from growpipe.run.summary import RoundRow
 
 __all__ = ["draw_run"]
 
-_GROWN, _CONTROL = "#1b6ca8", "#b5651d"
+
+class _Look(NamedTuple):
+    """How a control looks in the picture."""
+
+    stage: str
+    label: str
+    marker: str
+    color: str
+
+
+_GROWN = "#1b6ca8"
+_CONTROLS = {
+    "rival": _Look(RIVAL.name, "uniform from scratch, same training MACs", "D", "#2e7d32"),
+    "control": _Look(CONTROL.name, "seed, same epochs, never grown", "s", "#b5651d"),
+}
 _MOST_WIDTHS = 6
 
 
@@ -36,8 +51,7 @@ def draw_run(rows: Sequence[RoundRow], folder: Path, path: Path) -> None:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    grown = [row for row in rows if row.name != "control"]
-    control = [row for row in rows if row.name == "control"]
+    grown = [row for row in rows if row.name not in _CONTROLS]
     if all(row.test_accuracy is not None for row in rows):
         parameters = [row.parameters for row in grown]
         left.plot(
@@ -51,12 +65,12 @@ def draw_run(rows: Sequence[RoundRow], folder: Path, path: Path) -> None:
                 textcoords="offset points",
                 fontsize=8,
             )
-        for row in control:
-            accuracy = 100 * (row.test_accuracy or 0)
-            left.plot(
-                [row.parameters], [accuracy], "s", color=_CONTROL, label="seed, same epochs, never grown"
-            )
-            left.axhline(accuracy, color=_CONTROL, lw=0.8, ls=":")
+        for row in rows:
+            if row.name in _CONTROLS:
+                look = _CONTROLS[row.name]
+                accuracy = 100 * (row.test_accuracy or 0)
+                left.plot([row.parameters], [accuracy], look.marker, color=look.color, label=look.label)
+                left.axhline(accuracy, color=look.color, lw=0.8, ls=":")
         left.set(xlabel="parameters", ylabel="test accuracy in onnxruntime, %")
         left.margins(x=0.18, y=0.15)
         left.xaxis.set_major_locator(MaxNLocator(5))
@@ -69,9 +83,11 @@ def draw_run(rows: Sequence[RoundRow], folder: Path, path: Path) -> None:
         if start:
             right.axvline(start + 0.5, color="0.7", lw=0.8)
         start += len(losses)
-    if (folder / CONTROL.name / METRICS).exists():
-        losses = _validation_losses(folder / CONTROL.name / METRICS, folder)
-        right.plot(range(1, 1 + len(losses)), losses, color=_CONTROL, lw=1)
+    for look in _CONTROLS.values():
+        metrics = folder / look.stage / METRICS
+        if metrics.exists():
+            losses = _validation_losses(metrics, folder)
+            right.plot(range(1, 1 + len(losses)), losses, color=look.color, lw=1)
     right.set(xlabel="epoch (grey lines: splits)", ylabel="validation loss", yscale="log")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

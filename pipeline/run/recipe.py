@@ -14,7 +14,7 @@ from growpipe.run.locate import read_recipe
 from growpipe.training.options import TrainingOptions
 from growpipe.validation import Section, explained
 
-__all__ = ["BudgetSection", "Growth", "Recipe", "load_recipe"]
+__all__ = ["BudgetSection", "ControlSection", "Growth", "Recipe", "load_recipe"]
 
 Share = Annotated[float, Field(gt=0.0, le=10.0)]
 Width = Annotated[int, Field(ge=1)]
@@ -44,8 +44,10 @@ class Growth(Section):
     """By channel group the width to grow to at least, in the first round."""
     max_widths: dict[str, Width] = Field(default_factory=dict)
     """By channel group the width never to grow beyond."""
-    finish: Literal["continue", "retrain"] = "continue"
-    """The last stage trains the grown weights on, or the found widths from scratch."""
+    finish: Literal["best", "continue", "retrain", "rival"] = "best"
+    """What is deployed: the grown network trained on (``continue``), the found widths trained from scratch
+    (``retrain``), the rival of ``[control]``, or whichever of the grown network and its rival is better on
+    the validation set (``best``)."""
 
 
 class TableTerm(Section):
@@ -97,6 +99,20 @@ class BudgetSection(Section):
         return self
 
 
+class ControlSection(Section):
+    """What the grown network is compared with.
+
+    Attributes:
+        rival: ``uniform`` trains the widths of the first round, all multiplied by one factor, from scratch:
+            as large as the final network in what the budget bounds (MACs without a budget), with at most as
+            many training MACs as growth and its analyses took together. ``none`` trains no rival.
+        seed_control: train the seed network, never grown, for as many epochs as the grown network had.
+    """
+
+    rival: Literal["uniform", "none"] = "uniform"
+    seed_control: bool = False
+
+
 class Recipe(Section):
     """One run.
 
@@ -118,6 +134,13 @@ class Recipe(Section):
     train: TrainingOptions = TrainingOptions()
     growth: Growth = Growth()
     budget: BudgetSection = BudgetSection()
+    control: ControlSection = ControlSection()
+
+    @model_validator(mode="after")
+    def _rival_to_deploy(self) -> Recipe:
+        if self.growth.finish == "rival" and self.control.rival == "none":
+            raise ValueError('growth.finish = "rival" needs a rival; remove control.rival = "none"')
+        return self
 
     @model_validator(mode="before")
     @classmethod

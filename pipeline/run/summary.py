@@ -13,9 +13,11 @@ from rich.text import Text
 from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.graph_ops.errors import UsageError
 from growpipe.printing import one_line
-from growpipe.run.facts import AnalyseFacts, NetworkSize, SplitFacts
-from growpipe.run.stages.names import ANALYSE, CHECK, CONTROL, EXPORT, TRAIN, round_stage
+from growpipe.run.facts import AnalyseFacts, ControlFacts, SplitFacts
+from growpipe.run.stages.names import ANALYSE, CHECK, CONTROL, EXPORT, RIVAL, TRAIN, round_stage
+from growpipe.run.stages.training_cost import macs_of_growth, macs_of_training
 from growpipe.run.store import Run
+from growpipe.run.verdict import Verdict
 
 __all__ = ["RoundRow", "print_summary", "rows_of", "summary_document", "summary_markdown", "title_of"]
 
@@ -25,12 +27,14 @@ class RoundRow:
     """One network of a run.
 
     Attributes:
-        name: ``round 0`` …, or ``control``.
+        name: ``round 0`` …, ``rival``, or ``control`` (the seed network, never grown).
         widths: of the channel groups, in graph order.
         parameters: number of parameters.
         macs: multiply-accumulates per sample.
         epochs: trained in all, up to this network.
         test_accuracy: measured in onnxruntime; None for a regression.
+        validation_loss: of the trained network.
+        training_macs: multiply-accumulates of training in all, up to this network, and of the analyses.
         latency_ratio: latency of this network over its parent's, batch 1; None if no split made the network.
         latency_low, latency_high: the interval of ``latency_ratio``.
         epsilon: of the split that made this network; None if no split did.
@@ -46,6 +50,8 @@ class RoundRow:
     macs: int
     epochs: int
     test_accuracy: float | None
+    validation_loss: float
+    training_macs: int
     latency_ratio: float | None = None
     latency_low: float | None = None
     latency_high: float | None = None
@@ -58,7 +64,7 @@ class RoundRow:
 
 
 def rows_of(run: Run) -> list[RoundRow]:
-    """A row per checked round, and one of the control if it is trained."""
+    """A row per checked round, and one of each control that is trained."""
     rows: list[RoundRow] = []
     epochs = number = 0
     split: dict[str, Any] = {}
@@ -68,23 +74,43 @@ def rows_of(run: Run) -> list[RoundRow]:
         if trained is None or exported is None:
             break
         epochs += trained.facts.epochs
-        row = _row(f"round {number}", exported.facts.size, epochs, checked.facts.test_accuracy)
+        row = RoundRow(
+            f"round {number}",
+            tuple(exported.facts.size.widths.values()),
+            exported.facts.size.parameters,
+            exported.facts.size.macs,
+            epochs,
+            _value(checked.facts.test_accuracy),
+            trained.facts.validation_loss,
+            macs_of_growth(run, number),
+        )
         rows.append(replace(row, **split))
         analysed = run.published(round_stage(number, ANALYSE))
         if analysed is None or (analysed.facts.stopped is None and checked.facts.split is None):
             break
         split = _split_columns(analysed.facts, checked.facts.split)
         number += 1
-    control = run.published(CONTROL)
-    if control is not None and rows:
-        facts = control.facts
-        rows.append(_row("control", facts.size, facts.training.epochs, facts.test_accuracy))
-    return rows
+    controls = {"rival": run.published(RIVAL), "control": run.published(CONTROL)}
+    return rows + [_control_row(name, record.facts) for name, record in controls.items() if record and rows]
 
 
-def _row(name: str, size: NetworkSize, epochs: int, accuracy: Accuracy | None) -> RoundRow:
-    value = None if accuracy is None else accuracy.value
-    return RoundRow(name, tuple(size.widths.values()), size.parameters, size.macs, epochs, value)
+def _control_row(name: str, facts: ControlFacts) -> RoundRow:
+    return RoundRow(
+        name,
+        tuple(facts.size.widths.values()),
+        facts.size.parameters,
+        facts.size.macs,
+        facts.training.epochs,
+        _value(facts.test_accuracy),
+        facts.training.validation_loss,
+        macs_of_training(facts.size, facts.training),
+        cost=facts.cost,
+        unit=facts.unit,
+    )
+
+
+def _value(accuracy: Accuracy | None) -> float | None:
+    return None if accuracy is None else accuracy.value
 
 
 def _split_columns(analysed: AnalyseFacts, split: SplitFacts | None) -> dict[str, Any]:
@@ -110,7 +136,7 @@ def title_of(run: Run) -> str:
 
 
 _ABSENT = "-"
-_WHOLE_WIDTH = 195  # characters that the table with all columns needs
+_WHOLE_WIDTH = 212  # characters that the table with all columns needs
 _COLUMNS = (
     "network",
     "widths",
@@ -118,6 +144,8 @@ _COLUMNS = (
     "MACs",
     "cost",
     "epochs",
+    "training MACs",
+    "validation loss",
     "test accuracy",
     "latency / parent",
     "ε",
@@ -145,6 +173,9 @@ def _cells(row: RoundRow) -> tuple[str, ...]:
         f"{row.macs:,}",
         f"{shown(row.cost, '.3g')} {row.unit}".strip(),
         str(row.epochs),
+        f"{row.training_macs:.3g}",
+        # The loss tells nothing beside an accuracy that is measured in onnxruntime.
+        shown(row.validation_loss if row.test_accuracy is None else None, ".3g"),
         shown(row.test_accuracy, ".1%"),
         latency,
         shown(row.epsilon, ".3g"),
@@ -180,25 +211,32 @@ def print_summary(rows: Sequence[RoundRow], title: str) -> None:
         title = ""
 
 
-def summary_markdown(rows: Sequence[RoundRow], title: str) -> str:
-    """The rows as a Markdown table."""
+def summary_markdown(rows: Sequence[RoundRow], title: str, verdict: str) -> str:
+    """The rows as a Markdown table, and the verdict."""
     cells = [_cells(row) for row in rows]
     columns = _columns_in_use(cells)
     table = [[line[index] for index in columns] for line in (_COLUMNS, *cells)]
     lines = ["| " + " | ".join(line) + " |" for line in table]
-    lines = [f"# {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:]]
+    lines = [f"# {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:], "", f"{verdict}."]
     return "\n".join(lines) + "\n"
 
 
-def summary_document(run: Run, rows: Sequence[RoundRow], stopped: str) -> dict[str, Any]:
-    """``summary.json``: the rows, what ended the run, and what it was."""
-    grown = [row for row in rows if row.name != "control"]
-    if not grown:
+def summary_document(
+    run: Run, rows: Sequence[RoundRow], stopped: str, verdict: Verdict | None = None
+) -> dict[str, Any]:
+    """``summary.json``: the rows, what ended the run, the verdict, and what the run was.
+
+    Raises:
+        UsageError: no round is checked yet.
+    """
+    if not rows:
         raise UsageError(f"{run.path} has no checked round yet; run: growpipe run --out {run.path}")
     return {
         "format_version": 1,
         "recipe": run.recipe.name,
         "seed": run.seed,
         "stopped": stopped,
+        "deployed": None if verdict is None else verdict.deployed,
+        "verdict": None if verdict is None else verdict.words,
         "rows": [asdict(row) for row in rows],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -14,9 +14,11 @@ from growpipe.graph_ops.plan.data_free import net2net_plan
 from growpipe.torch_module.export import GrowthExport
 from growpipe.torch_module.grow_module import grow, plan_for_module
 
-__all__ = ["reinitialise", "uniform_widths", "with_widths"]
+__all__ = ["largest_multiple", "obstacle_to_reinitialising", "reinitialise", "uniform_widths", "with_widths"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_MOST_FACTOR = 1024.0  # bounds may hold back every group
 
 
 def reinitialise(model: Module) -> Module:
@@ -25,16 +27,26 @@ def reinitialise(model: Module) -> Module:
     Raises:
         UsageError: a module has parameters and no ``reset_parameters``.
     """
-    for name, module in model.named_modules():
+    obstacle = obstacle_to_reinitialising(model)
+    if obstacle is not None:
+        raise UsageError(obstacle)
+    for module in model.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise UsageError(
+    return model
+
+
+def obstacle_to_reinitialising(model: nn.Module) -> str | None:
+    """Why `reinitialise` refuses ``model``; None if it does not."""
+    for name, module in model.named_modules():
+        own = next(module.parameters(recurse=False), None) is not None
+        if own and not callable(getattr(module, "reset_parameters", None)):
+            return (
                 f"{name or 'the model'} ({type(module).__name__}) has parameters and no reset_parameters(); "
                 "give it one, so that it can be trained from scratch at other widths"
             )
-    return model
+    return None
 
 
 def with_widths(
@@ -70,17 +82,38 @@ def uniform_widths(groups: ChannelGroups, *, macs: int) -> dict[str, int]:
     Raises:
         UsageError: the network itself has more.
     """
-    own = {group.name: group.width for group in groups.groups if group.splittable}
     if groups.cost.macs() > macs:
         raise UsageError(f"the network has {groups.cost.macs()} MACs already, more than {macs}")
+    own = {group.name: group.width for group in groups.groups if group.splittable}
+    return largest_multiple(own, lambda widths: groups.cost.macs(widths) <= macs)
 
-    def scaled(multiplier: float) -> dict[str, int]:
-        return {name: max(width, round(multiplier * width)) for name, width in own.items()}
+
+def largest_multiple(
+    widths: Mapping[str, int],
+    fits: Callable[[dict[str, int]], bool],
+    *,
+    align: int = 1,
+    most: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """The widths, all multiplied by the largest factor with which they fit, at least 1.
+
+    Args:
+        widths: by group name; they fit.
+        fits: whether a network of these widths is within its bounds.
+        align: widths that grow are rounded to a multiple of this.
+        most: by group name the greatest width.
+    """
+
+    def scaled(factor: float) -> dict[str, int]:
+        return {
+            name: max(width, min(align * round(factor * width / align), (most or {}).get(name, 1 << 30)))
+            for name, width in widths.items()
+        }
 
     low, high = 1.0, 2.0
-    while groups.cost.macs(scaled(high)) <= macs:
+    while high <= _MOST_FACTOR and fits(scaled(high)):
         low, high = high, 2 * high
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if groups.cost.macs(scaled(middle)) <= macs else (low, middle)
+        low, high = (middle, high) if fits(scaled(middle)) else (low, middle)
     return scaled(low)

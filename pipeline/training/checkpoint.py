@@ -36,6 +36,7 @@ class Epoch:
         train_loss: the mean over the samples of the epoch, in training mode, while the weights changed.
         validation_loss: of the weights after the epoch.
         validation_accuracy: of the weights after the epoch; None if it is not measured.
+        samples: how many were trained on, by all processes together.
     """
 
     stage: str
@@ -44,6 +45,7 @@ class Epoch:
     train_loss: float
     validation_loss: float
     validation_accuracy: float | None
+    samples: int
 
 
 class _EpochDocument(Section):

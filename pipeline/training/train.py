@@ -158,9 +158,9 @@ class _Trainer:
         )
         with compiler_errors(self.options.compile), _unused_parameters(self.peers), formats:
             self.model.train()
-            train_loss = self._steps(batches, f"{stage.name}, epoch {number + 1}")
+            train_loss, samples = self._steps(batches, f"{stage.name}, epoch {number + 1}")
         share_buffers(self.model, self.peers)
-        return self._judged(Epoch(stage.name, number + 1, rate, train_loss, math.nan, None))
+        return self._judged(Epoch(stage.name, number + 1, rate, train_loss, math.nan, None, samples))
 
     def recalibrated(self, last: Epoch) -> Epoch:
         """Average the running statistics of batch norm anew; the last epoch with the figures after it."""
@@ -194,8 +194,8 @@ class _Trainer:
         )
         return replace(epoch, validation_loss=held_out.loss, validation_accuracy=held_out.accuracy)
 
-    def _steps(self, batches: Iterable[Piece], where: str) -> float:
-        """Train on these batches; the mean loss."""
+    def _steps(self, batches: Iterable[Piece], where: str) -> tuple[float, int]:
+        """Train on these batches; the mean loss, and the samples of all processes."""
         total, samples, waiting = 0.0, 0.0, 0
         accumulate = self.options.accumulate
         self.optimizer.zero_grad(set_to_none=True)
@@ -216,7 +216,7 @@ class _Trainer:
             total, samples = self.peers.totals(total, samples, device=torch.device("cpu"))
         if samples == 0:
             raise UsageError(f"{where}: the training loader gave no batches; look at the recipe's data")
-        return total / samples
+        return total / samples, round(samples)
 
     def _backward(self, piece: Piece, where: str) -> float:
         """Add the gradient of a piece to those that wait; its loss."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from growpipe import analyser
 from growpipe.graph_ops.errors import NothingToSplit
@@ -42,42 +46,51 @@ def analyse_round(task: Task, number: int) -> StageRecord[AnalyseFacts]:
     def produce(folder: Path) -> AnalyseFacts:
         network = trained_network(task, number)
         budget = budget_for(task, network.export.graph)
+        counter = FlopCounterMode(display=False)
         try:
-            plan = analyser.analyse(
-                network.module,
-                task.objective.loss_fn,
-                # The spectra's samples, and as many that they do not see as a trial wants.
-                task.analysis_batches(growth.samples + analyser.RANKING_SAMPLES // 2),
-                task.example_inputs(),
-                scheme=growth.scheme,
-                c=growth.c,
-                growth=growth.share,
-                epsilon=growth.epsilon,
-                budget=budget,
-                metric=growth.metric,
-                ranking=growth.ranking,
-                max_factor=growth.max_factor,
-                balance=growth.balance,
-                align=alignment(run.recipe),
-                widths=width_limits(growth),
-                freeze=growth.freeze,
-                max_samples=growth.samples,
-                seed=run.seed,
-                device=run.device,
-            )
+            with counter:
+                plan = analyser.analyse(
+                    network.module,
+                    task.objective.loss_fn,
+                    # The spectra's samples, and as many that they do not see as a trial wants.
+                    task.analysis_batches(growth.samples + analyser.RANKING_SAMPLES // 2),
+                    task.example_inputs(),
+                    scheme=growth.scheme,
+                    c=growth.c,
+                    growth=growth.share,
+                    epsilon=growth.epsilon,
+                    budget=budget,
+                    metric=growth.metric,
+                    ranking=growth.ranking,
+                    max_factor=growth.max_factor,
+                    balance=growth.balance,
+                    align=alignment(run.recipe),
+                    widths=width_limits(growth),
+                    freeze=growth.freeze,
+                    max_samples=growth.samples,
+                    seed=run.seed,
+                    device=run.device,
+                )
         except NothingToSplit as nothing:
-            return AnalyseFacts(stopped=str(nothing))
+            return AnalyseFacts(stopped=str(nothing), analysis_macs=_macs(task, counter))
         plan.save(folder / PLAN)
-        return _facts(plan, budget)
+        return replace(_facts(plan, budget), analysis_macs=_macs(task, counter))
 
     config = {
         **task.config,
-        "growth": growth.model_dump(mode="json", exclude={"rounds"}),
+        "growth": growth.model_dump(mode="json", exclude={"rounds", "finish"}),
         "budget": run.recipe.budget.model_dump(mode="json"),
         "batch_size": run.recipe.train.batch_size,
     }
     stage = round_stage(number, ANALYSE)
     return run.stage(stage, produce, config=config, inputs=inputs, everywhere=True)
+
+
+def _macs(task: Task, counter: FlopCounterMode) -> int:
+    """What all processes have multiplied; a multiplication and an addition are two operations."""
+    own = counter.get_total_flops() / 2
+    (macs,) = task.run.peers.totals(own, device=torch.device("cpu"))
+    return round(macs)
 
 
 def _facts(plan: SplitPlan, budget: analyser.GrowthBudget) -> AnalyseFacts:

@@ -130,12 +130,13 @@ def _check_split(task: Task, number: int, rewritten: StageRecord[RewriteFacts], 
     parent = previous_stage(run, number, EXPORT).folder / GROWTH_FORM
     child = rewritten.folder / CHILD
     plan = SplitPlan.load(previous_stage(run, number, ANALYSE).folder / PLAN)
-    graph = trained_network(task, number).export.graph
+    export = trained_network(task, number).export
+    graph = export.graph
     names = input_names(graph)
     feed, _ = task.gathered(task.objective.loaders.validation, names, limit=1)
 
     undisplaced = folder / ".undisplaced.onnx"
-    save_model(grow_graph(graph, plan.with_epsilon(0.0)), undisplaced)
+    save_model(grow_graph(graph, plan.with_epsilon(0.0), export.solution), undisplaced)
     parity = _worst_difference(parent, undisplaced, feed)
     undisplaced.unlink()
 

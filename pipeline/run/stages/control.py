@@ -1,20 +1,43 @@
-"""The control of a run: the seed network, trained as long as the grown one, never grown."""
+"""What the grown network is compared with: its uniform rival, and the seed network that never grows."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from growpipe.budgets.budget import NetworkCost
+from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.run.facts import ControlFacts, NetworkSize
-from growpipe.run.stages.check import accuracy_on_test
-from growpipe.run.stages.names import CONTROL, GROWTH_FORM
+from growpipe.run.recipe_limits import alignment, budget_for
+from growpipe.run.stages.check import accuracy_on_test, structure_problems
+from growpipe.run.stages.export import divergence_from_torch
+from growpipe.run.stages.names import (
+    CONTROL,
+    EXPORT,
+    GROWTH_FORM,
+    RIVAL,
+    TRAIN,
+    previous_stage,
+)
 from growpipe.run.stages.train import discard_progress, fit, training_config, training_stage
-from growpipe.run.store import StageRecord
+from growpipe.run.stages.training_cost import TRAIN_COST, macs_of_growth
+from growpipe.run.store import Stage, StageRecord
 from growpipe.run.task import Task
+from growpipe.seeding import seed_everything
+from growpipe.torch_module.export import GrowthExport
+from growpipe.torch_module.rigid_groups import rigid_groups
+from growpipe.torch_module.widen import largest_multiple, with_widths
 from growpipe.training.train import make_optimizer
 
-__all__ = ["train_control"]
+__all__ = ["train_control", "train_rival"]
+
+_SHRINKING = 0.97  # of the allowed cost, per network that was measured and is too slow
 
 
 def train_control(task: Task, epochs: int) -> StageRecord[ControlFacts]:
@@ -24,22 +47,134 @@ def train_control(task: Task, epochs: int) -> StageRecord[ControlFacts]:
 
     Raises:
         UsageError: training fails.
+        CheckFailed: the graph is wrong, or computes something else than the module.
     """
-    run = task.run
-    config = training_config(task, epochs)
+    config = training_config(task, epochs=epochs)
 
     def produce(folder: Path) -> ControlFacts:
-        model = task.build_seed().to(run.device)
-        optimizer = make_optimizer(model, run.recipe.train)
-        stage = training_stage(run, CONTROL.name, epochs, "end", json.dumps([config, {}], sort_keys=True))
-        trained = fit(task, folder, model, optimizer, stage)
-        export = task.export(model)
-        size = NetworkSize.of(export.groups())
-        if run.peers.rank:
-            return ControlFacts(size, trained, None)
-        save_model(export.graph, folder / GROWTH_FORM)
-        return ControlFacts(size, trained, accuracy_on_test(task, folder / GROWTH_FORM))
+        return _trained(task, CONTROL, folder, task.build_seed(), epochs, config)
 
-    record = run.stage(CONTROL, produce, config=config, inputs={}, everywhere=True)
-    discard_progress(run, CONTROL.name)
+    record = task.run.stage(CONTROL, produce, config=config, inputs={}, everywhere=True)
+    discard_progress(task.run, CONTROL.name)
     return record
+
+
+def train_rival(task: Task, number: int) -> StageRecord[ControlFacts]:
+    """Train the rival of the network of round ``number`` from scratch.
+
+    The rival has the widths of the first round, all multiplied by the largest factor with which it costs no
+    more than the grown network, in what the budget bounds. It is trained for as many whole epochs as fit into
+    the training MACs of growth and its analyses, at least one.
+
+    Publishes the files of a train stage, and ``growth.onnx``.
+
+    Raises:
+        UsageError: the network cannot be initialised anew, or training fails.
+        CheckFailed: the graph is wrong, or computes something else than the module.
+    """
+    run, recipe = task.run, task.run.recipe
+    first, final = (previous_stage(run, n, EXPORT).facts.size for n in (0, number))
+    trained = previous_stage(run, number, TRAIN).facts
+    spent = macs_of_growth(run, number)
+    config = {
+        **training_config(task),
+        "first": dataclasses.asdict(first),
+        "final": dataclasses.asdict(final),
+        "training_macs": spent,
+        "budget": recipe.budget.model_dump(mode="json"),
+        "align": alignment(recipe),
+        "freeze": recipe.growth.freeze,
+        "max_widths": recipe.growth.max_widths,
+    }
+
+    def produce(folder: Path) -> ControlFacts:
+        seed = task.build_seed()
+        export = task.export(seed)
+        cost = budget_for(task, export.graph).cost
+        widths = run.peers.broadcast(
+            {} if run.peers.rank else _rival_widths(task, seed, export, cost, first.widths, final)
+        )
+        seed_everything(run.seed, "rival")
+        model = with_widths(seed, export, export.groups(), widths)
+        stage_macs = TRAIN_COST * NetworkSize.of(export.groups(), widths).macs * trained.samples
+        epochs = max(1, spent * trained.epochs // stage_macs)
+        facts = _trained(task, RIVAL, folder, model, epochs, {**config, "widths": dict(widths)})
+        if cost is None:
+            return facts
+        whole = {group.name: widths.get(group.name, group.width) for group in export.groups().groups}
+        return dataclasses.replace(facts, cost=cost.tried(whole), unit=cost.unit)
+
+    record = run.stage(RIVAL, produce, config=config, inputs={}, everywhere=True)
+    discard_progress(run, RIVAL.name)
+    return record
+
+
+def _trained(
+    task: Task,
+    stage: Stage[ControlFacts],
+    folder: Path,
+    model: nn.Module,
+    epochs: int,
+    config: Mapping[str, Any],
+) -> ControlFacts:
+    """Train a network from scratch, export and judge it."""
+    run = task.run
+    model.to(run.device)
+    key = json.dumps(config, sort_keys=True)
+    optimizer = make_optimizer(model, run.recipe.train)
+    trained = fit(task, folder, model, optimizer, training_stage(run, stage.name, epochs, "end", key))
+    export = task.export(model)
+    size = NetworkSize.of(export.groups())
+    if run.peers.rank:
+        return ControlFacts(size, trained, None)
+    graph = folder / GROWTH_FORM
+    save_model(export.graph, graph)
+    divergence_from_torch(task, model, graph, stage.name)
+    for problem in structure_problems(graph):
+        raise CheckFailed(f"{stage.name} failed its check: {problem}")
+    return ControlFacts(size, trained, accuracy_on_test(task, graph))
+
+
+def _rival_widths(
+    task: Task,
+    seed: nn.Module,
+    export: GrowthExport,
+    cost: NetworkCost | None,
+    first: Mapping[str, int],
+    final: NetworkSize,
+) -> dict[str, int]:
+    """The widths of the first round, uniformly multiplied to the cost of the final network."""
+    recipe = task.run.recipe
+    groups = export.groups(recipe.growth.freeze)
+    rigid = rigid_groups(seed, export.graph, groups, task.example_inputs())
+    base = {
+        group.name: first[group.name]
+        for group in groups.groups
+        if group.splittable and group.name not in rigid
+    }
+    own = {group.name: group.width for group in groups.groups}
+    bounded = recipe.budget
+
+    def fits(widths: Mapping[str, int], share: float = 1.0) -> bool:
+        if bounded.parameters is not None and groups.cost.parameters(widths) > final.parameters:
+            return False
+        by_macs = bounded.macs is not None or (bounded.parameters is None and cost is None)
+        if by_macs and groups.cost.macs(widths) > final.macs:
+            return False
+        return cost is None or cost.of({**own, **widths}) <= share * cost.of({**own, **final.widths})
+
+    def largest(share: float) -> dict[str, int]:
+        return largest_multiple(
+            base, lambda widths: fits(widths, share), align=alignment(recipe), most=recipe.growth.max_widths
+        )
+
+    widths = largest(1.0)
+    if cost is None or cost.resolution == 0:
+        return widths
+    # An estimate has chosen the factor; what counts is the cost of the network itself.
+    allowed = cost.tried({**own, **final.widths}) * (1 + cost.resolution)
+    share = 1.0
+    while widths != base and cost.tried({**own, **widths}) > allowed:
+        share *= _SHRINKING
+        widths = largest(share)
+    return widths

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from growpipe.checks.measure.compare import compare, run_model
 from growpipe.graph_ops.errors import CheckFailed
-from growpipe.graph_ops.files.load_save import save_model
+from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.run.facts import ExportFacts, NetworkSize
 from growpipe.run.stages.names import EXPORT, GROWTH_FORM, TRAIN, WEIGHTS, previous_stage, round_stage
 from growpipe.run.stages.network import history_of, trained_network
@@ -16,7 +17,7 @@ from growpipe.run.store import StageRecord
 from growpipe.run.task import Task, as_feed, input_names
 from growpipe.torch_module.outputs import output_tensors, to_numpy
 
-__all__ = ["export_round"]
+__all__ = ["divergence_from_torch", "export_round"]
 
 _EXPORT_TOLERANCE = 1e-4  # relative to the output's scale, float32 through two runtimes
 
@@ -38,19 +39,34 @@ def export_round(task: Task, number: int) -> StageRecord[ExportFacts]:
 
     def produce(folder: Path) -> ExportFacts:
         network = trained_network(task, number)
-        graph = network.export.graph
-        save_model(graph, folder / GROWTH_FORM)
-        examples = task.example_inputs()
-        with torch.no_grad():
-            expected = map(to_numpy, output_tensors(network.module(*examples)))
-        outputs = run_model(folder / GROWTH_FORM, as_feed(input_names(graph), examples))
-        divergence = compare(dict(zip(outputs, expected, strict=True)), outputs).relative
-        if not divergence <= _EXPORT_TOLERANCE:
-            raise CheckFailed(
-                f"the graph of round {number} differs from torch by {divergence:.1e} of the output's "
-                f"scale, more than {_EXPORT_TOLERANCE:.0e}; compare them operator by operator"
-            )
+        save_model(network.export.graph, folder / GROWTH_FORM)
+        divergence = divergence_from_torch(task, network.module, folder / GROWTH_FORM, f"round {number}")
         return ExportFacts(NetworkSize.of(network.export.groups()), divergence)
 
     config = {**task.config, "inputs": run.recipe.inputs, "outputs": run.recipe.outputs}
     return run.stage(round_stage(number, EXPORT), produce, config=config, inputs=inputs)
+
+
+def divergence_from_torch(task: Task, module: nn.Module, path: Path, where: str) -> float:
+    """How far the graph at ``path`` is from its module, as a share of the output's scale.
+
+    Args:
+        task: gives the inputs.
+        module: on the CPU, in evaluation mode.
+        path: the graph.
+        where: names the network in the message.
+
+    Raises:
+        CheckFailed: they differ by more than rounding explains.
+    """
+    examples = task.example_inputs()
+    with torch.no_grad():
+        expected = map(to_numpy, output_tensors(module(*examples)))
+    outputs = run_model(path, as_feed(input_names(load_model(path)), examples))
+    divergence = compare(dict(zip(outputs, expected, strict=True)), outputs).relative
+    if not divergence <= _EXPORT_TOLERANCE:
+        raise CheckFailed(
+            f"the graph of {where} differs from torch by {divergence:.1e} of the output's "
+            f"scale, more than {_EXPORT_TOLERANCE:.0e}; compare them operator by operator"
+        )
+    return divergence

@@ -30,6 +30,7 @@ __all__ = [
     "PLAN_FILES",
     "REPORT",
     "REWRITE",
+    "RIVAL",
     "SUMMARY",
     "TRAIN",
     "WEIGHTS",
@@ -47,6 +48,7 @@ REWRITE = Stage("rewrite", RewriteFacts)
 CHECK = Stage("check", CheckFacts)
 
 CONTROL = Stage("control/train", ControlFacts)
+RIVAL = Stage("control/rival", ControlFacts)
 FINAL = Stage("final", FinalFacts)
 
 GROWTH_FORM = "growth.onnx"

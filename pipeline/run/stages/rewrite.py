@@ -57,7 +57,7 @@ def rewrite_round(task: Task, number: int) -> StageRecord[RewriteFacts]:
     def produce(folder: Path) -> RewriteFacts:
         network = trained_network(task, number)
         plan = SplitPlan.load(analysed.folder / PLAN)
-        child = grow_graph(network.export.graph, plan)
+        child = grow_graph(network.export.graph, plan, network.export.solution)
         save_model(child, folder / CHILD)
         optimizer = make_optimizer(network.module, run.recipe.train)
         load_optimizer(optimizer, network.module, trained.folder / OPTIMIZER)

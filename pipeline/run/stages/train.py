@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.run.facts import TrainFacts
 from growpipe.run.recipe_limits import check_limits
 from growpipe.run.stages.names import (
@@ -29,7 +28,7 @@ from growpipe.run.task import Task
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.grow_module import load_grown, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
-from growpipe.torch_module.widen import reinitialise
+from growpipe.torch_module.widen import obstacle_to_reinitialising, reinitialise
 from growpipe.training.train import TrainingStage, Until, make_optimizer, train
 
 __all__ = ["discard_progress", "fit", "train_round", "training_config", "training_stage"]
@@ -49,7 +48,7 @@ def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
     last = _is_last(run, number)
     retrain = last and number > 0 and recipe.growth.finish == "retrain"
     epochs = recipe.train.final_epochs if last else recipe.train.epochs
-    config = {**training_config(task, epochs), "last": last, "retrain": retrain}
+    config = training_config(task, epochs=epochs, last=last, retrain=retrain)
     inputs = {} if parent is None else parent.inputs(WEIGHTS, OPTIMIZER)
 
     def produce(folder: Path) -> TrainFacts:
@@ -58,7 +57,7 @@ def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
             load_grown(model, parent.folder / WEIGHTS)
         elif run.peers.rank == 0:
             # A network that cannot be exported or grown should say so before it is trained, not after.
-            _require_growth(task, task.export(model).groups(recipe.growth.freeze))
+            _require_growth(task, model)
         if retrain:
             seed_everything(run.seed, "retrain")
             reinitialise(model)
@@ -94,19 +93,24 @@ def _is_last(run: Run, number: int) -> bool:
     return found.stopped is not None or found.budget_spent
 
 
-def _require_growth(task: Task, groups: ChannelGroups) -> None:
+def _require_growth(task: Task, model: nn.Module) -> None:
+    """Refuse a network that the run cannot bring to its end, before anything is trained."""
+    groups = task.export(model).groups(task.run.recipe.growth.freeze)
     if not any(group.splittable for group in groups.groups):
         barrier = next((str(group.barrier) for group in groups.groups if group.barrier), "it has no channels")
         raise UsageError(
             f"the seed network has no channel group that can split: {barrier}; see growpipe inspect"
         )
     check_limits(task.run.recipe, groups)
+    obstacle = obstacle_to_reinitialising(model)
+    if obstacle is not None and task.run.recipe.growth.finish in ("retrain", "rival"):
+        raise UsageError(obstacle)
 
 
-def training_config(task: Task, epochs: int) -> dict[str, Any]:
-    """What a stage of ``epochs`` epochs depends on, which is not how many epochs the others have."""
+def training_config(task: Task, **more: Any) -> dict[str, Any]:
+    """What a stage of training depends on, which is not how many epochs other stages have."""
     settings = task.run.recipe.train.model_dump(mode="json", exclude={"epochs", "final_epochs"})
-    return {**task.config, "train": settings, "epochs": epochs}
+    return {**task.config, "train": settings, **more}
 
 
 def training_stage(run: Run, name: str, epochs: int, until: Until, key: str) -> TrainingStage:
@@ -129,7 +133,12 @@ def fit(
     done = history[-1]
     processes = run.peers.world if run.peers.world > 1 else None
     return TrainFacts(
-        len(history), done.train_loss, done.validation_loss, done.validation_accuracy, processes
+        epochs=len(history),
+        samples=sum(epoch.samples for epoch in history),
+        train_loss=done.train_loss,
+        validation_loss=done.validation_loss,
+        validation_accuracy=done.validation_accuracy,
+        processes=processes,
     )
 
 

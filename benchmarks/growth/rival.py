@@ -2,8 +2,8 @@
 
     python -m benchmarks.growth.rival digits --seeds 0 1 2 3 4 --out runs/rival
 
-Every seed is one `growpipe run` in a folder of its own: what is done there is not done again. The rival has as
-many parameters or MACs as the grown network, whichever the recipe bounds, and no more training MACs than
+Every seed is one `growpipe run` in a folder of its own: what is done there is not done again. The rival has
+as many parameters or MACs as the grown network, whichever the recipe bounds, and no more training MACs than
 growth and its analyses took together.
 """
 
@@ -88,8 +88,8 @@ def main() -> None:
         f"## What a run of `{args.recipe}` deploys, against its uniform rival\n\n"
         f"`{command}`, the recipe's own settings. The rival has the seed's widths, all multiplied by one\n"
         "factor to the size that the recipe bounds, and is trained from scratch with no more training MACs\n"
-        "than growth and its analyses took. A run deploys whichever is better on the validation set; accuracy\n"
-        "is that on the test set, ± is the standard error over seeds.\n\n"
+        "than growth and its analyses took. A run deploys whichever is better on the validation set.\n"
+        "Accuracy is that on the test set, ± is the standard error over seeds.\n\n"
         f"{text}\n\nMeasured on: {where['processor']}, {where['cores']} cores, {where['date']}.",
     )
     print(text)

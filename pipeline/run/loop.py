@@ -47,7 +47,7 @@ STAGES: dict[str, tuple[Stage[Any], Callable[[Task, int], StageRecord[Any]]]] = 
 }
 
 
-_TOLD_LAST = ("stopped", "verdict")  # of `final`: the last lines of the command
+_TOLD_LAST = ("verdict",)  # the last line of the command
 
 
 def run_all(run: Run) -> StageRecord[FinalFacts]:

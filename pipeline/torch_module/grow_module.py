@@ -29,11 +29,12 @@ from growpipe.torch_module.optimizer_state import carry_optimizer_state
 from growpipe.torch_module.outputs import to_numpy, to_torch
 from growpipe.torch_module.state_file import read_state
 
-__all__ = ["grow", "grow_into", "load_grown", "plan_for_module", "save_grown"]
+__all__ = ["SIZES_KEY", "grow", "grow_into", "load_grown", "plan_for_module", "save_grown"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_SIZES_KEY = "growpipe.module_sizes"
+SIZES_KEY = "growpipe.module_sizes"
+"""The metadata key of files that `save_grown` wrote."""
 
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
@@ -133,7 +134,7 @@ def save_grown(model: nn.Module, path: str | os.PathLike[str], **facts: str) -> 
     """
     sizes = {path_: _sizes(module) for path_, module in model.named_modules() if _sizes(module)}
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in named_tensors(model).items()}
-    save_file(tensors, path, metadata={_SIZES_KEY: json.dumps(sizes, sort_keys=True), **facts})
+    save_file(tensors, path, metadata={SIZES_KEY: json.dumps(sizes, sort_keys=True), **facts})
 
 
 def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
@@ -151,7 +152,7 @@ def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
     """
     tensors, metadata = read_state(path, "the weights")
     with reading("the weights", path):
-        sizes = parse_json(metadata.get(_SIZES_KEY, "null"))
+        sizes = parse_json(metadata.get(SIZES_KEY, "null"))
         _check_fits(model, tensors, sizes)
     _replace_tensors(model, tensors)
     for module_path, values in sizes.items():

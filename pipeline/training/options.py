@@ -35,6 +35,8 @@ class TrainingOptions(Section):
         recalibrate: the training samples on which the running statistics of batch norm are averaged at the
             end of a stage (see `growpipe.recalibrate`); 0 keeps training's running averages.
         compile: steps run through `torch.compile`.
+        weights: a file of trained weights (see `growpipe.torch_module.weights`), relative to the recipe. The
+            run begins with them, and trains nothing before the first growth.
         sync_batch_norm: under ``torchrun``, batch norm sees the whole batch (CUDA only).
     """
 
@@ -53,4 +55,5 @@ class TrainingOptions(Section):
     threads: int | None = Field(default=None, ge=1)
     recalibrate: int = Field(default=1024, ge=0)
     compile: bool = False
+    weights: str | None = None
     sync_batch_norm: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.reading import hash_file
 from growpipe.run.facts import TrainFacts
 from growpipe.run.recipe_limits import check_limits
 from growpipe.run.stages.names import (
@@ -28,7 +30,10 @@ from growpipe.run.task import Task
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.grow_module import load_grown, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
+from growpipe.torch_module.weights import load_weights
 from growpipe.torch_module.widen import obstacle_to_reinitialising, reinitialise
+from growpipe.training.checkpoint import Epoch
+from growpipe.training.evaluation import evaluate
 from growpipe.training.train import TrainingStage, Until, make_optimizer, train
 
 __all__ = ["discard_progress", "fit", "train_round", "training_config", "training_stage"]
@@ -36,6 +41,8 @@ __all__ = ["discard_progress", "fit", "train_round", "training_config", "trainin
 
 def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
     """Train the seed network (round 0) or what the last rewrite made, for the epochs of the recipe.
+
+    If the recipe gives weights, round 0 judges the network that has them, and trains nothing.
 
     Publishes ``weights.safetensors``, ``optimizer.safetensors`` and ``metrics.jsonl``.
 
@@ -50,9 +57,15 @@ def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
     epochs = recipe.train.final_epochs if last else recipe.train.epochs
     config = training_config(task, epochs=epochs, last=last, retrain=retrain)
     inputs = {} if parent is None else parent.inputs(WEIGHTS, OPTIMIZER)
+    given = _given_weights(run) if number == 0 else None
+    if given is not None:
+        config |= {"epochs": 0}
+        inputs = {"weights": hash_file(given)}
 
     def produce(folder: Path) -> TrainFacts:
         model = task.build_seed()
+        if given is not None:
+            load_weights(model, given)
         if parent is not None:
             load_grown(model, parent.folder / WEIGHTS)
         elif run.peers.rank == 0:
@@ -65,6 +78,8 @@ def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
         optimizer = make_optimizer(model, recipe.train)
         if parent is not None and not retrain:
             load_optimizer(optimizer, model, parent.folder / OPTIMIZER)
+        if given is not None:
+            return _judged(task, folder, model, optimizer)
         until: Until = "end" if last else recipe.train.trigger
         key = json.dumps([config, inputs], sort_keys=True)
         return fit(task, folder, model, optimizer, training_stage(run, stage.name, epochs, until, key))
@@ -72,6 +87,29 @@ def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
     record = run.stage(stage, produce, config=config, inputs=inputs, everywhere=True)
     discard_progress(run, stage.name)
     return record
+
+
+def _given_weights(run: Run) -> Path | None:
+    """The file of trained weights that the run begins with."""
+    weights = run.recipe.train.weights
+    return None if weights is None else (run.folder or Path()) / weights
+
+
+def _judged(task: Task, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainFacts:
+    """Publish a network as it is."""
+    run, objective = task.run, task.objective
+    found = evaluate(model, objective.loaders.validation, objective, device=run.device, peers=run.peers)
+    _write(folder, model, optimizer, [])
+    return TrainFacts(0, 0, None, found.loss, found.accuracy)
+
+
+def _write(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Epoch]
+) -> None:
+    save_grown(model, folder / WEIGHTS)
+    save_optimizer(optimizer, model, folder / OPTIMIZER)
+    lines = (json.dumps(dataclasses.asdict(epoch)) + "\n" for epoch in history)
+    (folder / METRICS).write_text("".join(lines), encoding="utf-8")
 
 
 def _parent(run: Run, number: int) -> StageRecord[Any] | None:
@@ -109,7 +147,7 @@ def _require_growth(task: Task, model: nn.Module) -> None:
 
 def training_config(task: Task, **more: Any) -> dict[str, Any]:
     """What a stage of training depends on, which is not how many epochs other stages have."""
-    settings = task.run.recipe.train.model_dump(mode="json", exclude={"epochs", "final_epochs"})
+    settings = task.run.recipe.train.model_dump(mode="json", exclude={"epochs", "final_epochs", "weights"})
     return {**task.config, "train": settings, **more}
 
 
@@ -126,10 +164,7 @@ def fit(
     history = train(
         model, optimizer, task.objective, run.recipe.train, stage, device=run.device, peers=run.peers
     )
-    save_grown(model, folder / WEIGHTS)
-    save_optimizer(optimizer, model, folder / OPTIMIZER)
-    lines = (json.dumps(dataclasses.asdict(epoch)) + "\n" for epoch in history)
-    (folder / METRICS).write_text("".join(lines), encoding="utf-8")
+    _write(folder, model, optimizer, history)
     done = history[-1]
     processes = run.peers.world if run.peers.world > 1 else None
     return TrainFacts(

@@ -35,6 +35,8 @@ threads = 1
 rounds = 2
 share = 0.5
 samples = 256
+[control]
+seed_control = true
 [budget]
 parameters = 900
 """
@@ -113,7 +115,7 @@ def test_the_final_artifacts_are_what_was_promised(undisturbed: tuple[Path, floa
 def test_every_round_is_accounted_for(undisturbed: tuple[Path, float]) -> None:
     folder = undisturbed[0]
     rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["round 0", "round 1", "round 2", "control"]
+    assert [row["name"] for row in rows] == ["round 0", "round 1", "round 2", "rival", "control"]
     parameters = [row["parameters"] for row in rows[:3]]
     assert parameters == sorted(set(parameters))
     assert parameters[-1] <= 900
@@ -124,8 +126,77 @@ def test_every_round_is_accounted_for(undisturbed: tuple[Path, float]) -> None:
         assert 0 < row["latency_low"] <= row["latency_ratio"] <= row["latency_high"]
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len([e for e in epochs if e["stage"].startswith("round")]) == rows[2]["epochs"]
-    assert rows[3]["epochs"] == rows[2]["epochs"], "the control has as many epochs as the grown network"
-    assert rows[3]["widths"] == rows[0]["widths"]
+    assert rows[4]["epochs"] == rows[2]["epochs"], "the control has as many epochs as the grown network"
+    assert rows[4]["widths"] == rows[0]["widths"]
+
+
+def test_the_rival_is_as_large_and_as_dear_as_growth(undisturbed: tuple[Path, float]) -> None:
+    folder = undisturbed[0]
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    *_, grown, rival, _ = summary["rows"]
+    seed = summary["rows"][0]
+    # Every width is the seed's times one factor, and one channel more everywhere would be too much.
+    factors = [width / own for width, own in zip(rival["widths"], seed["widths"], strict=True)]
+    assert max(factors) - min(factors) <= 1 / min(seed["widths"])
+    assert 0.75 * grown["parameters"] < rival["parameters"] <= grown["parameters"]
+    # Growth paid for its analyses too, and the rival may train on for that.
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    training = 0
+    for row, stage in zip(summary["rows"], ("round-00", "round-01", "round-02"), strict=False):
+        training += sum(3 * row["macs"] * e["samples"] for e in epochs if e["stage"] == f"{stage}/train")
+    assert grown["training_macs"] > training
+    one_epoch = rival["training_macs"] / rival["epochs"]
+    assert grown["training_macs"] - one_epoch < rival["training_macs"] <= grown["training_macs"]
+    assert rival["training_macs"] == 3 * rival["macs"] * 960 * rival["epochs"]
+
+
+def test_the_better_network_on_validation_is_deployed(undisturbed: tuple[Path, float]) -> None:
+    folder = undisturbed[0]
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    *_, grown, rival, _ = summary["rows"]
+    facts = {
+        "grown": json.loads((folder / "round-02/train/manifest.json").read_text())["facts"],
+        "rival": json.loads((folder / "control/rival/manifest.json").read_text())["facts"]["training"],
+    }
+    best = max(facts, key=lambda n: (facts[n]["validation_accuracy"], -facts[n]["validation_loss"]))
+    assert summary["deployed"] == best
+    place = {"grown": "round-02/export", "rival": "control/rival"}[best]
+    assert (folder / "final/growth.onnx").read_bytes() == (folder / place / "growth.onnx").read_bytes()
+    assert f"grown {100 * grown['test_accuracy']:.1f} %" in summary["verdict"]
+    assert f"uniform from scratch {100 * rival['test_accuracy']:.1f} %" in summary["verdict"]
+    assert "at the same parameters" in summary["verdict"]
+    assert summary["verdict"] in (folder / "final/summary.md").read_text()
+
+
+@pytest.mark.parametrize("finish", ["continue", "rival"])
+def test_a_recipe_can_name_what_is_deployed(
+    undisturbed: tuple[Path, float], tmp_path: Path, finish: str
+) -> None:
+    folder = shutil.copytree(undisturbed[0], tmp_path / "run")
+    named = tmp_path / "named.toml"
+    named.write_text(RECIPE.replace("samples = 256", f'samples = 256\nfinish = "{finish}"'))
+    assert finished(growpipe("run", str(named), "--out", str(folder), errors=tmp_path / "err")) == 0
+    again = [line for line in (tmp_path / "err").read_text().splitlines() if "skipped" not in line]
+    assert {line.partition(":")[0] for line in again} <= {"final"}, "nothing is trained again"
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    assert summary["deployed"] == {"continue": "grown", "rival": "rival"}[finish]
+    place = {"continue": "round-02/train", "rival": "control/rival"}[finish]
+    name = "weights.safetensors"
+    assert (folder / "final" / name).read_bytes() == (folder / place / name).read_bytes()
+
+
+def test_a_run_without_a_rival_removes_the_one_of_an_earlier_run(
+    undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(undisturbed[0], tmp_path / "run")
+    command = ("run", recipe, "--out", str(folder), "--no-rival")
+    assert finished(growpipe(*command, errors=tmp_path / "err")) == 0
+    assert 'no rival: control.rival = "none"' in (tmp_path / "err").read_text()
+    assert not (folder / "control" / "rival").exists()
+    summary = json.loads((folder / "final" / "summary.json").read_text())
+    assert [row["name"] for row in summary["rows"]] == ["round 0", "round 1", "round 2", "control"]
+    assert summary["deployed"] == "grown"
+    assert summary["verdict"].endswith("no rival was trained")
 
 
 def test_a_second_call_skips_every_stage(
@@ -134,7 +205,7 @@ def test_a_second_call_skips_every_stage(
     before = (undisturbed[0] / "final" / "manifest.json").read_bytes()
     assert finished(growpipe("run", recipe, "--out", str(undisturbed[0]), errors=tmp_path / "err")) == 0
     lines = (tmp_path / "err").read_text().splitlines()
-    assert len(lines) == 5 + 5 + 3 + 2
+    assert len(lines) == 5 + 5 + 3 + 3
     assert all("skipped" in line for line in lines)
     assert (undisturbed[0] / "final" / "manifest.json").read_bytes() == before
 
@@ -148,7 +219,8 @@ def test_a_longer_last_stage_trains_nothing_else_again(
     assert finished(growpipe("run", str(longer), "--out", str(folder), errors=tmp_path / "err")) == 0
     lines = (tmp_path / "err").read_text().splitlines()
     again = [line.partition(":")[0] for line in lines if "skipped" not in line]
-    assert again == ["round-02/train", "round-02/export", "round-02/check", "control/train", "final"]
+    last = ["round-02/train", "round-02/export", "round-02/check"]
+    assert again == [*last, "control/rival", "control/train", "final"]
 
 
 def test_fewer_rounds_say_what_they_remove(
@@ -160,7 +232,7 @@ def test_fewer_rounds_say_what_they_remove(
     assert "round-02: of an earlier, longer run, removed" in (tmp_path / "err").read_text().splitlines()
     assert not (folder / "round-02").exists()
     rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["round 0", "round 1", "control"]
+    assert [row["name"] for row in rows] == ["round 0", "round 1", "rival", "control"]
 
 
 TABLE = """
@@ -224,7 +296,8 @@ def test_a_run_spends_a_budget_of_milliseconds(tmp_path: Path) -> None:
     assert (last["cost"], last["parity"]) == (None, None)
     assert not (folder / "round-00" / "rewrite").exists()
     assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
-    assert all("skipped" in line for line in (tmp_path / "err").read_text().splitlines())
+    lines = (tmp_path / "err").read_text().splitlines()
+    assert [line for line in lines if "skipped" not in line] == ["no rival: the network has not grown"]
 
 
 def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(
@@ -250,6 +323,7 @@ def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(
         "final/growth.onnx",
         "final/weights.safetensors",
         "metrics.jsonl",
+        "control/rival/weights.safetensors",
         "control/train/weights.safetensors",
         *(f"round-0{n}/analyse/plan/{name}" for n in (0, 1) for name in ("plan.json", "plan.safetensors")),
     ]
@@ -359,8 +433,11 @@ def test_widths_are_limited_by_group(tmp_path: Path) -> None:
     rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]
     assert rows[1]["widths"] == list(WIDEST.values())
     # Nothing may grow further: the last round trains the same network on, and its history goes with it.
-    assert [row["name"] for row in rows] == ["round 0", "round 1", "round 2", "control"]
+    assert [row["name"] for row in rows] == ["round 0", "round 1", "round 2", "rival", "control"]
     assert rows[2]["widths"] == rows[1]["widths"]
+    assert all(width <= most for width, most in zip(rows[3]["widths"], WIDEST.values(), strict=True)), (
+        "the limits hold for the rival too"
+    )
     assert (rows[2]["parity"], rows[2]["latency_ratio"]) == (None, None)
     child, final = (
         {p.key: p.value for p in onnx.load(folder / name).metadata_props if p.key.startswith("growpipe.")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
@@ -13,27 +13,34 @@ from growpipe.environment import is_follower, require_installed
 from growpipe.run.locate import RUN_FILE, read_recipe
 from growpipe.run.lock import hold
 
-if TYPE_CHECKING:
-    from growpipe.run.recipe import Recipe
-
-__all__ = ["run", "with_rounds"]
-
-
-def with_rounds(recipe: Recipe, rounds: int | None) -> Recipe:
-    """The recipe with another number of rounds of growth."""
-    if rounds is None:
-        return recipe
-    return recipe.model_copy(update={"growth": recipe.growth.model_copy(update={"rounds": rounds})})
+__all__ = ["run"]
 
 
 @click.command()
 @click.argument("recipe", default="digits")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory.")
 @click.option("--rounds", type=click.IntRange(min=0), help="Rounds of growth, instead of the recipe's.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Trained weights to begin with; nothing is trained before the first growth.",
+)
+@click.option(
+    "--rival/--no-rival", default=None, help="Train the uniformly wider network from scratch, to compare."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table.")
-def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_json: bool) -> None:
+def run(
+    recipe: str,
+    out: Path,
+    rounds: int | None,
+    weights: Path | None,
+    rival: bool | None,
+    device: str,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Train and grow a network until its budget is spent.
 
     RECIPE is the name of a shipped recipe or a TOML file. Each round trains, exports, analyses, rewrites and
@@ -46,13 +53,27 @@ def run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_j
     with contextlib.ExitStack() as held:
         if not is_follower() and (out / RUN_FILE).exists():
             held.enter_context(hold(out))  # before torch is imported, which takes seconds
-        _run(recipe, out, rounds, device, seed, as_json)
+        _run(recipe, _changes(rounds, weights, rival), out, device, seed, as_json)
 
 
-def _run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_json: bool) -> None:
+def _changes(rounds: int | None, weights: Path | None, rival: bool | None) -> dict[str, dict[str, Any]]:
+    """What the command line says in the place of the recipe, by table."""
+    changes: dict[str, dict[str, Any]] = {}
+    if rounds is not None:
+        changes["growth"] = {"rounds": rounds}
+    if weights is not None:
+        changes["train"] = {"weights": str(weights.resolve())}
+    if rival is not None:
+        changes["control"] = {"rival": "uniform" if rival else "none"}
+    return changes
+
+
+def _run(
+    recipe: str, changes: dict[str, dict[str, Any]], out: Path, device: str, seed: int, as_json: bool
+) -> None:
     from growpipe.run.recipe import load_recipe
 
-    loaded, folder = load_recipe(recipe)
+    loaded, folder = load_recipe(recipe, changes)
     from growpipe.environment import resolve_device
     from growpipe.graph_ops.files.documents import read_json
     from growpipe.parallel.distributed import launched
@@ -63,7 +84,7 @@ def _run(recipe: str, out: Path, rounds: int | None, device: str, seed: int, as_
 
     resolved = resolve_device(device)
     with launched(resolved) as peers:
-        opened = Run.create(out, with_rounds(loaded, rounds), folder, seed=seed, device=resolved, peers=peers)
+        opened = Run.create(out, loaded, folder, seed=seed, device=resolved, peers=peers)
         with opened.locked():
             final = run_all(opened)
     if is_follower():

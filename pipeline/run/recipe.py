@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.files.documents import parse_toml
+from growpipe.graph_ops.files.documents import parse_toml, table_at
 from growpipe.graph_ops.files.reading import reading
 from growpipe.run.locate import read_recipe
 from growpipe.training.options import TrainingOptions
@@ -157,8 +158,14 @@ def _tupled(data: Any) -> Any:
     return data
 
 
-def load_recipe(name_or_path: str) -> tuple[Recipe, Path | None]:
+def load_recipe(
+    name_or_path: str, changes: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Recipe, Path | None]:
     """Read a shipped recipe by name, or a TOML file by path.
+
+    Args:
+        name_or_path: the name or the file.
+        changes: by table the keys that take the place of the recipe's, e.g. ``{"growth": {"rounds": 2}}``.
 
     Returns:
         The recipe, and the folder that its ``file.py:name`` references start from (None for a shipped one).
@@ -169,6 +176,8 @@ def load_recipe(name_or_path: str) -> tuple[Recipe, Path | None]:
     text, folder = read_recipe(name_or_path)
     with reading("the recipe", name_or_path):
         data = parse_toml(text)
+        for table, keys in (changes or {}).items():
+            data[table] = {**table_at(data, table), **keys}
     return parse_recipe(data, name_or_path), folder
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.reading import opened, reading
+from growpipe.graph_ops.files.tensors import MAX_TENSORS
 from growpipe.torch_module.grow_module import SIZES_KEY, load_grown
+from growpipe.torch_module.state_file import read_state
 
 __all__ = ["load_weights"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_MOST_BYTES = 1 << 40
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these before all names
 _INSIDE = ("state_dict", "model_state_dict", "model")  # where training loops keep the state in a checkpoint
 _SHOWN = 3
@@ -39,19 +39,25 @@ def load_weights(model: Module, path: str | os.PathLike[str]) -> Module:
         ``model``.
 
     Raises:
-        UsageError: the file cannot be read, lacks a name of the model, holds a name that the model has not, or
-            a tensor of another shape.
+        UsageError: the file cannot be read, lacks a name of the model, or holds a name or a shape that the
+            model does not have.
     """
     place = Path(path)
-    with reading("the weights", place):
-        if place.suffix != ".safetensors":
-            with opened(place, most=_MOST_BYTES) as file:
-                return _fill(model, _state_dict(torch.load(file, map_location="cpu", weights_only=True)))
-        with opened(place, most=_MOST_BYTES), safe_open(place, framework="pt") as tensors:
-            if SIZES_KEY not in (tensors.metadata() or {}):
-                state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118, not a mapping
-                return _fill(model, state)
-    return load_grown(model, place)
+    if place.suffix == ".safetensors":
+        state, metadata = read_state(place, "the weights")
+        if SIZES_KEY in metadata:
+            return load_grown(model, place)
+    else:
+        with reading("the weights", place), opened(place, most=MAX_TENSORS) as file:
+            state = _state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    own: dict[str, torch.Tensor] = model.state_dict()
+    state = _renamed(state, own)
+    faults = _faults(state, own)
+    if faults:
+        shown = "; ".join(faults[:_SHOWN])
+        raise UsageError(f"the weights {place} do not fit {type(model).__name__}: {shown}")
+    model.load_state_dict(state)
+    return model
 
 
 def _state_dict(loaded: Any) -> dict[str, torch.Tensor]:
@@ -63,29 +69,31 @@ def _state_dict(loaded: Any) -> dict[str, torch.Tensor]:
     return dict(loaded)
 
 
-def _fill(model: Module, state: dict[str, torch.Tensor]) -> Module:
-    own: dict[str, torch.Tensor] = model.state_dict()
+def _renamed(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state without the names of wrappers, and with every name of a tied tensor."""
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in state) and not any(n.startswith(wrapper) for n in own):
             state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
-    # A tied tensor may be saved under one of its names.
     by_place = {own[name].data_ptr(): tensor for name, tensor in state.items() if name in own}
-    for name, tensor in own.items():
-        if name not in state and tensor.numel() and tensor.data_ptr() in by_place:
-            state[name] = by_place[tensor.data_ptr()]
+    tied = {
+        name: by_place[tensor.data_ptr()]
+        for name, tensor in own.items()
+        if name not in state and tensor.numel() and tensor.data_ptr() in by_place
+    }
+    return {**state, **tied}
+
+
+def _faults(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """What does not fit, in words."""
     faults = []
     if missing := [name for name in own if name not in state]:
         faults.append(f"they lack {_names(missing)}")
     if unexpected := [name for name in state if name not in own]:
-        faults.append(f"they hold {_names(unexpected)}, which the network has not")
+        faults.append(f"they hold {_names(unexpected)}, which the network does not have")
     for name, tensor in own.items():
         if name in state and state[name].shape != tensor.shape:
             faults.append(f"{name!r} has shape {list(state[name].shape)}, not {list(tensor.shape)}")
-    if faults:
-        shown = "; ".join(faults[:_SHOWN])
-        raise UsageError(f"the weights are not those of {type(model).__name__}: {shown}")
-    model.load_state_dict(state)
-    return model
+    return faults
 
 
 def _names(names: Sequence[str]) -> str:

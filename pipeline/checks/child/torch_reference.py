@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ import numpy.typing as npt
 from growpipe.checks.child.torch_arguments import Call, ways_to_call
 from growpipe.environment import how_to_install
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
-from growpipe.graph_ops.files.reading import opened, reading
-from growpipe.graph_ops.files.tensors import MAX_TENSORS
 from growpipe.user_code import call_user_code, load_reference
 
 __all__ = ["call_ways", "load_module", "run_module"]
@@ -41,7 +38,9 @@ def load_module(target: str, weights: str | None = None) -> Any:
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"--torch {target!r} gave {type(module).__name__}, not a torch.nn.Module")
     if weights is not None:
-        _load_weights(torch, module, Path(weights))
+        from growpipe.torch_module.weights import load_weights
+
+        load_weights(module, weights)
     return module.eval()
 
 
@@ -132,23 +131,6 @@ def _array(tensor: Any) -> npt.NDArray:
 
     array = to_numpy(tensor)
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-
-
-def _load_weights(torch: Any, module: Any, path: Path) -> None:
-    with reading("the weights", path), opened(path, most=MAX_TENSORS):
-        pass  # they are a regular file
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state)
-    except Exception as error:
-        # Unpickling, safetensors and load_state_dict each raise classes of their own.
-        line = " ".join(str(error).split())[:400]
-        raise UsageError(f"--weights {path} does not fit the module: {line}") from None
 
 
 def _torch() -> Any:

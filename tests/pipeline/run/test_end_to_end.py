@@ -256,10 +256,13 @@ def test_a_run_spends_a_budget_of_any_cost(tmp_path: Path) -> None:
     assert finished(growpipe("run", str(recipe), "--out", str(folder), errors=tmp_path / "err")) == 0
     summary = json.loads((folder / "final" / "summary.json").read_text())
     assert summary["stopped"] == "the budget is spent"
-    *_, grown, _control = summary["rows"]
-    first, second, third, hidden = grown["widths"]
-    layer, curve = 0.1 * first * second + 0.2 * third, 1.0 + 0.5 * (hidden - 4)
-    assert grown["cost"] == pytest.approx(1.0 + layer + curve)
+    *_, grown, rival, _control = summary["rows"]
+    for row in (grown, rival):
+        first, second, third, hidden = row["widths"]
+        layer, curve = 0.1 * first * second + 0.2 * third, 1.0 + 0.5 * (hidden - 4)
+        assert row["cost"] == pytest.approx(1.0 + layer + curve)
+    assert rival["cost"] <= grown["cost"]
+    first, second, *_ = grown["widths"]
     assert grown["cost"] <= 10.0 < grown["cost"] + min(0.1 * first, 0.1 * second, 0.2, 0.5)
     assert "mJ" in (folder / "final" / "summary.md").read_text()
     wrong = tmp_path / "wrong.toml"
@@ -332,6 +335,38 @@ def test_a_run_killed_at_ten_points_ends_with_the_same_artifacts(
     assert without_timing(folder / "final/summary.json") == without_timing(reference / "final/summary.json")
     assert not list(folder.rglob(".growpipe-*"))
     assert not list(folder.rglob(".progress-*"))
+
+
+def test_a_run_from_trained_weights_grows_before_it_trains(
+    undisturbed: tuple[Path, float], recipe: str, tmp_path: Path
+) -> None:
+    given = undisturbed[0] / "round-00" / "train" / "weights.safetensors"
+    command = ("run", recipe, "--weights", str(given), "--rounds", "1", "--out")
+    folder, killed = tmp_path / "warm", tmp_path / "killed"
+    assert finished(growpipe(*command, str(folder))) == 0
+    first, second, rival, _ = json.loads((folder / "final/summary.json").read_text())["rows"]
+    judged = json.loads((undisturbed[0] / "final/summary.json").read_text())["rows"][0]
+    assert (first["epochs"], second["epochs"]) == (0, 6)
+    assert first["test_accuracy"] == judged["test_accuracy"], "the run begins by judging what it was given"
+    assert second["parameters"] > first["parameters"]
+    assert rival["training_macs"] <= second["training_macs"]
+    plans = [run / "round-00/analyse/plan/plan.safetensors" for run in (folder, undisturbed[0])]
+    assert plans[0].read_bytes() == plans[1].read_bytes(), "what is grown is the network that was given"
+
+    chance = random.Random(3)
+    for _ in range(4):
+        process = growpipe(*command, str(killed))
+        time.sleep(chance.uniform(0.0, undisturbed[1] / 6))
+        if process.is_alive():
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert finished(growpipe(*command, str(killed))) == 0
+    for name in ("final/model.onnx", "final/weights.safetensors", "metrics.jsonl"):
+        assert (killed / name).read_bytes() == (folder / name).read_bytes(), name
+
+    missing = growpipe("run", recipe, "--weights", "absent.pt", "--out", str(tmp_path / "other"))
+    assert finished(missing) == 2
 
 
 def test_the_stage_commands_do_one_round_together(

@@ -64,6 +64,11 @@ def test_every_shipped_recipe_is_valid() -> None:
             MINIMAL + TABLE + RATE.replace("rate", "widths = [1, 2], rate"),
             "a rate, or widths and costs, not both",
         ),
+        (MINIMAL + '[control]\nrival = "uniforms"\n', "wrong at 'control.rival'.*'uniform' or 'none'"),
+        (
+            MINIMAL + '[growth]\nfinish = "rival"\n[control]\nrival = "none"\n',
+            r'finish = "rival" needs a rival; remove control\.rival = "none"',
+        ),
         ("name = \n", "not TOML"),
     ],
 )
@@ -140,3 +145,11 @@ def test_the_line_is_the_users_own_also_where_a_library_raises(tmp_path: Path) -
     build = load_reference("net.py:build", tmp_path)
     with pytest.raises(UsageError, match=r"net\.py:build failed \(net\.py, line 3\): JSONDecodeError"):
         call_user_code("net.py:build", build)
+
+
+def test_keys_of_the_command_line_take_the_place_of_the_recipes(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "[growth]\nrounds = 7\nshare = 0.25\n")
+    recipe, _ = load_recipe(path, {"growth": {"rounds": 2}, "control": {"rival": "none"}})
+    assert (recipe.growth.rounds, recipe.growth.share, recipe.control.rival) == (2, 0.25, "none")
+    with pytest.raises(UsageError, match=r"wrong at 'growth\.rounds'"):
+        load_recipe(path, {"growth": {"rounds": -1}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,9 +34,14 @@ _MOMENTS = {
     "exp_avg_sq": 2,
     "max_exp_avg_sq": 2,
     "square_avg": 2,
+    "variance": 2,
     "acc_delta": 2,
     "sum": 2,
 }
+
+
+_FACTORS = ("row_var", "col_var")
+"""Adafactor's second moment: means over the last axis and over the one before."""
 
 
 def carry_optimizer_state(
@@ -55,7 +61,8 @@ def carry_optimizer_state(
         plan: the split.
 
     Raises:
-        UsageError: the optimizer holds parameters of another model, or state of a kind not known here.
+        UsageError: the optimizer holds parameters of another model, or state of a kind or a shape not known
+            here. Nothing is changed then.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     # A tied parameter has one name here and maybe another in the plan.
@@ -77,11 +84,8 @@ def carry_optimizer_state(
             new = grown_parameters[names[id(old)]]
             parameters.append(new)
             if old in optimizer.state:
-                name = planned.get(id(old))
-                state[new] = {
-                    key: _grown_entry(key, value, old, new, name, plan)
-                    for key, value in optimizer.state[old].items()
-                }
+                layout = plan.layouts.get(planned.get(id(old), ""))
+                state[new] = _grown_state(optimizer.state[old], old, names[id(old)], layout, plan)
         replaced.append(parameters)
     # Nothing is changed before everything is known to fit.
     for group, parameters in zip(optimizer.param_groups, replaced, strict=True):
@@ -90,31 +94,63 @@ def carry_optimizer_state(
     optimizer.state.update(state)
 
 
-def _grown_entry(
-    key: str, value: Any, old: nn.Parameter, new: nn.Parameter, name: str | None, plan: SplitPlan
-) -> Any:
-    if not isinstance(value, torch.Tensor) or value.shape != old.shape or value.ndim == 0:
-        return value
-    if name is None:
-        return value.clone()
-    if key not in _MOMENTS:
-        raise UsageError(
-            f"the optimizer keeps {key!r} of {name!r}, which cannot be grown; make a new optimizer afterwards"
-        )
-    power = _MOMENTS[key]
-    layout = TensorLayout(
-        tuple(
-            AxisLayout(axis.dim, "copied" if axis.role == "mixed" else "mixed")
-            for axis in plan.layouts[name].axes
-        )
+def _grown_state(
+    state: Mapping[str, Any], old: nn.Parameter, name: str, layout: TensorLayout | None, plan: SplitPlan
+) -> dict[str, Any]:
+    """The state of a parameter; grown with it if the parameter has a layout."""
+    for key, value in state.items():
+        if not _is_of(value, old):
+            raise _cannot_grow(key, name)
+    entries = {
+        key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()
+    }
+    if layout is None:
+        return entries
+    if entries.keys() >= set(_FACTORS):
+        row, column = (entries.pop(key) for key in _FACTORS)
+        # The factors are means over the last two axes of one moment, which is their product.
+        scale = row.mean(dim=-2, keepdim=True).clamp_(min=torch.finfo(row.dtype).tiny)
+        moment = _grown_moment(row @ column / scale, 2, layout, plan)
+        means = (moment.mean(dim=-1, keepdim=True), moment.mean(dim=-2, keepdim=True))
+        factors = dict(zip(_FACTORS, means, strict=True))
+    else:
+        factors = {}
+    for key, value in entries.items():
+        if isinstance(value, torch.Tensor) and value.ndim > 0:
+            if key not in _MOMENTS or value.shape != old.shape:
+                raise _cannot_grow(key, name)
+            grown = _grown_moment(value, _MOMENTS[key], layout, plan)
+            entries[key] = grown.abs() if key == "exp_inf" else grown
+    return {**entries, **factors}
+
+
+def _is_of(value: Any, parameter: nn.Parameter) -> bool:
+    """Whether a value is of this parameter alone: a number, a tensor of its shape, or means over its axes."""
+    if not isinstance(value, torch.Tensor):
+        return value is None or isinstance(value, (bool, int, float, str))
+    if value.ndim == 0:
+        return True
+    return value.ndim == parameter.ndim and all(
+        size in (1, whole) for size, whole in zip(value.shape, parameter.shape, strict=True)
+    )
+
+
+def _cannot_grow(key: str, name: str) -> UsageError:
+    return UsageError(
+        f"the optimizer keeps {key!r} of {name!r}, which cannot be grown; make a new optimizer afterwards"
+    )
+
+
+def _grown_moment(moment: torch.Tensor, power: int, layout: TensorLayout, plan: SplitPlan) -> torch.Tensor:
+    """A moment of the gradient of a parameter that is laid out so, after the split."""
+    turned = TensorLayout(
+        tuple(AxisLayout(axis.dim, "copied" if axis.role == "mixed" else "mixed") for axis in layout.axes)
     )
     offspring = {
         group: replace(what, coefficient=what.coefficient**power) for group, what in plan.offspring.items()
     }
-    array = grow_tensor(value.detach().cpu().numpy(), layout, offspring, {}, 0.0)
-    if key == "exp_inf":
-        array = np.abs(array)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(value.device, value.dtype)
+    array = grow_tensor(moment.detach().cpu().numpy(), turned, offspring, {}, 0.0)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(moment.device, moment.dtype)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, path: str | os.PathLike[str]) -> None:

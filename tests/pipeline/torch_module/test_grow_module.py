@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +171,112 @@ def test_unknown_optimizer_state_is_refused_and_nothing_is_changed() -> None:
     with pytest.raises(UsageError, match=r"'curvature' of 'first\.weight'"):
         grow(model, plan, optimizer=optimizer)
     assert optimizer.param_groups[0]["params"][0] is model.first.weight
+
+
+def trained_by(make_optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = make_optimizer(model.parameters())
+    x = torch.randn(8, 2, 4, 4, dtype=torch.float64)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    return optimizer
+
+
+def belonging(plan: SplitPlan, model: nn.Module) -> SplitPlan:
+    """The plan for the weights that the model has now."""
+    tensors = named_tensors(model)
+    return replace(plan, parameters_hash=hash_parameters(LAYOUTS, lambda name: to_numpy(tensors[name])))
+
+
+@pytest.mark.parametrize("name", ["first.weight", "norm.weight", "pointwise.weight", "head.weight"])
+def test_factored_moments_are_those_of_the_grown_moment(name: str) -> None:
+    model, plan = make()
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=0.01)
+    for parameter in model.parameters():
+        shape = parameter.shape
+        if parameter.ndim == 1:
+            moment = torch.rand(shape, dtype=torch.float64)
+            optimizer.state[parameter] = {
+                "step": torch.tensor(1.0),
+                "variance": moment,
+                "exp_avg_sq": moment.clone(),
+            }
+            continue
+        row = torch.rand(*shape[:-1], 1, dtype=torch.float64) + 0.1
+        column = torch.rand(*shape[:-2], 1, shape[-1], dtype=torch.float64) + 0.1
+        moment = row * column
+        optimizer.state[parameter] = {
+            "step": torch.tensor(1.0),
+            "row_var": moment.mean(-1, keepdim=True),
+            "col_var": moment.mean(-2, keepdim=True),
+        }
+        # The same moment, not factored: the rule that Adam's is known to obey.
+        optimizer.state[parameter]["exp_avg_sq"] = moment
+    grown = grow(model, plan, optimizer=optimizer)
+    state = optimizer.state[grown.get_parameter(name)]
+    assert state["step"] == 1
+    whole = state["exp_avg_sq"]
+    assert whole.shape == grown.get_parameter(name).shape
+    if "variance" in state:
+        assert torch.equal(state["variance"], whole)
+        return
+    torch.testing.assert_close(state["row_var"], whole.mean(-1, keepdim=True), rtol=1e-12, atol=0)
+    torch.testing.assert_close(state["col_var"], whole.mean(-2, keepdim=True), rtol=1e-12, atol=0)
+    estimate = state["row_var"] @ state["col_var"] / state["row_var"].mean(-2, keepdim=True)
+    torch.testing.assert_close(estimate, whole, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda p: torch.optim.SGD(p, 1e-3, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, 1e-3, amsgrad=True),
+        lambda p: torch.optim.NAdam(p, 1e-3),
+        lambda p: torch.optim.RAdam(p, 1e-3),
+        lambda p: torch.optim.Adamax(p, 1e-3),
+        lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.9, centered=True),
+        lambda p: torch.optim.Adagrad(p, 1e-3),
+        lambda p: torch.optim.Adadelta(p, 1e-3),
+        lambda p: torch.optim.Adafactor(p, 1e-3),
+    ],
+)
+def test_torchs_optimizers_step_on_after_growth(make_optimizer: Any) -> None:
+    model, plan = make()
+    optimizer = trained_by(make_optimizer, model)
+    grown = grow(model, belonging(plan, model), optimizer=optimizer)
+    before = grown.head.weight.detach().clone()
+    optimizer.zero_grad()
+    grown(torch.randn(8, 2, 4, 4, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+    assert torch.isfinite(grown.head.weight).all()
+    assert not torch.equal(grown.head.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "key"),
+    [
+        (lambda p: torch.optim.LBFGS(p, 1e-3), "al"),
+        (lambda p: torch.optim.ASGD(p, 1e-3), "ax"),
+        (lambda p: torch.optim.Rprop(p, 1e-3), "prev"),
+    ],
+)
+def test_state_that_does_not_follow_growth_is_refused_before_anything_changes(
+    make_optimizer: Any, key: str
+) -> None:
+    model, plan = make()
+    optimizer = trained_by(make_optimizer, model)
+    before = {id(p): dict(state) for p, state in optimizer.state.items()}
+    with pytest.raises(UsageError, match=f"keeps '{key}' of '.*', which cannot be grown") as refusal:
+        grow(model, belonging(plan, model), optimizer=optimizer)
+    assert "\n" not in str(refusal.value)
+    assert {id(p): dict(state) for p, state in optimizer.state.items()}.keys() == before.keys()
+    assert optimizer.param_groups[0]["params"][0] is next(model.parameters())
 
 
 def test_tied_parameters_stay_tied() -> None:

@@ -49,7 +49,8 @@ ORDER = {
     "analyser": "samples schemes candidates program preparation curvature spectra choice api",
     "checks": "measure policy child report baseline input_sets equivalence context registry request "
     "same_defect runner areas formats",
-    "run": "locate lock recipe store task recipe_limits facts stages verdict summary picture finish loop",
+    "run": "locate lock recipe store task recipe_limits facts rehearsal stages verdict summary picture "
+    "finish loop",
 }
 
 LONGEST_MODULE = 420

@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from growpipe.data.loader_items import as_tuple, pairs, samples_of
+from growpipe.data.loader_items import as_tuple, described, pairs, samples_of
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.user_code import call_user_code
 
@@ -195,7 +195,7 @@ def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> Non
         return torch.cat([leaf, leaf]) if own else leaf
 
     def measured(inputs: Any, target: Any) -> float:
-        where = f"inputs {_described(inputs)}, target {_described(target)} (axis 0 is the batch)"
+        where = f"inputs {described(inputs)}, target {described(target)} (axis 0 is the batch)"
         value: float = call_user_code(f"the model or the loss on a batch, {where},", loss, inputs, target)
         return value
 
@@ -208,14 +208,3 @@ def check_mean_loss(loss: Callable[[Any, Any], float], batch: MicroBatch) -> Non
             f"loss_fn is not a mean over samples: {once:.6g} on a batch, {doubled:.6g} on the same batch "
             f"twice; use reduction='mean'"
         )
-
-
-def _described(tree: Any) -> str:
-    """What the leaves are, in a few words."""
-    leaves = [
-        f"{list(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
-        if isinstance(leaf, Tensor)
-        else type(leaf).__name__
-        for leaf in pytree.tree_leaves(tree)
-    ]
-    return ", ".join(leaves) or "nothing"

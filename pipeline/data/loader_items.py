@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 from growpipe.graph_ops.errors import UsageError
 from growpipe.user_code import call_user_code
 
-__all__ = ["as_tuple", "pairs", "samples_of", "to_device"]
+__all__ = ["as_tuple", "described", "pairs", "samples_of", "to_device"]
 
 _END = object()
 
@@ -55,3 +55,14 @@ def samples_of(value: Any, start: int, stop: int, count: int) -> Any:
         return leaf[start:stop] if own else leaf
 
     return pytree.tree_map(part, value)
+
+
+def described(value: Any) -> str:
+    """The shapes and types of the tensors in any nest of containers, in a few words."""
+    leaves = [
+        f"{list(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
+        if isinstance(leaf, torch.Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(value)
+    ]
+    return ", ".join(leaves) or "nothing"

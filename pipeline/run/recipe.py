@@ -126,7 +126,7 @@ class Recipe(Section):
     name: str = Field(min_length=1)
     model: Reference
     data: Reference
-    task: Literal["classification", "regression"] = "classification"
+    task: Literal["classification", "binary", "multilabel", "regression"] = "classification"
     loss: Reference | None = None
     model_options: dict[str, Any] = Field(default_factory=dict)
     data_options: dict[str, Any] = Field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,18 @@ from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import GrowthExport, export_growth_form
 from growpipe.torch_module.outputs import LossFunction, to_numpy
 from growpipe.training.evaluation import Objective
+from growpipe.training.metrics import Metric, binary_loss
 from growpipe.user_code import call_user_code, hash_user_file, load_reference
 
 __all__ = ["Task", "TrainedNetwork", "as_feed", "input_names", "load_task"]
 
 _LOSSES: dict[str, LossFunction] = {
     "classification": nn.functional.cross_entropy,
+    "binary": binary_loss,
+    "multilabel": binary_loss,
     "regression": nn.functional.mse_loss,
 }
+_METRICS: dict[str, Metric] = {"classification": "classes", "binary": "labels", "multilabel": "labels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +171,13 @@ def load_task(run: Run) -> Task:
             f"{recipe.data} returned {type(loaders).__name__}; "
             "it should return growpipe.data.Loaders(train, validation, test)"
         )
+    for part in ("train", "validation", "test"):
+        loader = getattr(loaders, part)
+        if isinstance(loader, Iterator):
+            raise UsageError(
+                f"the {part} loader of {recipe.data} can be read only once ({type(loader).__name__}); give a "
+                "list of batches, a DataLoader, or an object whose __iter__ begins anew"
+            )
     loss = _LOSSES[recipe.task] if recipe.loss is None else load_reference(recipe.loss, run.folder)
     loss_fn = functools.partial(call_user_code, recipe.loss or f"the loss of a {recipe.task} task", loss)
     references = [reference for reference in (recipe.model, recipe.data, recipe.loss) if reference]
@@ -181,4 +192,4 @@ def load_task(run: Run) -> Task:
         "seed": run.seed,
         "device": run.device,
     }
-    return Task(run, Objective(loaders, loss_fn, recipe.task == "classification"), config)
+    return Task(run, Objective(loaders, loss_fn, _METRICS.get(recipe.task)), config)

@@ -15,6 +15,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.parallel.distributed import pieces
 from growpipe.parallel.processes import ALONE, Processes
 from growpipe.torch_module.outputs import LossFunction, evaluation_mode
+from growpipe.training.metrics import Metric, samples_right
 from growpipe.user_code import call_user_code
 
 __all__ = ["Evaluation", "Objective", "evaluate"]
@@ -27,13 +28,12 @@ class Objective:
     Attributes:
         loaders: the data.
         loss_fn: ``(output, target)`` to a mean over samples.
-        classify: whether accuracy is measured. Targets are then integer classes, and outputs are scores
-            [samples, classes].
+        metric: how accuracy is measured (see `samples_right`); None if it is not.
     """
 
     loaders: Loaders
     loss_fn: LossFunction
-    classify: bool = True
+    metric: Metric | None = "classes"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluation:
 
     Attributes:
         loss: the mean over samples.
-        accuracy: the share of samples whose class is right, 0 to 1; None if it is not measured.
+        accuracy: the share of targets that are right, 0 to 1; None if it is not measured.
     """
 
     loss: float
@@ -76,11 +76,12 @@ def evaluate(
             target = to_device(piece.target, device)
             output = call_user_code("the network", model, *as_tuple(to_device(piece.inputs, device)))
             total += float(objective.loss_fn(output, target)) * piece.samples
-            if objective.classify:
-                correct += float((output.argmax(1) == target).sum()) * (piece.samples / len(target))
+            if objective.metric is not None:
+                right = samples_right(objective.metric, output, target)
+                correct += float(right.sum()) * (piece.samples / len(target))
             samples += piece.samples
     if peers.world > 1:
         total, correct, samples = peers.totals(total, correct, samples, device=torch.device("cpu"))
     if samples == 0:
         raise UsageError("a data loader gave no batches; look at the recipe's data")
-    return Evaluation(total / samples, correct / samples if objective.classify else None)
+    return Evaluation(total / samples, None if objective.metric is None else correct / samples)

@@ -221,7 +221,7 @@ class _Trainer:
     def _backward(self, piece: Piece, where: str) -> float:
         """Add the gradient of a piece to those that wait; its loss."""
         target = to_device(piece.target, self.device)
-        with self._autocast():
+        with self._autocast(), _single_samples(where):
             output = call_user_code("the network", self.called, *self._inputs(piece.inputs))
             loss = self.objective.loss_fn(output, target)
         value = float(loss.detach())
@@ -251,6 +251,20 @@ class _Trainer:
         """What ``forward`` is called with."""
         values = as_tuple(to_device(inputs, self.device))
         return tuple(channels_last(value) for value in values) if self.options.channels_last else values
+
+
+@contextlib.contextmanager
+def _single_samples(where: str) -> Iterator[None]:
+    """What torch says of a batch norm that sees a single value per channel, with what to do."""
+    try:
+        yield
+    except UsageError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"{where}: batch norm cannot train on a batch of one sample; set drop_last = True in the "
+            "training loader, or choose another batch_size"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from growpipe.checks.measure.accuracy import Accuracy, accuracy
+from growpipe.checks.measure.accuracy import Accuracy, accuracy, wilson_interval
 from growpipe.checks.measure.compare import compare, run_model
 from growpipe.checks.measure.latency import Timing, paired_latency
 from growpipe.checks.runner import run_checks
@@ -41,6 +41,7 @@ from growpipe.run.store import StageRecord
 from growpipe.run.task import Task, input_names
 from growpipe.torch_module.grow_module import load_grown
 from growpipe.torch_module.outputs import output_tensors, to_numpy
+from growpipe.training.metrics import samples_right
 
 __all__ = ["accuracy_on_test", "check_round", "structure_problems"]
 
@@ -48,6 +49,7 @@ PARITY_TOLERANCE = 1e-5
 """Parent against child at ε = 0, relative to the output's scale; torch against ONNX at the chosen ε alike."""
 BATCH_SIZES = (1, 2, 7)
 _LATENCY_SECONDS = 2.0
+_TEST_BATCH = 256
 
 
 def check_round(task: Task, number: int) -> StageRecord[CheckFacts]:
@@ -95,10 +97,20 @@ def check_round(task: Task, number: int) -> StageRecord[CheckFacts]:
 
 def accuracy_on_test(task: Task, path: Path) -> Accuracy | None:
     """Accuracy of an ONNX file on the test set in onnxruntime, with its interval; None for a regression."""
-    if not task.objective.classify:
+    metric = task.objective.metric
+    if metric is None:
         return None
     feed, targets = task.gathered(task.objective.loaders.test, input_names(load_model(path)))
-    return accuracy(path, feed, targets)
+    if metric == "classes":
+        return accuracy(path, feed, targets)
+    shares = []
+    for start in range(0, len(targets), _TEST_BATCH):
+        part = slice(start, start + _TEST_BATCH)
+        outputs = run_model(path, {name: array[part] for name, array in feed.items()})
+        scores, right = torch.from_numpy(next(iter(outputs.values()))), torch.from_numpy(targets[part])
+        shares.append(samples_right(metric, scores, right))
+    value = float(torch.cat(shares).mean())
+    return Accuracy(value, *wilson_interval(value, len(targets)), len(targets))
 
 
 def structure_problems(path: str | os.PathLike[str], batch_sizes: Sequence[int] = (1, 3)) -> list[str]:

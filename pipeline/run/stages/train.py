@@ -16,6 +16,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.reading import hash_file
 from growpipe.run.facts import TrainFacts
 from growpipe.run.recipe_limits import check_limits
+from growpipe.run.rehearsal import rehearse
 from growpipe.run.stages.names import (
     ANALYSE,
     OPTIMIZER,
@@ -133,6 +134,7 @@ def _is_last(run: Run, number: int) -> bool:
 
 def _require_growth(task: Task, model: nn.Module) -> None:
     """Refuse a network that the run cannot bring to its end, before anything is trained."""
+    rehearse(task, model.to(task.run.device))
     groups = task.export(model).groups(task.run.recipe.growth.freeze)
     if not any(group.splittable for group in groups.groups):
         barrier = next((str(group.barrier) for group in groups.groups if group.barrier), "it has no channels")

@@ -476,7 +476,7 @@ def test_widths_are_limited_by_group(tmp_path: Path) -> None:
     assert (rows[2]["parity"], rows[2]["latency_ratio"]) == (None, None)
     child, final = (
         {p.key: p.value for p in onnx.load(folder / name).metadata_props if p.key.startswith("growpipe.")}
-        for name in ("round-00/rewrite/child.onnx", "final/growth.onnx")
+        for name in ("round-00/rewrite/child.onnx", "round-02/export/growth.onnx")
     )
     assert child == final != {}
 

@@ -1,0 +1,65 @@
+"""One batch through network, loss and metric: what does not fit is said before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from growpipe.analyser.samples import MicroBatch, check_mean_loss
+from growpipe.data.loader_items import as_tuple, described, pairs, to_device
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.run.task import Task
+from growpipe.seeding import seed_everything
+from growpipe.torch_module.outputs import evaluation_mode
+from growpipe.training.metrics import samples_right
+from growpipe.user_code import call_user_code
+
+__all__ = ["rehearse"]
+
+
+def rehearse(task: Task, model: nn.Module) -> None:
+    """Try network, loss and metric on the first training batch.
+
+    Args:
+        task: gives data, loss and metric.
+        model: on the device of the run; it is not changed.
+
+    Raises:
+        UsageError: the network or the loss fails, the loss is not finite or not a mean over samples, or
+            accuracy cannot be measured.
+    """
+    objective, device = task.objective, task.run.device
+    seed_everything(task.run.seed, "rehearsal")
+    inputs, target = next(pairs(objective.loaders.train), (None, None))
+    if target is None:
+        raise UsageError("the training loader gave no batches; look at the recipe's data")
+    inputs, target = to_device(as_tuple(inputs), device), to_device(target, device)
+    with torch.no_grad(), evaluation_mode(model):
+        try:
+            check_mean_loss(
+                lambda x, y: float(objective.loss_fn(model(*x), y)),
+                MicroBatch(inputs, target, len(target), 0, 0, 1),
+            )
+            if objective.metric is not None:
+                output = call_user_code("the network", model, *inputs)
+                samples_right(objective.metric, output, target)
+        except CheckFailed:
+            raise UsageError("the loss of the first training batch is not finite; look at the data") from None
+        except UsageError as error:
+            batch = f"the first training batch has inputs {described(inputs)} and targets {described(target)}"
+            raise UsageError(f"{error}{_hint(task, target)}; {batch}") from error
+
+
+def _hint(task: Task, target: Any) -> str:
+    """Which ``task`` fits the targets, if it is another than the recipe's."""
+    recipe = task.run.recipe
+    if recipe.task != "classification" or not isinstance(target, torch.Tensor):
+        return ""
+    if not target.is_floating_point() and target.dtype != torch.bool:
+        return ""
+    if target.unique().tolist() in ([0.0], [1.0], [0.0, 1.0]):
+        fitting = "binary" if target.numel() == len(target) else "multilabel"
+        return f'; for targets of 0 and 1 set task = "{fitting}" in the recipe'
+    return '; for targets that are not classes set task = "regression" in the recipe'

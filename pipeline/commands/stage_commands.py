@@ -138,4 +138,4 @@ def report(directory: Path, as_json: bool) -> None:
             return
         print_summary(rows, title_of(opened))
         if verdict is not None:
-            click.echo(verdict.words)
+            tell(verdict.words)

@@ -140,7 +140,7 @@ def analyse(
             computed anew at every product. By default half of what a forward pass of one micro-batch makes,
             or 16 MiB where that is more (and at most half of what is free): the analysis then peaks below two
             training steps of that batch size. Where memory is plenty a larger limit makes the spectra up to
-            1.7 times as fast.
+            1.4 times as fast.
         storage: ``"bfloat16"`` keeps what products need in half the memory; the model's own type by default.
         tf32: let a GPU multiply in TF32.
         seed: of the Lanczos start vectors.

@@ -9,6 +9,8 @@ from benchmarks.graph.fuzz_input import made, run_content, run_input
 from benchmarks.graph.fuzz_minimise import shrink
 from benchmarks.graph.fuzz_seeds import own_seeds
 
+pytestmark = pytest.mark.slow
+
 FIRST, COUNT = 200, 200
 
 

@@ -15,6 +15,8 @@ from growpipe.models.convnet import build
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import export_growth_form
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (4, 5, 6, 7)
 ADDED = (2, 1, 3, 2)
 

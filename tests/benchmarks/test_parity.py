@@ -12,6 +12,8 @@ import pytest
 from benchmarks.graph.parity import Feed, compare, probe
 from tests.helpers.text_models import text_model
 
+pytestmark = pytest.mark.slow
+
 BODY = "h = MatMul (x, w) r = Relu (h) y = MatMul (r, v)"
 
 

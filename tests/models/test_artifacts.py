@@ -14,6 +14,8 @@ from growpipe.graph_ops.files.load_save import load_model
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.run.recipe import load_recipe
 
+pytestmark = pytest.mark.slow
+
 ARTIFACTS = Path(__file__).parents[2] / "models" / "artifacts"
 MODELS = sorted(ARTIFACTS.glob("*.onnx"))
 

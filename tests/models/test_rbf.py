@@ -10,6 +10,8 @@ from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.models import rbf
 from growpipe.torch_module.grow_module import grow
 
+pytestmark = pytest.mark.slow
+
 X = torch.linspace(-5, 5, 400, dtype=torch.float64)[:, None]
 
 

@@ -21,6 +21,8 @@ from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow
 from growpipe.torch_module.widen import with_widths
 
+pytestmark = pytest.mark.slow
+
 V1 = (3, 2, 4, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 4)
 CLOUDS = (2, 12, 3)
 

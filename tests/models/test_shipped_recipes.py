@@ -22,6 +22,8 @@ from growpipe.training.evaluation import Objective
 from growpipe.training.train import TrainingStage, make_optimizer, train
 from growpipe.user_code import load_reference
 
+pytestmark = pytest.mark.slow
+
 EVERYWHERE = ("digits", "rbf", "shapes", "shapes-pointnet")
 
 

@@ -25,6 +25,8 @@ from growpipe.training.train import TrainingStage, make_optimizer, train
 from tests.helpers.other_device import DEVICE, other_device
 from tests.helpers.splitting_cases import CASES, build
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_stand_in_refuses_what_cuda_refuses() -> None:
     with other_device() as device:

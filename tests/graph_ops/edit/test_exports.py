@@ -18,6 +18,8 @@ from growpipe.graph_ops.onnx_tools.width_check import check_widths
 from tests.helpers.growing import assert_same_function, signed_plan
 from tests.helpers.networks import FAMILIES, seeded
 
+pytestmark = pytest.mark.slow
+
 # Each with how many of its groups split; every exporter must give the same.
 MIXED_BAG = {
     "DGCNN": 4,

@@ -17,6 +17,8 @@ from growpipe.graph_ops.onnx_tools.width_check import check_widths
 from tests.helpers.growing import assert_same_function, signed_plan
 from tests.helpers.networks import FAMILIES, seeded
 
+pytestmark = pytest.mark.slow
+
 # Channels of these families that reach something which does not treat them separately.
 DECLINED: dict[str, dict[str, str]] = {
     "VisionTransformer": {

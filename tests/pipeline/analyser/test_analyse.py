@@ -14,6 +14,8 @@ from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, NothingTo
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.torch_module.grow_module import grow
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     def __init__(self) -> None:

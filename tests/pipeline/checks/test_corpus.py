@@ -12,6 +12,8 @@ from growpipe.checks.child.model_process import ModelProcess
 from tests.helpers.broken_models import BROKEN, Broken, without_cuda
 from tests.helpers.good_models import GOOD, cnn, save
 
+pytestmark = pytest.mark.slow
+
 BAD = ("failed", "unsafe", "missing", "inconclusive")
 
 

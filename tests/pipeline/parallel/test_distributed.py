@@ -24,7 +24,7 @@ from growpipe.parallel.distributed import data_parallel
 from growpipe.parallel.processes import Processes
 from tests.helpers.two_trainers import alone, print_facts, refusal
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 
 # Children start from a server that has everything imported.

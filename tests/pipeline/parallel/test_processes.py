@@ -13,6 +13,8 @@ import pytest
 
 from tests.helpers.two_processes import OPTIONS, plan_facts
 
+pytestmark = pytest.mark.distributed
+
 ROOT = Path(__file__).parents[3]
 
 

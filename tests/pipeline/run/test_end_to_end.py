@@ -19,7 +19,8 @@ from onnxruntime import InferenceSession
 
 from growpipe.cli import main
 
-pytestmark = pytest.mark.timeout(900)  # a run is many processes long, and the machine may be shared
+# A run is many processes long, and the machine may be shared.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECIPE = """
 name = "quick"

@@ -15,6 +15,8 @@ from growpipe.torch_module.rigid_groups import rigid_groups
 from tests.helpers.networks import FAMILIES, seeded
 from tests.helpers.text_models import ort_run
 
+pytestmark = pytest.mark.slow
+
 # Groups whose length these modules spell out in forward; the graph grows them, the module cannot.
 RIGID: dict[str, set[str]] = {
     "resnet_padded": {"1.body.1.0.weight", "1.body.1.0.weight#2"},

@@ -23,6 +23,8 @@ from growpipe.training.evaluation import Objective
 from growpipe.training.options import TrainingOptions
 from growpipe.training.train import TrainingStage, make_optimizer, train
 
+pytestmark = pytest.mark.slow
+
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None,
     reason="no C++ compiler: torch.compile cannot be tried on the CPU",

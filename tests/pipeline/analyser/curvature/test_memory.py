@@ -22,6 +22,8 @@ from growpipe.analyser.spectra.drive import lanczos, random_start
 from growpipe.graph_ops.errors import CheckFailed
 from tests.helpers.splitting_cases import build
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -26,6 +26,8 @@ from growpipe.torch_module.grow_module import grow
 from growpipe.torch_module.outputs import to_numpy
 from tests.helpers.splitting_cases import CASES, Problem, build
 
+pytestmark = pytest.mark.slow
+
 problem = functools.lru_cache(maxsize=None)(build)
 C = 3.0
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from growpipe.graph_ops.errors import GrowpipeError
 
 if TYPE_CHECKING:
-    from growpipe.analyser import analyse
+    from growpipe.analyser.api import analyse, analyze
+    from growpipe.analyser.options import GrowthOptions, SpectraOptions, TrialOptions
     from growpipe.budgets.budget import GrowthBudget, NetworkCost
     from growpipe.budgets.measured_latency import MeasuredLatency
     from growpipe.checks import run_checks
@@ -23,11 +24,15 @@ __all__ = [
     "CostTable",
     "GrowpipeError",
     "GrowthBudget",
+    "GrowthOptions",
     "Loaders",
     "MeasuredLatency",
     "NetworkCost",
+    "SpectraOptions",
     "SplitPlan",
+    "TrialOptions",
     "analyse",
+    "analyze",
     "export_growth_form",
     "grow",
     "load_grown",
@@ -40,11 +45,15 @@ __all__ = [
 _HOMES = {
     "CostTable": "growpipe.graph_ops.cost.cost_table",
     "GrowthBudget": "growpipe.budgets.budget",
+    "GrowthOptions": "growpipe.analyser.options",
     "Loaders": "growpipe.data",
     "MeasuredLatency": "growpipe.budgets.measured_latency",
     "NetworkCost": "growpipe.budgets.budget",
+    "SpectraOptions": "growpipe.analyser.options",
     "SplitPlan": "growpipe.graph_ops.plan.split_plan",
-    "analyse": "growpipe.analyser",
+    "TrialOptions": "growpipe.analyser.options",
+    "analyse": "growpipe.analyser.api",
+    "analyze": "growpipe.analyser.api",
     "export_growth_form": "growpipe.torch_module.export",
     "grow": "growpipe.torch_module.grow_module",
     "load_grown": "growpipe.torch_module.grow_module",
@@ -52,7 +61,7 @@ _HOMES = {
     "run_checks": "growpipe.checks",
     "save_grown": "growpipe.torch_module.grow_module",
 }
-_NEED_TORCH = ("growpipe.analyser", "growpipe.torch_module")
+_NEED_TORCH = ("growpipe.analyser.api", "growpipe.torch_module")
 
 
 def __getattr__(name: str) -> Any:

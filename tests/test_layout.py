@@ -34,7 +34,7 @@ ALLOWED = {
     "testing": "checks graph_ops torch_module",
     "budgets": "checks environment graph_ops parallel progress suggestions torch_module",
     "analyser": "budgets data environment graph_ops parallel progress seeding suggestions torch_module "
-    "user_code",
+    "user_code validation",
     "run": "analyser budgets checks data environment graph_ops models parallel printing progress seeding "
     "suggestions torch_module training user_code validation",
     "commands": "checks environment graph_ops parallel printing run suggestions",
@@ -46,7 +46,8 @@ ALLOWED = {
 # The order inside a folder with sub-folders: a room imports only rooms that stand before it.
 ORDER = {
     "graph_ops": "errors hashes operators files onnx_tools axes cost groups plan edit",
-    "analyser": "samples schemes candidates program preparation curvature spectra choice api",
+    "analyser": "options samples schemes candidates program preparation curvature spectra choice report "
+    "analysis api",
     "checks": "measure policy child report baseline input_sets equivalence context registry request "
     "same_defect runner areas formats",
     "run": "locate lock recipe store task recipe_limits facts rehearsal stages verdict summary picture "

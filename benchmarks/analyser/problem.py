@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from growpipe.analyser.api import growing
 from growpipe.analyser.curvature.metric import GrowingMetric
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import default_memory, prepare
-from growpipe.analyser.program.activations import Surrogate
 from growpipe.analyser.samples import collect
 from growpipe.analyser.schemes import scheme_of
 from growpipe.analyser.spectra.drive import Apply
@@ -88,11 +88,11 @@ class Bench:
         """Export and bind a copy of the network as it is: training goes on between products."""
         here = copy.deepcopy(self.model).cpu().eval()
         example = (self.x[:2].cpu(),)
-        self.prepared = prepare(here, example, (), ("weights",), Surrogate(), self.device)
+        self.prepared = prepare(here, example, GrowthOptions(), self.device)
 
-    def operator(self, samples: int | None = None, **options: Any) -> SplittingOperator:
+    def operator(self, samples: int | None = None, **options: Any) -> SplittingProducts:
         """The splitting operator over the first ``samples`` samples, one batch by default."""
-        operator = SplittingOperator(self.prepared.program, **options)
+        operator = SplittingProducts(self.prepared.program, **options)
         for start in range(0, self.batch if samples is None else samples, self.batch):
             x, y = self.data(start)
             operator.add((x,), y, cross_entropy)
@@ -113,7 +113,7 @@ def clock(device: torch.device, work: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-def products(operator: SplittingOperator) -> Apply:
+def products(operator: SplittingProducts) -> Apply:
     """S·v over all data, as Lanczos asks for it."""
     return lambda vectors: operator.apply_halves(vectors)[0]
 

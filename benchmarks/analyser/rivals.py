@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.analyser.problem import Bench, clock, products
 from growpipe.analyser.curvature.closed_form import find_chain
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.spectra.drive import lanczos, random_start
 
 
@@ -30,7 +30,7 @@ def measure_ends(bench: Bench, steps: int) -> dict[str, Any]:
     for count in range(4, 60, 2):
         fresh, results = bench.operator(), []
 
-        def work(fresh: SplittingOperator = fresh, n: int = count, results: list[Any] = results) -> None:
+        def work(fresh: SplittingProducts = fresh, n: int = count, results: list[Any] = results) -> None:
             results.append(lanczos(products(fresh), random_start(zeros, 2), tolerance=0.0, max_steps=n))
 
         seconds = clock(bench.device, work)

@@ -50,7 +50,7 @@ from growpipe.analyser.choice.growth_limits import GrowthLimits
 from growpipe.analyser.choice.selection import select
 from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.metric import GrowingMetric
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.schemes import ROWS, scheme_of
 from growpipe.analyser.spectra.dense import Columns
 from growpipe.analyser.spectra.drive import Iteration, Recurrence, drive, lanczos, random_start
@@ -182,7 +182,7 @@ def measure_choice(bench: Bench, samples: int) -> dict[str, Any]:
     the eigenvectors that the rule has found.
     """
     scheme, limits = scheme_of("m4", 3.0), GrowthLimits()
-    operator = SplittingOperator(bench.prepared.program)
+    operator = SplittingProducts(bench.prepared.program)
     for start in range(0, samples, MICRO_BATCH):
         stop = start + MICRO_BATCH
         operator.add((bench.x[start:stop],), bench.y[start:stop], cross_entropy)

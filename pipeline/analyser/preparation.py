@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,19 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.fx import Node
 
+from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.program.activations import Surrogate
 from growpipe.analyser.program.binding import bind_groups
 from growpipe.analyser.program.program import Program
 from growpipe.data.loader_items import to_device
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
-from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
-from growpipe.torch_module.export import export_growth_form, named_tensors
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups
+from growpipe.parallel.processes import Processes
+from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
+from growpipe.torch_module.outputs import LossFunction
 from growpipe.torch_module.rigid_groups import rigid_groups
 
-__all__ = ["Prepared", "default_memory", "device_of", "functional", "prepare"]
+__all__ = ["Prepared", "Subject", "default_memory", "device_of", "functional", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,30 +47,72 @@ class Prepared:
     rigid: Mapping[str, str]
 
 
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The module under analysis, and where it is analysed.
+
+    Attributes:
+        model: the module, in evaluation mode.
+        loss_fn: the mean loss.
+        prepared: the module's program and groups.
+        peers: the processes that share the data.
+        device: where to run.
+    """
+
+    model: nn.Module
+    loss_fn: LossFunction
+    prepared: Prepared
+    peers: Processes
+    device: torch.device
+
+
 def prepare(
     model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    freeze: Sequence[str],
-    displace: Sequence[str],
-    surrogate: Surrogate,
+    example_inputs: tuple[Any, ...] | GrowthExport,
+    options: GrowthOptions,
     device: torch.device,
 ) -> Prepared:
     """Export the module, find its channel groups, and bind them to the program.
 
     Args:
         model: the module, in evaluation mode.
-        example_inputs: positional inputs of it, for the export.
-        freeze: names or globs of tensors that stay as they are, on all their axes.
-        displace: what is displaced, a selection of `DISPLACEABLE`.
-        surrogate: the curvature of kinked activations.
+        example_inputs: positional inputs of it, for the export; or an export of it, whose solved groups are
+            taken.
+        options: freeze, displace and surrogate_beta are used.
         device: where the program is to run.
 
     Raises:
         NothingToSplit: no group is splittable.
-        UsageError: the model cannot be exported, is of less than single precision, or ``displace`` names
-            something unknown.
+        UsageError: the model cannot be exported, is of less than single precision, or is not the one that was
+            exported.
         CheckFailed: a group is not found in the program.
     """
+    dtype = _precision(model)
+    here = _on_cpu(model)
+    if isinstance(example_inputs, GrowthExport):
+        export = example_inputs
+        _check_exported(export, here)
+        inputs = export.program.example_inputs[0]
+    else:
+        inputs = to_device(example_inputs, "cpu")
+        export = export_growth_form(here, inputs)
+    groups = export.groups(options.freeze)
+    rigid: dict[str, str] = {}
+    if any(group.splittable for group in groups.groups):
+        rigid = rigid_groups(here, export.graph, groups, inputs)
+    splittable = [group for group in groups.groups if group.splittable and group.name not in rigid]
+    if not splittable:
+        raise NothingToSplit(_why_nothing_splits(model, groups, rigid))
+    program = functional(export.program)
+    aliases = _aliases(program.state_dict, groups)  # once moved, tied tensors are two
+    program, state = _placed(program, model, device)
+    bound = bind_groups(program, splittable, groups.layouts, aliases, options.displace)
+    surrogate = Surrogate(options.surrogate_beta)
+    return Prepared(Program(program, state, bound, surrogate, aliases), groups, dtype, rigid)
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    """The floating type of the parameters; UsageError if one is of less than single precision."""
     floating = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
     for name, dtype in floating.items():
         if dtype.itemsize < 4:
@@ -75,35 +120,42 @@ def prepare(
                 f"parameter {name!r} is {str(dtype).removeprefix('torch.')}, too coarse for second "
                 "derivatives; analyse and grow the network as model.float()"
             )
-    here, example_inputs = _on_cpu(model), to_device(example_inputs, "cpu")
-    export = export_growth_form(here, example_inputs)
-    groups = find_channel_groups(export.graph, freeze)
-    splittable = [group for group in groups.groups if group.splittable]
-    if not splittable:
-        barrier = next((g.barrier for g in groups.groups if g.barrier is not None), None)
-        reason = f": {barrier.operator} at {barrier.node!r}, {barrier.reason}" if barrier else ""
-        raise NothingToSplit(
-            f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect"
-        )
-    rigid = rigid_groups(here, export.graph, groups, example_inputs)
-    splittable = [group for group in splittable if group.name not in rigid]
-    if not splittable:
+    return next(iter(floating.values()), torch.float32)
+
+
+def _check_exported(export: GrowthExport, model: nn.Module) -> None:
+    """Refuse an export of other parameters than the model has now."""
+    own = named_tensors(model)
+    for name, value in export.program.state_dict.items():
+        if name not in own or not torch.equal(value.detach().cpu(), own[name]):
+            raise UsageError(
+                f"the export is not of this {type(model).__name__} as it is now: {name!r} differs; export it "
+                "again"
+            )
+
+
+def _why_nothing_splits(model: nn.Module, groups: ChannelGroups, rigid: Mapping[str, str]) -> str:
+    if rigid:
         name, fault = next(iter(rigid.items()))
-        raise NothingToSplit(
-            f"forward spells out the length of every group that could split, such as {name!r}: {fault}; "
-            "take lengths from the tensors or from the modules instead"
+        return (
+            f"forward() of {type(model).__name__} hard-codes the channel count of every group that could "
+            f"split, such as {name!r}: {fault}; take lengths from the tensors or from the modules instead"
         )
-    program = functional(export.program)
-    aliases = _aliases(program.state_dict, groups)  # once moved, tied tensors are two
+    barrier = next((g.barrier for g in groups.groups if g.barrier is not None), None)
+    reason = f": {barrier.operator} at {barrier.node!r}, {barrier.reason}" if barrier else ""
+    return f"{type(model).__name__} has no splittable channel group{reason}; see growpipe inspect"
+
+
+def _placed(
+    program: ExportedProgram, model: nn.Module, device: torch.device
+) -> tuple[ExportedProgram, dict[str, Any]]:
+    """The program on the device, and its parameters, buffers and constants by name, detached."""
     state: dict[str, Any] = {**program.state_dict, **program.constants}
     if any(isinstance(value, Tensor) and value.device != device for value in state.values()):
         program = move_to_device_pass(program, str(device))
         own = {name: value for name, value in named_tensors(model).items() if value.device == device}
         state = {**program.state_dict, **program.constants, **own}
-    state = {name: v.detach() if isinstance(v, Tensor) else v for name, v in state.items()}
-    bound = bind_groups(program, splittable, groups.layouts, aliases, displace)
-    dtype = next(iter(floating.values()))
-    return Prepared(Program(program, state, bound, surrogate, aliases), groups, dtype, rigid)
+    return program, {name: v.detach() if isinstance(v, Tensor) else v for name, v in state.items()}
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:

@@ -12,14 +12,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from growpipe.analyser.options import MIN_SAMPLES
 from growpipe.data.loader_items import as_tuple, described, pairs, samples_of
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.user_code import call_user_code
 
-__all__ = ["MIN_SAMPLES", "MicroBatch", "check_mean_loss", "collect"]
-
-MIN_SAMPLES = 16
-"""The least number of samples for an analysis: two halves of eight."""
+__all__ = ["MicroBatch", "check_mean_loss", "collect"]
 
 
 @dataclass(frozen=True, eq=False)

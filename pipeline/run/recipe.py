@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from growpipe.analyser.options import MIN_SAMPLES, GrowthOptions
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_toml, table_at
 from growpipe.graph_ops.files.reading import reading
@@ -17,38 +18,34 @@ from growpipe.validation import Section, explained
 
 __all__ = ["BudgetSection", "ControlSection", "Growth", "Recipe", "load_recipe"]
 
-Share = Annotated[float, Field(gt=0.0, le=10.0)]
-Width = Annotated[int, Field(ge=1)]
 Reference = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
 
 
-class Growth(Section):
-    """How the network grows in one round; see `growpipe.analyser.analyse`."""
+class Growth(GrowthOptions):
+    """How the network grows: the options of `growpipe.analyser.GrowthOptions`, and those of a run.
+
+    Attributes:
+        rounds: the most rounds of growth.
+        share: the share of channels to add in a round.
+        ranking: what groups compete by, ``realised`` or ``predicted``; see `growpipe.analyser.TrialOptions`.
+        samples: the samples of the largest analysis set.
+        finish: what is deployed: the grown network trained on (``continue``), the found widths trained from
+            scratch (``retrain``), the rival of ``[control]``, or whichever of the grown network and its rival
+            is better on the validation set (``best``).
+    """
+
+    # A wrong value is explained with those of the other tables, by `parse_recipe`.
+    __init__ = Section.__init__
 
     rounds: int = Field(default=3, ge=0)
-    share: Share = 0.5
-    scheme: Literal["s2d", "m2", "m3", "m4"] = "m4"
-    c: float = Field(default=1.25, ge=1.0)
-    metric: Literal["euclidean", "input"] = "input"
+    share: float | None = Field(default=0.5, gt=0.0, le=10.0)
     ranking: Literal["realised", "predicted"] = "realised"
-    """Groups compete by what each realises by itself, or by the quadratic prediction."""
-    max_factor: float = Field(default=2.0, gt=1.0)
-    """No group grows beyond this multiple of its width in one round."""
-    balance: float = Field(default=0.5, ge=0.0, le=1.0)
-    """How much of the growth every group gets before they compete: 0 is none, 1 keeps the proportions."""
-    epsilon: float | None = Field(default=None, ge=0.0)
-    samples: int = Field(default=1024, ge=1)
-    align: int | None = Field(default=None, ge=1)
-    """Groups that grow end at a multiple of this width: 16 under a budget of milliseconds, else 1."""
-    freeze: tuple[str, ...] = ()
-    min_widths: dict[str, Width] = Field(default_factory=dict)
-    """By channel group the width to grow to at least, in the first round."""
-    max_widths: dict[str, Width] = Field(default_factory=dict)
-    """By channel group the width never to grow beyond."""
+    samples: int = Field(default=1024, ge=MIN_SAMPLES)
     finish: Literal["best", "continue", "retrain", "rival"] = "best"
-    """What is deployed: the grown network trained on (``continue``), the found widths trained from scratch
-    (``retrain``), the rival of ``[control]``, or whichever of the grown network and its rival is better on
-    the validation set (``best``)."""
+
+    def options(self) -> GrowthOptions:
+        """What the analyser takes of it."""
+        return GrowthOptions(**{name: getattr(self, name) for name in GrowthOptions.model_fields})
 
 
 class TableTerm(Section):

@@ -13,11 +13,11 @@ from growpipe.graph_ops.cost.cost_table import CostTable, CurveTerm, RateTerm
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
 from growpipe.progress import log
-from growpipe.run.recipe import Growth, Recipe, Table
+from growpipe.run.recipe import Recipe, Table
 from growpipe.run.task import Task
 from growpipe.suggestions import did_you_mean
 
-__all__ = ["alignment", "budget_for", "check_limits", "width_limits"]
+__all__ = ["budget_for", "check_limits"]
 
 
 def budget_for(task: Task, graph: ir.Model) -> GrowthBudget:
@@ -39,16 +39,6 @@ def budget_for(task: Task, graph: ir.Model) -> GrowthBudget:
     return GrowthBudget(asked.parameters, asked.macs)
 
 
-def alignment(recipe: Recipe) -> int:
-    """The multiple that widths grow to, where the recipe does not say.
-
-    Kernels of onnxruntime work on blocks of 16 channels: a 17th takes as long as 16 more.
-    """
-    if recipe.growth.align is not None:
-        return recipe.growth.align
-    return 16 if recipe.budget.milliseconds is not None else 1
-
-
 def _latency(task: Task, graph: ir.Model, threads: int) -> MeasuredLatency:
     peers = task.run.peers
 
@@ -56,12 +46,6 @@ def _latency(task: Task, graph: ir.Model, threads: int) -> MeasuredLatency:
         return peers.broadcast(None if peers.rank else measure())
 
     return MeasuredLatency(graph, task.one_sample(graph), threads=threads, told=log, share=share)
-
-
-def width_limits(growth: Growth) -> dict[str, tuple[int | None, int | None]]:
-    """By channel group the least and the greatest width."""
-    groups = sorted(growth.min_widths.keys() | growth.max_widths.keys())
-    return {group: (growth.min_widths.get(group), growth.max_widths.get(group)) for group in groups}
 
 
 def check_limits(recipe: Recipe, groups: ChannelGroups) -> None:
@@ -76,7 +60,10 @@ def check_limits(recipe: Recipe, groups: ChannelGroups) -> None:
     unknown = sorted((growth.min_widths.keys() | growth.max_widths.keys()) - own.keys())
     if unknown:
         hint = did_you_mean(unknown[0], own) or "; see growpipe inspect"
-        raise UsageError(f"no channel group {unknown[0]!r} can grow, whose width the recipe limits{hint}")
+        raise UsageError(
+            f"min_widths/max_widths name {unknown[0]!r}, but the network has no growable channel group of "
+            f"that name{hint}"
+        )
     for group, least in growth.min_widths.items():
         # Later there may be no budget left for it.
         most = min(int(growth.max_factor * own[group]), growth.max_widths.get(group, least))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import prepare
-from growpipe.analyser.program.activations import Surrogate
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -269,12 +269,12 @@ class Problem:
     prepared: object
 
     @functools.cached_property
-    def operator(self) -> SplittingOperator:
+    def operator(self) -> SplittingProducts:
         return self.operator_of()
 
-    def operator_of(self, **options) -> SplittingOperator:
+    def operator_of(self, **options) -> SplittingProducts:
         """Another operator over the same two micro-batches."""
-        operator = SplittingOperator(self.prepared.program, **options)
+        operator = SplittingProducts(self.prepared.program, **options)
         for piece in (slice(0, 10), slice(10, 24)):
             operator.add((self.x[piece],), self.y[piece], self.loss_fn)
         return operator
@@ -303,5 +303,5 @@ def build(name: str, displace: tuple[str, ...] = ("weights", "filters")) -> Prob
             y = torch.randn_like(model(x))
     else:
         loss_fn, y = functional.cross_entropy, torch.randint(0, 3, (24,))
-    prepared = prepare(model, (x[:2],), (), displace, Surrogate(), torch.device("cpu"))
+    prepared = prepare(model, (x[:2],), GrowthOptions(displace=displace), torch.device("cpu"))
     return Problem(model, loss_fn, x, y, prepared)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from growpipe import analyse, environment, grow
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import prepare
-from growpipe.analyser.program.activations import Surrogate
 from growpipe.cli import main
 from growpipe.data import Loaders
 from growpipe.graph_ops.plan.split_plan import SplitPlan
@@ -127,8 +127,8 @@ class Tied(nn.Module):
 
 def products(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> list[Tensor]:
     """S·v of every group, v all ones."""
-    prepared = prepare(model, (x[:2],), (), ("weights",), Surrogate(), device)
-    operator = SplittingOperator(prepared.program)
+    prepared = prepare(model, (x[:2],), GrowthOptions(), device)
+    operator = SplittingProducts(prepared.program)
     operator.add((x.to(device),), y.to(device), cross_entropy)
     return [image.cpu() for image in operator.apply([torch.ones_like(v) for v in operator.zeros()])]
 

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from growpipe.analyser.candidates import Candidates
 from growpipe.analyser.choice.line_search import descend
 
-__all__ = ["STEPS", "Calibration", "Measured", "calibrate"]
+__all__ = ["STEPS", "Calibration", "GroupTrial", "Measured", "calibrate"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -42,6 +42,23 @@ class Measured:
 
     change: float
     error: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTrial:
+    """What one group showed by itself.
+
+    Attributes:
+        step: the ε of least loss; 0 if none lowered it.
+        decrease: the decrease of loss at that step, measured again, of any sign.
+        standard_error: the standard error of ``decrease``.
+        worth: the decrease drawn towards the mean of all groups; see `Calibration`.
+    """
+
+    step: float
+    decrease: float
+    standard_error: float
+    worth: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +104,13 @@ class Calibration:
             return {}
         return {group: (step or min(STEPS)) / self.largest for group, step in self.step.items()}
 
-    def report(self) -> dict[str, dict[str, float]]:
-        """By group step, decrease, standard error and worth, for the notes of a plan."""
+    def trials(self) -> dict[str, GroupTrial]:
+        """What every group showed by itself."""
         worth = self.worth
         return {
-            group: {
-                "step": step,
-                "decrease": self.decrease.get(group, 0.0),
-                "standard_error": self.error.get(group, 0.0),
-                "worth": worth.get(group, 0.0),
-            }
+            group: GroupTrial(
+                step, self.decrease.get(group, 0.0), self.error.get(group, 0.0), worth.get(group, 0.0)
+            )
             for group, step in self.step.items()
         }
 

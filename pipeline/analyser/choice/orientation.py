@@ -11,19 +11,21 @@ each channel is therefore its own, the one that makes its third-order term negat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from growpipe.analyser.choice.plan_splits import Rows
 from growpipe.analyser.curvature.operator import join, split
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import ROWS
+from growpipe.analyser.spectra.spectra import Directions
 from growpipe.torch_module.outputs import LossFunction
 
 __all__ = ["STEP", "best_signs"]
@@ -38,9 +40,8 @@ def best_signs(
     program: Program,
     data: Sequence[MicroBatch],
     loss_fn: LossFunction,
-    rows: Mapping[str, npt.NDArray[np.int64]],
-    minus: Mapping[str, FloatArray],
-    plus: Mapping[str, FloatArray],
+    rows: Rows,
+    directions: Directions,
     c: float,
     total: Callable[[Tensor], Tensor],
     step: float = STEP,
@@ -54,15 +55,14 @@ def best_signs(
         program: with its groups.
         data: micro-batches of this process.
         loss_fn: the mean loss.
-        rows: by group int64 [width], the row of `ROWS` per channel, −1 for none.
-        minus: by group v− in parameter coordinates, [width, d].
-        plus: by group v+, likewise.
+        rows: the chosen splits.
+        directions: the eigenvectors.
         c: the bound on Σ|w_i|.
         total: sums a tensor over all processes.
         step: h.
 
     Returns:
-        By group ±1, float64 [width]; 1 where the split is symmetric.
+        By group ±1, float64 [width]; 1 if the split is symmetric.
 
     Raises:
         CheckFailed: the loss or a gradient is not finite.
@@ -73,7 +73,9 @@ def best_signs(
         for group in program.groups
         if any(row >= 0 and not ROWS[row].symmetric for row in rows[group.name])
     ]
-    copies = {g.name: _copies(rows[g.name], minus[g.name], plus[g.name], c) for g in bent}
+    copies = {
+        g.name: _copies(rows[g.name], directions.minus[g.name], directions.plus[g.name], c) for g in bent
+    }
     sums = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in bent}
     recording = program.recording(bent)
     for batch in data:

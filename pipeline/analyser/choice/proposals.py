@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,21 +14,17 @@ from torch import nn
 
 from growpipe.analyser.choice.calibration import Measured
 from growpipe.analyser.choice.orientation import STEP, best_signs
-from growpipe.analyser.choice.plan_splits import is_asymmetric, split_groups
-from growpipe.analyser.preparation import Prepared
+from growpipe.analyser.choice.plan_splits import Rows, Signs, Step, is_asymmetric, split_groups
+from growpipe.analyser.preparation import Subject
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import Scheme
 from growpipe.analyser.spectra.spectra import Spectra
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
-from growpipe.parallel.processes import Processes
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow_into
-from growpipe.torch_module.outputs import LossFunction, to_numpy
+from growpipe.torch_module.outputs import to_numpy
 
-__all__ = ["Proposals", "Rows", "Signs"]
-
-Rows = Mapping[str, npt.NDArray[np.int64]]
-Signs = Mapping[str, npt.NDArray[np.floating]]
+__all__ = ["Proposals"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,28 +32,20 @@ class Proposals:
     """Plans of one analysis, and what they do to the loss.
 
     Attributes:
-        model: the module, in eval mode.
-        loss_fn: the mean loss.
-        prepared: the module's program and groups.
+        subject: the module, its loss, and where to run.
         spectra: eigenpairs of every channel.
         scheme: which rows there are, and c.
         metric: in which the displacements have length 1.
         trial_data: micro-batches of this process on which a trial is evaluated.
-        ranking_data: sets of them, of equal weight, on which groups are measured by themselves.
-        peers: the processes that share the data.
-        device: where to run.
+        ranking_data: sets of micro-batches, of equal weight, on which groups are measured by themselves.
     """
 
-    model: nn.Module
-    loss_fn: LossFunction
-    prepared: Prepared
+    subject: Subject
     spectra: Spectra
     scheme: Scheme
     metric: str
     trial_data: Sequence[MicroBatch]
     ranking_data: Sequence[Sequence[MicroBatch]]
-    peers: Processes
-    device: torch.device
     base: float = field(init=False)
     """The mean loss of the module as it is, on the trial data."""
 
@@ -67,50 +55,58 @@ class Proposals:
     @cached_property
     def _trial_module(self) -> nn.Module:
         """A copy of the module which is grown by plan after plan: to copy takes longer than to try."""
-        return copy.deepcopy(self.model)
+        return copy.deepcopy(self.subject.model)
 
     def signs(self, rows: Rows, step: float | None) -> Signs:
         """The sign of every channel's v+, see `orientation`; ±1, float64 [width] by group."""
+        subject = self.subject
         return best_signs(
-            self.prepared.program, self.trial_data if is_asymmetric(rows) else (), self.loss_fn, rows,
-            self.spectra.minus, self.spectra.plus, self.scheme.c, self.peers.total, step or STEP,
-        )  # fmt: skip
+            subject.prepared.program,
+            self.trial_data if is_asymmetric(rows) else (),
+            subject.loss_fn,
+            rows,
+            self.spectra.directions,
+            self.scheme.c,
+            subject.peers.total,
+            step or STEP,
+        )
 
-    def plan(
-        self, rows: Rows, step: float, signs: Signs, lengths: Mapping[str, float] | None = None
-    ) -> SplitPlan:
-        """The plan of these rows at ε = ``step``.
+    def plan(self, rows: Rows, step: Step) -> SplitPlan:
+        """The plan of these rows, for a trial: without the hash of the parameters it belongs to.
 
-        Args:
-            rows: by group int64 [width], the row of the table per channel, −1 for none.
-            step: ε in the metric's unit.
-            signs: of every channel's v+.
-            lengths: by group ‖δ‖, at most 1; 1 where absent.
+        To hash them takes longer than to try a plan; see `sealed`.
         """
-        program, groups = self.prepared.program, self.prepared.groups
-        splits = split_groups(
-            program.groups, rows, self.spectra.minus, self.spectra.plus, self.spectra.values(rows),
-            self.scheme.c, step, signs, lengths,
-        )  # fmt: skip
-        tensors = named_tensors(self.model)
+        prepared = self.subject.prepared
+        program, groups = prepared.program, prepared.groups
+        values = self.spectra.values(rows)
+        splits = split_groups(program.groups, rows, self.spectra.directions, values, self.scheme.c, step)
         # Constants that the exporter made, such as zero biases, are the graph's own business.
         layouts = {
             name: layout
             for name, layout in groups.restricted([split.group for split in splits]).items()
-            if name in tensors
+            if name in self._tensors
         }
         return SplitPlan(
             groups=splits,
             layouts=layouts,
-            epsilon=step,
+            epsilon=step.epsilon,
             graph_hash=groups.graph_hash,
-            parameters_hash=hash_parameters(layouts, lambda name: to_numpy(tensors[name])),
+            parameters_hash="",
             scheme=self.scheme.name,
             c=self.scheme.c,
             metric=self.metric,
             surrogate=program.surrogate.name if program.surrogate_used else None,
             predicted_change=sum(split.predicted_change or 0.0 for split in splits),
         )
+
+    def sealed(self, plan: SplitPlan) -> SplitPlan:
+        """The plan with the hash of the parameters that it belongs to."""
+        found = hash_parameters(plan.layouts, lambda name: to_numpy(self._tensors[name]))
+        return replace(plan, parameters_hash=found)
+
+    @cached_property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return named_tensors(self.subject.model)
 
     def change(self, plan: SplitPlan) -> float:
         """By how much the mean loss on the trial data changes."""
@@ -139,12 +135,12 @@ class Proposals:
             for data, before in zip(self.ranking_data, self._ranking_base, strict=True):
                 counts = np.array([batch.samples for batch in data], dtype=np.float64)
                 found = np.array(self.losses(plan, data)) - before
-                count, total, square, batches = self.peers.totals(
+                count, total, square, batches = self.subject.peers.totals(
                     float(counts.sum()),
                     float(counts @ found),
                     float(counts @ found**2),
                     len(found),
-                    device=self.device,
+                    device=self.subject.device,
                 )
                 changes.append(total / count)
                 samples.append(count)
@@ -162,23 +158,26 @@ class Proposals:
         return [np.array(self.losses(None, data)) for data in self.ranking_data]
 
     def _plan_alone(self, group: str, rows: npt.NDArray[np.int64], step: float, signs: Signs) -> SplitPlan:
-        still = {g.name: np.full(g.width, -1) for g in self.prepared.program.groups}
-        return self.plan({**still, group: rows}, step, signs)
+        still = {g.name: np.full(g.width, -1) for g in self.subject.prepared.program.groups}
+        return self.plan({**still, group: rows}, Step(step, signs))
 
     def loss(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
         """The mean loss of the module grown by a plan, or as it is, over the data of all processes."""
         losses = self.losses(plan, data)
         own = sum(loss * batch.samples for loss, batch in zip(losses, data, strict=True))
-        total, samples = self.peers.totals(own, sum(batch.samples for batch in data), device=self.device)
+        total, samples = self.subject.peers.totals(
+            own, sum(batch.samples for batch in data), device=self.subject.device
+        )
         return total / samples
 
     def losses(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> list[float]:
         """Those of every micro-batch of this process."""
+        subject = self.subject
         if plan is not None:
-            module = grow_into(self._trial_module, self.model, plan).to(self.device)
-        elif all(p.device == self.device for p in self.model.parameters()):
-            module = self.model
+            module = grow_into(self._trial_module, subject.model, plan).to(subject.device)
+        elif all(p.device == subject.device for p in subject.model.parameters()):
+            module = subject.model
         else:
-            module = copy.deepcopy(self.model).to(self.device)
+            module = copy.deepcopy(subject.model).to(subject.device)
         with torch.no_grad():
-            return [float(self.loss_fn(module(*batch.inputs), batch.target)) for batch in data]
+            return [float(subject.loss_fn(module(*batch.inputs), batch.target)) for batch in data]

@@ -184,7 +184,8 @@ def select(
         candidates: of every group that may split.
         cost: of the whole network.
         limits: what bounds the growth.
-        total_channels: of which ``growth`` is a share; the channels of ``candidates`` by default.
+        total_channels: the number of channels of which the growth share is taken; those of ``candidates`` by
+            default.
         own: the widths of all groups of the network, for a budget's own cost; those of ``candidates`` by
             default.
 
@@ -194,7 +195,7 @@ def select(
             or within the budget.
     """
     start = {c.group: c.width for c in candidates}
-    unknown = sorted(set(limits.widths) - set(start))
+    unknown = sorted(limits.limited - set(start))
     if unknown:
         raise UsageError(f"there is no splittable group {unknown[0]!r} to limit; see growpipe inspect")
     expenses = Expenses(cost, {**(own or {}), **start}, limits.budget)
@@ -242,7 +243,7 @@ class _Room:
         expenses: what the network costs at any widths.
         start: by group the width before this round.
         limits: what bounds the growth.
-        channels: the number of channels of which ``limits.growth`` is a share.
+        channels: the number of channels of which ``limits.share`` is a share.
     """
 
     def __init__(
@@ -251,8 +252,9 @@ class _Room:
         self.widths = dict(start)
         self.added = 0
         self._expenses, self._start, self._limits = expenses, start, limits
-        self._share = None if limits.growth is None else max(1, round(limits.growth * channels))
-        self._balanced = balanced_widths(expenses, start, self._share, limits)
+        share = limits.share
+        self._share = None if share is None else max(1, round(share * channels))
+        self._balanced = balanced_widths(expenses, start, self._share, limits.options)
         self._prices: dict[str, float] = {}
         self._priced_at = 0
 
@@ -281,7 +283,7 @@ class _Room:
         channels added so far.
         """
         if not self._prices or self.added - self._priced_at >= max(1, self.added // 32):
-            self._prices = self._expenses.prices(self.widths, self._limits.cost_exponent)
+            self._prices = self._expenses.prices(self.widths, self._limits.options.cost_exponent)
             self._priced_at = self.added
         return {
             group: queues[group].worth(self.widths[group], steps) / _added(steps) / self._prices[group]
@@ -304,7 +306,7 @@ class _Room:
 
     def check_least_widths(self) -> None:
         """Raise a UsageError if a group has not reached its least width."""
-        for group in self._limits.widths:
+        for group in self._limits.options.min_widths:
             least, width = self._limits.least(group), self.widths[group]
             if width < least:
                 raise UsageError(f"group {group!r} cannot reach its least width {least}: {width} is the most")
@@ -312,12 +314,13 @@ class _Room:
 
 def _move(queue: _Queue, width: int, start: int, limits: GrowthLimits) -> list[_Step] | None:
     """The group's next steps, to the next aligned width and within its limits; None when there are none."""
-    target = 0 if limits.align == 1 else limits.align - width % limits.align
+    align, max_factor = limits.align, limits.options.max_factor
+    target = 0 if align == 1 else align - width % align
     group = queue.candidates.group
     least, most = limits.least(group), limits.most(group)
-    ceiling = max(start + 1, int(limits.max_factor * start))
-    if limits.align > 1:
-        ceiling = max(ceiling, -(-(start + 1) // limits.align) * limits.align)
+    ceiling = max(start + 1, int(max_factor * start))
+    if align > 1:
+        ceiling = max(ceiling, -(-(start + 1) // align) * align)
     ceiling = max(ceiling, least)
     if most is not None:
         ceiling = min(ceiling, most)
@@ -325,7 +328,7 @@ def _move(queue: _Queue, width: int, start: int, limits: GrowthLimits) -> list[_
         steps = queue.peek(target, forced)
         if steps is not None and width + _added(steps) > ceiling:
             # The best step may be too large for what is left, a smaller one not.
-            steps = queue.peek(ceiling - width, forced) if limits.align == 1 and ceiling > width else None
+            steps = queue.peek(ceiling - width, forced) if align == 1 and ceiling > width else None
         if steps is not None:
             return steps
     return None

@@ -52,7 +52,7 @@ def spend(
         candidates: of every group that may split.
         model: parameters and MACs of the whole network.
         limits: what bounds the growth.
-        total_channels: of which ``growth`` is a share.
+        total_channels: the number of channels of which the growth share is taken.
         own: the widths of all groups of the network.
 
     Raises:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from growpipe.analyser.curvature.operator import SplittingOperator, join, split
+from growpipe.analyser.curvature.operator import SplittingProducts, join, split
 from growpipe.analyser.program.binding import Block, BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
@@ -127,7 +127,7 @@ class InputMetric(Metric):
         return join(parts)
 
 
-def make_metric(name: str, operator: SplittingOperator, damping: float = 1e-3) -> Metric:
+def make_metric(name: str, operator: SplittingProducts, damping: float = 1e-3) -> Metric:
     """The metric of a name, measured on the operator's batches; see `GrowingMetric`."""
     return GrowingMetric(name, damping)(operator)
 
@@ -153,7 +153,7 @@ class GrowingMetric:
         self._sums: dict[tuple[int, int], Tensor] = {}
         self._measured = 0
 
-    def __call__(self, operator: SplittingOperator) -> Metric:
+    def __call__(self, operator: SplittingProducts) -> Metric:
         """The metric over all batches of the operator, which has grown since the last call if it is not new.
 
         Raises:
@@ -200,7 +200,7 @@ def _factor(group: BoundGroup, block: Block, moment: Tensor, damping: float) -> 
     return result
 
 
-def _batch_moments(operator: SplittingOperator, batch: Captured, rows: int) -> dict[tuple[int, int], Tensor]:
+def _batch_moments(operator: SplittingProducts, batch: Captured, rows: int) -> dict[tuple[int, int], Tensor]:
     """Σ of every block, times the number of samples, from one batch; float64."""
     program = operator.program
     result: dict[tuple[int, int], Tensor] = {}

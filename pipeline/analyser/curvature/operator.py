@@ -24,7 +24,7 @@ from growpipe.analyser.program.captured import Captured, Recording
 from growpipe.analyser.program.program import Program
 from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["SplittingOperator", "Vectors", "join", "split"]
+__all__ = ["SplittingProducts", "Vectors", "join", "split"]
 
 Vectors = list[Tensor]
 """One vector per channel: for every group a tensor [width, d]."""
@@ -82,7 +82,7 @@ _Take = Callable[[int, ClosedForm, Captured], None]
 
 
 @dataclass
-class SplittingOperator:
+class SplittingProducts:
     """S of every channel of every group over a growing set of micro-batches.
 
     Attributes:

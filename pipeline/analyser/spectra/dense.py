@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from growpipe.analyser.spectra.drive import Apply, Extremes, drive
+from growpipe.analyser.spectra.drive import Apply, Extremes, StoppingRule, drive
 from growpipe.analyser.spectra.recurrence import Ends
 
 __all__ = ["Columns", "dense_extremes"]
@@ -77,4 +77,4 @@ def dense_extremes(apply: Apply, like: Sequence[Tensor]) -> Extremes:
         apply: the operator, of the groups it is given [block, width, d] to [block, width, d].
         like: for every group a tensor [width, d] of the type and device wanted.
     """
-    return drive(apply, {i: Columns(v) for i, v in enumerate(like)})
+    return drive(apply, {i: Columns(v) for i, v in enumerate(like)}, StoppingRule(tolerance=0.0))

@@ -18,7 +18,7 @@ from torch import Tensor
 from growpipe.analyser.spectra.recurrence import Ends, Estimate, Recurrence
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["Apply", "Extremes", "Iteration", "drive", "lanczos", "random_start"]
+__all__ = ["LEAST", "Apply", "Extremes", "Iteration", "StoppingRule", "drive", "lanczos", "random_start"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,54 +111,74 @@ Apply = Callable[[dict[int, Tensor]], Mapping[int, Tensor]]
 """S·v of some groups: by position [block, width, d] to [block, width, d], symmetric per channel."""
 
 
+@dataclass(frozen=True, eq=False)
+class StoppingRule:
+    """When a group's ends are known well enough.
+
+    Attributes:
+        tolerance: the bound on the error, as a share of the spectral radius.
+        noise: by position of a group and its estimate the standard errors of the eigenvalues as shares of the
+            spectral radii, in root mean square. None if they are not known.
+        noise_share: a group is also done when its error bounds are this share of ``noise``, in root mean
+            square; 0 leaves ``tolerance`` alone.
+    """
+
+    tolerance: float
+    noise: Callable[[int, Estimate], float] | None = None
+    noise_share: float = 0.0
+
+    def met(self, position: int, known: Estimate) -> bool:
+        shares = known.shares()
+        if shares.numel() == 0 or bool((shares <= self.tolerance).all()):
+            return True
+        if self.noise is None or self.noise_share <= 0:
+            return False
+        return float(shares.square().mean().sqrt()) <= self.noise_share * self.noise(position, known)
+
+
+LEAST = 4
+"""The least number of products of Lanczos: with fewer nothing is known of what lies between the ends."""
+
+
 def lanczos(
     apply: Apply,
     start: Sequence[Tensor],
     *,
-    tolerance: float = 1e-2,
-    max_steps: int = 40,
-    min_steps: int = 4,
+    tolerance: float,
+    max_steps: int,
     noise: Callable[[int, Estimate], float] | None = None,
-    noise_share: float = 0.5,
+    noise_share: float = 0.0,
 ) -> Extremes:
     """λ−, v−, λ+, v+ of every channel.
 
-    A group is done when for each of its channels both ends are within ``tolerance`` times the channel's
-    spectral radius, when its Krylov spaces are exhausted, or after ``max_steps`` products; no product is
-    spent on it from then on. A Ritz value is off by no more than its residual ``r = ‖S v − λ v‖``, and
-    ``r² / gap`` where that is less, gap the distance to the next Ritz value less its own residual (Parlett,
-    The Symmetric Eigenvalue Problem, theorem 11.7.1).
+    A group is done when each of its channels meets the `StoppingRule`, when its Krylov spaces are exhausted,
+    or after ``max_steps`` products; no product is spent on it from then on. A Ritz value is off by no more
+    than its residual ``r = ‖S v − λ v‖``, and by no more than ``r² / gap``, gap the distance to the next Ritz
+    value less its own residual (Parlett, The Symmetric Eigenvalue Problem, theorem 11.7.1).
 
     Args:
         apply: the operator: of the groups it is given [block, width, d] to the same, symmetric per channel.
         start: start vectors, for every group [block, width, d], or [width, d] for one; no first row zero.
         tolerance: the bound on the error, as a share of the spectral radius.
         max_steps: the largest number of vectors that S is applied to, per channel.
-        min_steps: the least number before the bound is trusted.
-        noise: by position of a group and its estimate the standard errors of the eigenvalues as shares of the
-            spectral radii, in root mean square. A group is also done when its error bounds are
-            ``noise_share`` times that, likewise.
-        noise_share: see ``noise``; 0 leaves ``tolerance`` alone.
+        noise: see `StoppingRule`.
+        noise_share: see `StoppingRule`.
 
     Raises:
         CheckFailed: a start vector is zero, or a product is not finite.
     """
     runs: dict[int, Iteration] = {i: Recurrence(v, max_steps) for i, v in enumerate(start)}
-    return drive(apply, runs, tolerance, min_steps, noise, noise_share)
+    return drive(apply, runs, StoppingRule(tolerance, noise, noise_share))
 
 
-def drive(
-    apply: Apply,
-    runs: dict[int, Iteration],
-    tolerance: float = 0.0,
-    min_steps: int = 4,
-    noise: Callable[[int, Estimate], float] | None = None,
-    noise_share: float = 0.0,
-) -> Extremes:
-    """All groups to their end, each with its own solver; the other arguments are those of `lanczos`.
+def drive(apply: Apply, runs: dict[int, Iteration], rule: StoppingRule) -> Extremes:
+    """All groups to their end, each with its own solver.
 
     Args:
-        runs: by position of the group. A group that is done is taken out, so that its memory is free.
+        apply: the operator.
+        runs: by position of the group its iteration. A group that is done is taken out, so that its memory
+            is free.
+        rule: when a group is done.
 
     Raises:
         CheckFailed: a product is not finite.
@@ -174,13 +194,8 @@ def drive(
                 raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
             spent[i] += len(products[i])
             run.advance(products[i])
-            enough = run.done
-            if not enough and spent[i] >= min_steps and (known := run.preview()) is not None:
-                shares = known.shares()
-                enough = shares.numel() == 0 or bool((shares <= tolerance).all())
-                if not enough and noise is not None and noise_share > 0:
-                    enough = float(shares.square().mean().sqrt()) <= noise_share * noise(i, known)
-            if enough:
+            known = run.preview() if spent[i] >= LEAST and not run.done else None
+            if run.done or (known is not None and rule.met(i, known)):
                 found[i] = run.ends()
                 del runs[i]
     return Extremes(tuple(found[i] for i in sorted(found)), steps, sum(spent.values()))

@@ -8,6 +8,8 @@ processes of one run, and a run that was killed and goes on must choose alike, o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +17,14 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.curvature.metric import Metric
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.spectra.dense import Columns
-from growpipe.analyser.spectra.drive import Extremes, Iteration, drive
+from growpipe.analyser.spectra.drive import Extremes, Iteration, StoppingRule, drive
 from growpipe.analyser.spectra.recurrence import Estimate, Recurrence
 from growpipe.analyser.spectra.refinement import FirstBlock, Refinement
-from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["SOLVERS", "Contrasts", "FloatArray", "cheaper_solver", "counted_work", "solve"]
-
-SOLVERS = ("auto", "dense", "lanczos")
+__all__ = ["Contrasts", "FloatArray", "Solution", "Start", "cheaper_solver", "counted_work", "solve"]
 
 FloatArray = npt.NDArray[np.floating]
 Contrasts = tuple[list[FloatArray], list[FloatArray]]
@@ -44,8 +44,9 @@ REORTHOGONALISATION = 10.0
 
 
 TRUST = 2.0
-"""How many times as large the bounds may be that a second block over the earlier set leaves: to do better
-takes that block and most often two more over all data."""
+"""A refined group is accepted if its error bound is at most TRUST times the requested one.
+
+To meet the requested bound exactly would usually take three more blocks over all data."""
 
 
 def counted_work(dimension: int, work: float, products: int) -> dict[str, float]:
@@ -75,107 +76,147 @@ def cheaper_solver(dimension: int, work: float, products: int = PRODUCTS_TO_NOIS
     return "dense" if counted["dense"] <= counted["lanczos"] else "lanczos"
 
 
-def solve(
-    operator: SplittingOperator,
-    metric: Metric,
-    *,
-    solver: str,
-    tolerance: float,
-    start: Sequence[Tensor],
-    max_steps: int = 40,
-    min_steps: int = 4,
-    noise_share: float = 0.0,
-    products: Sequence[int] | None = None,
-    earlier: int | None = None,
-) -> tuple[Extremes, Contrasts, list[str]]:
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where the search for the ends begins.
+
+    Attributes:
+        vectors: for every group the start vectors of Lanczos, [block, width, d], or [width, d] for one.
+        products: by group how many products Lanczos will need, for the solver ``auto``; None for those of a
+            random start.
+        earlier: the number of micro-batches, those that were added first, whose ends the start vectors are;
+            None if they are no ends.
+    """
+
+    vectors: Sequence[Tensor]
+    products: Sequence[int] | None = None
+    earlier: int | None = None
+
+
+class Solution(NamedTuple):
+    """What `solve` has found.
+
+    Attributes:
+        extremes: the extreme eigenpairs in the metric's whitened coordinates.
+        contrasts: by group vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data.
+        solvers: by group the solver.
+    """
+
+    extremes: Extremes
+    contrasts: Contrasts
+    solvers: list[str]
+
+
+def solve(operator: SplittingProducts, metric: Metric, start: Start, options: SpectraOptions) -> Solution:
     """The extreme eigenpairs in the metric's whitened coordinates.
 
     Lanczos is done with a group when its error bounds are within ``tolerance`` of the spectral radii, or
     ``noise_share`` times its standard errors, as shares of the spectral radii and in root mean square over
     its channels.
 
-    Where the start vectors are the ends that an earlier, smaller set has shown, the second block of products
-    is taken over that set at first (see `refinement`). A group is done with them when its bounds are within
-    ``TRUST`` times what ``noise_share`` asks for; else it goes on over all data from the first block.
+    If the start vectors are the ends of an earlier, smaller set, the second block of products is taken over
+    that set first (see `refinement`). A group is done with them when its bounds are within ``TRUST`` times
+    what ``noise_share`` asks for; else it goes on over all data from the first block.
 
     Args:
         operator: S over the batches.
         metric: the metric.
-        solver: one of `SOLVERS`.
-        tolerance: the error bound of Lanczos, as a share of each spectral radius.
-        start: for every group the start vectors of Lanczos, [block, width, d], or [width, d] for one.
-        max_steps: the largest number of vectors of Lanczos that S is applied to.
-        min_steps: the least number before its bounds are trusted.
-        noise_share: see above; 0 leaves ``tolerance`` alone.
-        products: by group how many products Lanczos will need, for ``auto``; by default those of a random
-            start.
-        earlier: how many micro-batches, those that were added first, are the earlier set; None where the
-            start vectors are no ends of one.
-
-    Returns:
-        The extremes; vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data; by group the
-        solver.
+        start: where the search begins.
+        options: solver, tolerance, max_steps and noise_share are used.
 
     Raises:
-        UsageError: an unknown solver.
         CheckFailed: a product is not finite.
     """
-    if solver not in SOLVERS:
-        raise UsageError(f"unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
-    # By group the columns of S₁ − S₂ in the basis of the vectors that S was applied to.
-    differences: list[list[Tensor]] = [[] for _ in start]
-    first: dict[int, FirstBlock] = {}
+    return _Sweep(operator, metric, start, options).solution()
 
-    def apply(vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        tried = {i: v for i, v in vectors.items() if isinstance(run := runs[i], Refinement) and run.tries}
+
+class _Sweep:
+    """The iterations of all groups over one analysis set.
+
+    Every product gives S·v and (S₁ − S₂)·v. The first advances a group's iteration; the second is kept as
+    columns of S₁ − S₂ in the basis of the vectors that S was applied to.
+    """
+
+    def __init__(
+        self, operator: SplittingProducts, metric: Metric, start: Start, options: SpectraOptions
+    ) -> None:
+        self._operator, self._metric, self._options = operator, metric, options
+        self._earlier = start.earlier
+        self._solvers = self._chosen(start)
+        self._runs: dict[int, Iteration] = {
+            i: self._iteration(v.reshape(-1, *v.shape[-2:]), name)
+            for i, (v, name) in enumerate(zip(start.vectors, self._solvers, strict=True))
+        }
+        self._differences: list[list[Tensor]] = [[] for _ in start.vectors]
+        self._first: dict[int, FirstBlock] = {}
+
+    def _chosen(self, start: Start) -> list[str]:
+        """By group the solver."""
+        solver = self._options.solver
+        if solver != "auto":
+            return [solver] * len(start.vectors)
+        cold = PRODUCTS_TO_NOISE if self._options.noise_share > 0 else PRODUCTS_TO_TOLERANCE
+        expected = start.products or [cold] * len(start.vectors)
+        counted = zip(start.vectors, self._operator.work(), expected, strict=True)
+        return [cheaper_solver(v.shape[-1], work, count) for v, work, count in counted]
+
+    def _iteration(self, block: Tensor, solver: str) -> Iteration:
+        if solver == "dense":
+            return Columns(block[0])
+        kind = Recurrence if self._earlier is None else Refinement
+        return kind(block, self._options.max_steps)
+
+    def solution(self) -> Solution:
+        rule = StoppingRule(self._options.tolerance, self._noise, self._options.noise_share)
+        extremes = drive(self._apply, self._runs, rule)
+        pairs = [
+            _contrasts(columns, ends)
+            for columns, ends in zip(self._differences, extremes.groups, strict=True)
+        ]
+        return Solution(extremes, ([low for low, _ in pairs], [high for _, high in pairs]), self._solvers)
+
+    def _apply(self, vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """S·v, or that of the earlier set for the groups that try it."""
+        tried = {
+            i: v for i, v in vectors.items() if isinstance(run := self._runs[i], Refinement) and run.tries
+        }
         whole = {i: v for i, v in vectors.items() if i not in tried}
-        return products_over(None, whole) | products_over(earlier, tried)
+        return self._products(None, whole) | self._products(self._earlier, tried)
 
-    def products_over(batches: int | None, vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def _products(self, batches: int | None, vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Products over the first ``batches`` micro-batches, or all; those of a tried block are completed."""
         if not vectors:
             return {}
         products: dict[int, Tensor] = {}
-        raw = {i: metric.raw(i, v) for i, v in vectors.items()}
-        results = operator.apply_halves(raw, batches)
+        raw = {i: self._metric.raw(i, v) for i, v in vectors.items()}
+        results = self._operator.apply_halves(raw, batches)
         for i, v in vectors.items():
-            product, contrast = (metric.white(i, part.pop(i)) for part in results)
-            run = runs[i]
+            product, contrast = (self._metric.white(i, part.pop(i)) for part in results)
+            run = self._runs[i]
             if isinstance(run, Refinement):
-                if run.tries:
-                    product, contrast = first[i].complete(v, product, contrast)
-                elif run.applied == 0:
-                    first[i] = FirstBlock(v, product, contrast)
-                else:
-                    first.pop(i, None)
-                    # Those of a trial go.
-                    del differences[i][run.applied :]
-            differences[i].extend(run.project(contrast).double().cpu().unbind(2))
+                product, contrast = self._refined(i, run, v, product, contrast)
+            self._differences[i].extend(run.project(contrast).double().cpu().unbind(2))
             products[i] = product
         return products
 
-    def noise(position: int, known: Estimate) -> float:
-        run = runs[position]
-        factor = TRUST if isinstance(run, Refinement) and run.tried else 1.0
-        return factor * _relative_noise(known, *_contrasts(differences[position], known))
-
-    chosen = [solver] * len(start)
-    if solver == "auto":
-        cold = PRODUCTS_TO_NOISE if noise_share > 0 else PRODUCTS_TO_TOLERANCE
-        expected = [cold] * len(start) if products is None else products
-        chosen = [
-            cheaper_solver(v.shape[-1], work, count)
-            for v, work, count in zip(start, operator.work(), expected, strict=True)
-        ]
-    runs: dict[int, Iteration] = {}
-    for i, (v, name) in enumerate(zip(start, chosen, strict=True)):
-        block = v.reshape(-1, *v.shape[-2:])
-        if name == "dense":
-            runs[i] = Columns(block[0])
+    def _refined(
+        self, position: int, run: Refinement, v: Tensor, product: Tensor, contrast: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What a refinement makes of a product: it remembers the first block, and completes a tried one."""
+        if run.tries:
+            return self._first[position].complete(v, product, contrast)
+        if run.applied == 0:
+            self._first[position] = FirstBlock(v, product, contrast)
         else:
-            runs[i] = Recurrence(block, max_steps) if earlier is None else Refinement(block, max_steps)
-    extremes = drive(apply, runs, tolerance, min_steps, noise, noise_share)
-    pairs = [_contrasts(d, ends) for d, ends in zip(differences, extremes.groups, strict=True)]
-    return extremes, ([low for low, _ in pairs], [high for _, high in pairs]), chosen
+            self._first.pop(position, None)
+            # The columns of the tried block go.
+            del self._differences[position][run.applied :]
+        return product, contrast
+
+    def _noise(self, position: int, known: Estimate) -> float:
+        run = self._runs[position]
+        factor = TRUST if isinstance(run, Refinement) and run.tried else 1.0
+        return factor * _relative_noise(known, *_contrasts(self._differences[position], known))
 
 
 def _relative_noise(known: Estimate, low_contrast: FloatArray, high_contrast: FloatArray) -> float:

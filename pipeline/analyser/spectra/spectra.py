@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +14,76 @@ from torch import Tensor
 
 from growpipe.analyser.candidates import Candidates
 from growpipe.analyser.curvature.metric import Metric
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.schemes import ROWS, Scheme
-from growpipe.analyser.spectra.drive import Extremes, random_start
-from growpipe.analyser.spectra.solvers import Contrasts, FloatArray, solve
+from growpipe.analyser.spectra.drive import LEAST, random_start
+from growpipe.analyser.spectra.solvers import FloatArray, Solution, Start, solve
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["Spectra", "measure_spectra"]
+__all__ = ["AnalysisStage", "Directions", "GroupReport", "Spectra", "measure_spectra"]
 
 BLOCK = 2
-"""How many vectors per channel S is applied to at once: as many as there are ends to start from.
+"""How many vectors per channel S is applied to at once, one for each end of the spectrum.
 
-What is not kept of a micro-batch is computed anew once for all of them, which costs more than a product."""
+What is not kept of a micro-batch is computed again once per block. That costs more than a product."""
 
-LEAST = 4
-"""The least number of products of Lanczos: with fewer nothing is known of what lies between the ends."""
+
+@dataclass(frozen=True)
+class AnalysisStage:
+    """What one analysis set cost and showed.
+
+    Attributes:
+        samples: the size of the set.
+        dense_groups: the number of groups solved by the dense solver.
+        products: how often the operator was called.
+        products_per_group: the vectors per channel that S was applied to, on average over the groups.
+        error: the worst error bound of an eigenvalue, as a share of its channel's spectral radius.
+        rank_agreement: Spearman's correlation of the candidates' values on the two halves of the set.
+        rank_reliability: the split-half reliability of the ranking by the whole set.
+    """
+
+    samples: int
+    dense_groups: int
+    products: int
+    products_per_group: float
+    error: float
+    rank_agreement: float
+    rank_reliability: float
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """What the spectra say of one group.
+
+    Attributes:
+        channels: its width.
+        dimension: d, the displaced entries per channel.
+        lowest: the least λ−.
+        highest: the greatest λ+.
+        standard_error: the median standard error of its eigenvalues.
+        splits: by name of the optimal split the number of channels that split so.
+    """
+
+    channels: int
+    dimension: int
+    lowest: float
+    highest: float
+    standard_error: float
+    splits: Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """The extreme eigenvectors in parameter coordinates, of length 1 in the metric.
+
+    Attributes:
+        minus: by group v−, [width, d].
+        plus: by group v+, [width, d].
+    """
+
+    minus: Mapping[str, FloatArray]
+    plus: Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,21 +94,21 @@ class Spectra:
         low: by group λ−, float64 [width].
         high: by group λ+, float64 [width].
         low_error: by group the standard error of λ−, float64 [width], from disjoint halves of the data.
-        high_error: by group that of λ+.
-        minus: by group v− in parameter coordinates, [width, d], of length 1 in the metric.
-        plus: by group v+, likewise.
+        high_error: by group the standard error of λ+, float64 [width].
+        directions: the eigenvectors.
         candidates: the splits on offer.
-        facts: how it came about; JSON values.
+        stages: the analysis sets, in order.
+        ranking_stable: whether the ranking became stable before the samples were used up.
     """
 
     low: Mapping[str, FloatArray]
     high: Mapping[str, FloatArray]
     low_error: Mapping[str, FloatArray]
     high_error: Mapping[str, FloatArray]
-    minus: Mapping[str, FloatArray]
-    plus: Mapping[str, FloatArray]
+    directions: Directions
     candidates: tuple[Candidates, ...]
-    facts: Mapping[str, Any]
+    stages: tuple[AnalysisStage, ...]
+    ranking_stable: bool
 
     def values(self, rows: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, float]:
         """By group Σ w δᵀSδ over its channels, when they split by ``rows``, −1 for not at all."""
@@ -66,39 +120,45 @@ class Spectra:
             totals[offered.group] = float(offered.exact_values[added[channels], channels].sum())
         return totals
 
-    def report(self, rows: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
-        """Facts and one entry per group, for the notes of a plan; ``rows`` are the chosen splits."""
-        groups = {
-            name: {
-                "channels": len(self.low[name]),
-                "dimension": int(self.minus[name].shape[1]),
-                "lowest": float(self.low[name].min()),
-                "highest": float(self.high[name].max()),
-                "standard_error": float(
-                    np.median(np.concatenate([self.low_error[name], self.high_error[name]]))
-                ),
-                "splits": {
-                    row.name: int(np.count_nonzero(rows[name] == index))
-                    for index, row in enumerate(ROWS)
-                    if np.any(rows[name] == index)
-                },
-            }
-            for name in self.low
-        }
-        return {**self.facts, "groups": groups}
+    def report(self, rows: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, GroupReport]:
+        """One entry per group; ``rows`` are the chosen splits."""
+        return {name: self._group_report(name, rows[name]) for name in self.low}
+
+    def _group_report(self, name: str, rows: npt.NDArray[np.int64]) -> GroupReport:
+        counts = {row.name: int(np.count_nonzero(rows == index)) for index, row in enumerate(ROWS)}
+        errors = np.concatenate([self.low_error[name], self.high_error[name]])
+        return GroupReport(
+            channels=len(self.low[name]),
+            dimension=int(self.directions.minus[name].shape[1]),
+            lowest=float(self.low[name].min()),
+            highest=float(self.high[name].max()),
+            standard_error=float(np.median(errors)),
+            splits={split: count for split, count in counts.items() if count},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The ends on one analysis set, for the search on the next one.
+
+    Attributes:
+        solution: the ends in whitened coordinates, and how they were found.
+        minus: by group v− in parameter coordinates.
+        plus: by group v+ in parameter coordinates.
+        batches: the number of micro-batches of the set.
+    """
+
+    solution: Solution
+    minus: list[Tensor]
+    plus: list[Tensor]
+    batches: int
 
 
 def measure_spectra(
-    grow: Callable[[int], SplittingOperator | None],
-    make_metric: Callable[[SplittingOperator], Metric],
+    grow: Callable[[int], SplittingProducts | None],
+    make_metric: Callable[[SplittingProducts], Metric],
     scheme: Scheme,
-    *,
-    solver: str = "auto",
-    tolerance: float = 1e-2,
-    max_steps: int = 40,
-    stability: float = 0.95,
-    noise_share: float = 0.5,
-    seed: int = 0,
+    options: SpectraOptions,
 ) -> Spectra:
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
 
@@ -115,69 +175,71 @@ def measure_spectra(
             are; None when it has all of them already. The first set is asked for by 0.
         make_metric: measures the metric on a set.
         scheme: gives the candidates.
-        solver: one of `SOLVERS`.
-        tolerance: the error bound, as a share of each spectral radius.
-        noise_share: a group is also done when its bounds are this share of its standard errors, in root mean
-            square over its channels; 0 for never, nor is a product then taken over the set before alone.
-        max_steps: the largest number of products per set.
-        stability: the reliability of the ranking that is enough.
-        seed: of the start vectors.
+        options: how the eigenpairs are found, and when the sets stop growing.
 
     Raises:
-        UsageError: an unknown solver, or no analysis set at all.
+        UsageError: there is no analysis set at all.
     """
-    extremes: Extremes | None = None
-    raw_minus: list[Tensor] | None = None
-    raw_plus: list[Tensor] | None = None
-    products = 0
-    reliability = 0.0
-    stages: list[dict[str, Any]] = []
+    stages: list[AnalysisStage] = []
+    found: _Found | None = None
     operator = grow(0)
-    spent: list[int] = []
-    batches = 0
+    names: list[str] = []
     while operator is not None:
-        before = operator.products
-        metric = make_metric(operator)
-        # Random weights rather than random whitened ones: they see what the inputs mostly are.
-        start = metric.from_raw(random_start(operator.zeros(), seed, BLOCK))
-        expected: list[int] | None = None
-        earlier: int | None = None
-        if raw_minus is not None and raw_plus is not None:
-            if noise_share > 0:
-                earlier, expected = batches, [LEAST] * len(start)
-            else:  # About half as many products as from a random start.
-                expected = [max(LEAST, -(-count // 2)) for count in spent]
-            _start_from(start, metric.from_raw(raw_minus), metric.from_raw(raw_plus))
-            # Their memory is wanted for the products.
-            raw_minus = raw_plus = extremes = None
         names = [group.name for group in operator.groups]
-        extremes, contrasts, used = solve(
-            operator, metric, solver=solver, tolerance=tolerance, start=start, max_steps=max_steps,
-            min_steps=LEAST, noise_share=noise_share, products=expected, earlier=earlier,
-        )  # fmt: skip
-        raw_minus, raw_plus = metric.to_raw(extremes.minus), metric.to_raw(extremes.plus)
-        spent = [ends.minus_in.shape[1] for ends in extremes.groups]
-        agreement = _agreement(extremes, contrasts, scheme)
-        reliability = max(0.0, 2 * agreement / (1 + agreement)) if agreement > -1 else 0.0
-        products += operator.products - before
-        samples = operator.total(operator.samples)
-        batches = len(operator)
-        stages.append(
-            {
-                "samples": samples,
-                "dense_groups": used.count("dense"),
-                "products": operator.products - before,
-                "products_per_group": extremes.group_products / len(operator.groups),
-                "error": extremes.relative_error,
-                "rank_agreement": agreement,
-                "rank_reliability": reliability,
-            }
-        )
-        if reliability >= stability:
+        metric = make_metric(operator)
+        start = _start(operator, metric, found, options)
+        found = None  # its memory is wanted for the products
+        found, stage = _measure_set(operator, metric, start, scheme, options)
+        stages.append(stage)
+        if stage.rank_reliability >= options.stability:
             break
-        operator = grow(math.ceil(samples * max(1.5, 1.1 * _further(reliability, stability))))
-    if extremes is None or raw_minus is None or raw_plus is None:
+        further = _further(stage.rank_reliability, options.stability)
+        operator = grow(math.ceil(stage.samples * max(1.5, 1.1 * further)))
+    if found is None:
         raise UsageError("there is no analysis set; give batches")
+    return _spectra(names, found, scheme, stages, options.stability)
+
+
+def _measure_set(
+    operator: SplittingProducts, metric: Metric, start: Start, scheme: Scheme, options: SpectraOptions
+) -> tuple[_Found, AnalysisStage]:
+    """The ends on one analysis set, and what the set cost and showed."""
+    before = operator.products
+    solution = solve(operator, metric, start, options)
+    ends = solution.extremes
+    agreement = _agreement(solution, scheme)
+    stage = AnalysisStage(
+        samples=operator.total(operator.samples),
+        dense_groups=solution.solvers.count("dense"),
+        products=operator.products - before,
+        products_per_group=ends.group_products / len(operator.groups),
+        error=ends.relative_error,
+        rank_agreement=agreement,
+        rank_reliability=max(0.0, 2 * agreement / (1 + agreement)) if agreement > -1 else 0.0,
+    )
+    return _Found(solution, metric.to_raw(ends.minus), metric.to_raw(ends.plus), len(operator)), stage
+
+
+def _start(
+    operator: SplittingProducts, metric: Metric, found: _Found | None, options: SpectraOptions
+) -> Start:
+    """From random weights, or from the ends on the set before with a little noise."""
+    # Random weights rather than random whitened ones: they see what the inputs mostly are.
+    vectors = metric.from_raw(random_start(operator.zeros(), options.seed, BLOCK))
+    if found is None:
+        return Start(vectors)
+    _start_from(vectors, metric.from_raw(found.minus), metric.from_raw(found.plus))
+    if options.noise_share > 0:
+        return Start(vectors, [LEAST] * len(vectors), found.batches)
+    # About half as many products as from a random start.
+    spent = [ends.minus_in.shape[1] for ends in found.solution.extremes.groups]
+    return Start(vectors, [max(LEAST, -(-count // 2)) for count in spent])
+
+
+def _spectra(
+    names: Sequence[str], found: _Found, scheme: Scheme, stages: Sequence[AnalysisStage], stability: float
+) -> Spectra:
+    extremes, contrasts, _ = found.solution
     low = {n: v.numpy() for n, v in zip(names, extremes.low, strict=True)}
     high = {n: v.numpy() for n, v in zip(names, extremes.high, strict=True)}
     errors = [{n: np.abs(q) / 2 for n, q in zip(names, end, strict=True)} for end in contrasts]
@@ -186,15 +248,13 @@ def measure_spectra(
         high=high,
         low_error=errors[0],
         high_error=errors[1],
-        minus={n: v.cpu().numpy() for n, v in zip(names, raw_minus, strict=True)},
-        plus={n: v.cpu().numpy() for n, v in zip(names, raw_plus, strict=True)},
+        directions=Directions(
+            minus={n: v.cpu().numpy() for n, v in zip(names, found.minus, strict=True)},
+            plus={n: v.cpu().numpy() for n, v in zip(names, found.plus, strict=True)},
+        ),
         candidates=tuple(Candidates.of(n, low[n], high[n], scheme) for n in names),
-        facts={
-            "stages": stages,
-            "products": products,
-            "ranking_stable": bool(reliability >= stability),
-            "stopped": "the ranking is stable" if reliability >= stability else "the analysis set is used up",
-        },
+        stages=tuple(stages),
+        ranking_stable=stages[-1].rank_reliability >= stability,
     )
 
 
@@ -204,7 +264,7 @@ def _start_from(noise: Sequence[Tensor], minus: Sequence[Tensor], plus: Sequence
     Args:
         noise: for every group [2, width, d]; changed in place to the start vectors.
         minus: v−, [width, d].
-        plus: v+, likewise.
+        plus: v+, [width, d].
     """
     for vectors, *ends in zip(noise, minus, plus, strict=True):
         vectors.mul_(0.01 / torch.linalg.vector_norm(vectors, dim=2, keepdim=True))
@@ -219,8 +279,9 @@ def _further(reliability: float, stability: float) -> float:
     return min(ratio, 64.0)
 
 
-def _agreement(extremes: Extremes, contrasts: Contrasts, scheme: Scheme) -> float:
+def _agreement(solution: Solution, scheme: Scheme) -> float:
     """Spearman's rank correlation of all candidates' values between the two halves of the data."""
+    extremes, contrasts, _ = solution
     ranked = []
     for sign in (0.5, -0.5):
         values = []

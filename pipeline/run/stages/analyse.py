@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from growpipe import analyser
+from growpipe.analyser.analysis import analysis_of
+from growpipe.analyser.options import AnalysisOptions, SpectraOptions, TrialOptions
+from growpipe.analyser.report import Analysis
+from growpipe.budgets.budget import GrowthBudget
 from growpipe.graph_ops.errors import NothingToSplit
-from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.run.facts import AnalyseFacts
-from growpipe.run.recipe_limits import alignment, budget_for, width_limits
+from growpipe.run.recipe_limits import budget_for
 from growpipe.run.stages.names import (
     ANALYSE,
     EXPORT,
@@ -40,6 +42,8 @@ def analyse_round(task: Task, number: int) -> StageRecord[AnalyseFacts]:
         UsageError: the round has no train or export stage yet.
     """
     run, growth = task.run, task.run.recipe.growth
+    spectra = SpectraOptions(max_samples=growth.samples, seed=run.seed, device=run.device)
+    trials = TrialOptions(ranking=growth.ranking)
     inputs = previous_stage(run, number, TRAIN).inputs(WEIGHTS)
     inputs |= previous_stage(run, number, EXPORT).inputs(GROWTH_FORM)
 
@@ -49,32 +53,19 @@ def analyse_round(task: Task, number: int) -> StageRecord[AnalyseFacts]:
         counter = FlopCounterMode(display=False)
         try:
             with counter:
-                plan = analyser.analyse(
+                analysis = analysis_of(
                     network.module,
                     task.objective.loss_fn,
                     # The spectra's samples, and as many that they do not see as a trial wants.
-                    task.analysis_batches(growth.samples + analyser.RANKING_SAMPLES // 2),
-                    task.example_inputs(),
-                    scheme=growth.scheme,
-                    c=growth.c,
-                    growth=growth.share,
-                    epsilon=growth.epsilon,
-                    budget=budget,
-                    metric=growth.metric,
-                    ranking=growth.ranking,
-                    max_factor=growth.max_factor,
-                    balance=growth.balance,
-                    align=alignment(run.recipe),
-                    widths=width_limits(growth),
-                    freeze=growth.freeze,
-                    max_samples=growth.samples,
-                    seed=run.seed,
-                    device=run.device,
+                    task.analysis_batches(growth.samples + trials.ranking_samples // 2),
+                    network.export,
+                    AnalysisOptions(growth.options(), spectra, trials),
+                    budget,
                 )
         except NothingToSplit as nothing:
             return AnalyseFacts(stopped=str(nothing), analysis_macs=_macs(task, counter))
-        plan.save(folder / PLAN)
-        return replace(_facts(plan, budget), analysis_macs=_macs(task, counter))
+        analysis.plan.save(folder / PLAN)
+        return replace(_facts(analysis, budget), analysis_macs=_macs(task, counter))
 
     config = {
         **task.config,
@@ -93,14 +84,14 @@ def _macs(task: Task, counter: FlopCounterMode) -> int:
     return round(macs)
 
 
-def _facts(plan: SplitPlan, budget: analyser.GrowthBudget) -> AnalyseFacts:
-    found = plan.notes["analysis"]
+def _facts(analysis: Analysis, budget: GrowthBudget) -> AnalyseFacts:
+    plan, report = analysis.plan, analysis.report
     return AnalyseFacts(
-        budget_spent=found["budget_spent"],
+        budget_spent=report.budget_spent,
         epsilon=plan.epsilon,
         predicted_change=plan.predicted_change,
         realised_change=plan.realised_change,
         added_channels=plan.added_channels,
-        cost=None if budget.cost is None else found["cost"],
+        cost=None if budget.cost is None else report.cost,
         unit="" if budget.cost is None else budget.cost.unit,
     )

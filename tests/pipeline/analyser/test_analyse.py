@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from growpipe.analyser import GrowthBudget, analyse
+from growpipe.analyser import GrowthBudget, GrowthOptions, analyse
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.torch_module.grow_module import grow
@@ -115,8 +115,8 @@ def test_a_least_width_is_reached_where_nothing_is_gained(scheme, metric):
     if scheme == "s2d":
         with pytest.raises(NothingToSplit, match="no candidate lowers the loss"):
             analyse(*arguments, growth=1.0, **options)
-    widths = {"bent.weight": (5, 5), "straight.weight": (4, 4)}
-    plan = analyse(*arguments, growth=1.0, widths=widths, epsilon=1e-3, **options)
+    widths = {"bent.weight": 5, "straight.weight": 4}
+    plan = analyse(*arguments, growth=1.0, min_widths=widths, max_widths=widths, epsilon=1e-3, **options)
     assert plan.widths == {"bent.weight": 5, "straight.weight": 4}
     notes = plan.notes["analysis"]["selection"]
     assert "2 channels of 'straight.weight' promise nothing" in notes
@@ -152,19 +152,23 @@ def test_frozen_groups_limits_and_alignment(problem):
     assert plan.widths
     assert all(width % 4 == 0 for width in plan.widths.values())
     limited = run(
-        problem, growth=1.0, widths={"conv.weight": (6, 6), "hidden.weight": (None, 7)}, epsilon=0.1
+        problem,
+        growth=1.0,
+        min_widths={"conv.weight": 6},
+        max_widths={"conv.weight": 6, "hidden.weight": 7},
+        epsilon=0.1,
     )
     assert limited.widths["conv.weight"] == 6
     assert limited.widths.get("hidden.weight", 6) <= 7
 
 
 def test_groups_that_do_not_compete_are_not_measured_anew(problem):
-    fixed = {"conv.weight": (6, 6), "hidden.weight": (7, 7)}
-    plan = run(problem, growth=1.0, widths=fixed)
+    fixed = {"conv.weight": 6, "hidden.weight": 7}
+    plan = run(problem, growth=1.0, min_widths=fixed, max_widths=fixed)
     assert plan.widths == {"conv.weight": 6, "hidden.weight": 7}
     errors = [group["standard_error"] for group in plan.notes["analysis"]["calibration"].values()]
     assert errors == [0.0, 0.0]
-    plan = run(problem, growth=1.0, widths={**fixed, "hidden.weight": (7, 8)})
+    plan = run(problem, growth=1.0, min_widths=fixed, max_widths={**fixed, "hidden.weight": 8})
     assert all(group["standard_error"] > 0 for group in plan.notes["analysis"]["calibration"].values())
 
 
@@ -193,19 +197,21 @@ def test_relu_names_its_surrogate():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheme": "m7"}, "unknown scheme 'm7'"),
-        ({"metric": "fisher"}, "unknown metric 'fisher'"),
-        ({"solver": "power"}, "unknown solver 'power'"),
-        ({"epsilon": -1.0}, "epsilon must not be negative"),
-        ({"stability": 0.0}, "stability is a reliability above 0"),
-        ({"noise_share": -1.0}, "noise_share must not be negative"),
-        ({"ranking_samples": 0}, "ranking_samples must be at least 1"),
-        ({"max_samples": 8}, "max_samples is 8, fewer than the 16 that two halves need"),
-        ({"tolerance": 0.0}, "tolerance must be positive"),
-        ({"growth": 0.0}, "must be positive"),
-        ({"displace": ("gates",)}, "displace names what is displaced"),
+        ({"scheme": "m7"}, "wrong at 'scheme': .*'m4', got 'm7'"),
+        ({"metric": "fisher"}, "wrong at 'metric': .*'input', got 'fisher'"),
+        ({"solver": "power"}, "wrong at 'solver': .*'lanczos', got 'power'"),
+        ({"epsilon": -1.0}, "wrong at 'epsilon': .*greater than or equal to 0, got -1.0"),
+        ({"stability": 0.0}, "wrong at 'stability': .*greater than 0, got 0.0"),
+        ({"noise_share": -1.0}, "wrong at 'noise_share': .*greater than or equal to 0"),
+        ({"ranking_samples": 0}, "wrong at 'ranking_samples': .*greater than or equal to 1"),
+        ({"max_samples": 8}, "wrong at 'max_samples': .*greater than or equal to 16, got 8"),
+        ({"tolerance": 0.0}, "wrong at 'tolerance': .*greater than 0"),
+        ({"growth": 0.0}, "wrong at 'share': .*greater than 0"),
+        ({"displace": ("gates",)}, "wrong at 'displace.0': .*'affine', got 'gates'"),
         ({"device": "abacus"}, "no device 'abacus'"),
-        ({"widths": {"nobody": (1, 2)}}, "no splittable group 'nobody'"),
+        ({"max_widths": {"nobody": 2}}, "no splittable group 'nobody'"),
+        ({"shceme": "m4"}, "unknown option 'shceme'; did you mean 'scheme'?"),
+        ({"growth": GrowthOptions(min_widths={"a": 3}, max_widths={"a": 2})}, "least width of 'a' is 3"),
     ],
 )
 def test_wrong_arguments(problem, options, message):

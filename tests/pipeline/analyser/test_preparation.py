@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import batch_norm, cross_entropy
 
 from growpipe.analyser import preparation
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import functional, prepare
-from growpipe.analyser.program.activations import Surrogate
 from growpipe.analyser.spectra.drive import random_start
 from growpipe.torch_module.export import export_growth_form
 
@@ -65,8 +65,8 @@ def test_a_program_as_it_is_gives_the_products_of_one_that_is_traced_again(limit
     found = []
     for known in (preparation._FUNCTIONAL, set()):
         monkeypatch.setattr(preparation, "_FUNCTIONAL", known)
-        prepared = prepare(model, (x[:2],), (), ("weights",), Surrogate(), torch.device("cpu"))
-        operator = SplittingOperator(prepared.program, limit)
+        prepared = prepare(model, (x[:2],), GrowthOptions(), torch.device("cpu"))
+        operator = SplittingProducts(prepared.program, limit)
         operator.add((x,), y, cross_entropy)
         assert operator.captured(0).loss == pytest.approx(
             float(cross_entropy(model(x), y).detach()), rel=1e-12

@@ -52,5 +52,5 @@ def test_the_analyser_leaves_rigid_groups_alone() -> None:
     plan = analyse(Literal(), nn.functional.cross_entropy, batches, (inputs[:2],), growth=0.5)
     assert set(plan.widths) == {"second.weight"}
     assert plan.notes["analysis"]["rigid"].keys() == {"first.weight"}
-    with pytest.raises(NothingToSplit, match=r"forward spells out.*first\.weight"):
+    with pytest.raises(NothingToSplit, match=r"hard-codes the channel count.*first\.weight"):
         analyse(Literal(free=False), nn.functional.cross_entropy, batches, (inputs[:2],))

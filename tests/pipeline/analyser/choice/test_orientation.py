@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from growpipe.analyser.choice.orientation import best_signs
-from growpipe.analyser.choice.plan_splits import is_asymmetric, split_groups
+from growpipe.analyser.choice.plan_splits import Step, is_asymmetric, split_groups
 from growpipe.analyser.curvature.metric import Euclidean
+from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import best_rows
-from growpipe.analyser.spectra.solvers import solve
+from growpipe.analyser.spectra.solvers import Start, solve
+from growpipe.analyser.spectra.spectra import Directions
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow
@@ -26,23 +28,22 @@ def test_every_channel_has_the_better_sign(name, copies):
     case = build(name)
     groups = case.prepared.program.groups
     extremes, _, _ = solve(
-        case.operator, Euclidean(), solver="dense", tolerance=0.0, start=case.operator.zeros()
+        case.operator, Euclidean(), Start(case.operator.zeros()), SpectraOptions(solver="dense")
     )
     minus = {g.name: v.numpy() for g, v in zip(groups, extremes.minus, strict=True)}
     plus = {g.name: v.numpy() for g, v in zip(groups, extremes.plus, strict=True)}
+    directions = Directions(minus, plus)
     rows = {
         g.name: best_rows(low.numpy(), high.numpy(), C, copies)[1]
         for g, low, high in zip(groups, extremes.low, extremes.high, strict=True)
     }
     assert is_asymmetric(rows)
     data = [MicroBatch((case.x,), case.y, len(case.x), 0, 0, 1)]
-    signs = best_signs(
-        case.prepared.program, data, case.loss_fn, rows, minus, plus, C, lambda t: t, step=1e-3
-    )
+    signs = best_signs(case.prepared.program, data, case.loss_fn, rows, directions, C, lambda t: t, step=1e-3)
     tensors, found = named_tensors(case.model), case.prepared.groups
 
     def change(signs, chosen=rows):
-        splits = split_groups(groups, chosen, minus, plus, dict.fromkeys(rows, 0.0), C, 0.01, signs)
+        splits = split_groups(groups, chosen, directions, dict.fromkeys(rows, 0.0), C, Step(0.01, signs))
         layouts = {n: t for n, t in found.restricted([s.group for s in splits]).items() if n in tensors}
         plan = SplitPlan(
             groups=splits, layouts=layouts, epsilon=0.01, graph_hash=found.graph_hash, scheme="test", c=C,

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from growpipe.analyser.candidates import Candidates
-from growpipe.analyser.choice.growth_limits import GrowthLimits
 from growpipe.analyser.choice.selection import select
 from growpipe.analyser.schemes import ROWS, best_rows, scheme_of
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
-from tests.helpers.two_layers import COST, candidates
+from tests.helpers.two_layers import COST, candidates, limits
 
 
 def value(selection, offered: list[Candidates]) -> float:
@@ -32,7 +31,7 @@ def added(selection) -> int:
 
 
 def test_growth_share():
-    selection = select(candidates(), COST, GrowthLimits(growth=0.5))
+    selection = select(candidates(), COST, limits(growth=0.5))
     widths = {"a": 4, "b": 6, **selection.widths}
     assert added(selection) == sum(widths.values()) - 10 <= 5
 
@@ -53,9 +52,9 @@ def test_groups_compete_by_what_they_were_measured_to_be_worth():
     a, b = candidates("s2d")
     a = replace(a, exact_values=100.0 * a.exact_values)
     free = {"cost_exponent": 0.0, "max_factor": 2.0}
-    assert select([a, b], COST, GrowthLimits(growth=0.4, **free)).widths == {"a": 8}
+    assert select([a, b], COST, limits(growth=0.4, **free)).widths == {"a": 8}
     measured = [replace(a, worth=0.01), replace(b, worth=1.0)]
-    selection = select(measured, COST, GrowthLimits(growth=0.4, **free))
+    selection = select(measured, COST, limits(growth=0.4, **free))
     assert selection.widths == {"b": 10}
     best = np.argsort(b.values[0])[:4]
     assert set(np.flatnonzero(selection.rows["b"] >= 0)) == set(best)
@@ -68,12 +67,12 @@ def test_balance_gives_every_group_its_share_before_they_compete():
     budget = GrowthBudget(parameters=COST.parameters({"a": 8, "b": 12}))
 
     def widths(balance: float, offered: list[Candidates] = measured) -> dict[str, int]:
-        return dict(select(offered, COST, GrowthLimits(budget=budget, balance=balance, **free)).widths)
+        return dict(select(offered, COST, limits(budget=budget, balance=balance, **free)).widths)
 
     tight = GrowthBudget(parameters=COST.parameters({"a": 5, "b": 9}))
-    assert "a" not in select(measured, COST, GrowthLimits(budget=tight, **free)).widths
+    assert "a" not in select(measured, COST, limits(budget=tight, **free)).widths
     # One factor for both, 1.37, spends what is there; its root makes 4 channels 5 and 6 channels 7.
-    balanced = select(measured, COST, GrowthLimits(budget=tight, balance=0.5, **free)).widths
+    balanced = select(measured, COST, limits(budget=tight, balance=0.5, **free)).widths
     assert balanced["a"] == 5
     assert balanced["b"] > 7
     assert COST.parameters(balanced) <= 78
@@ -81,24 +80,23 @@ def test_balance_gives_every_group_its_share_before_they_compete():
     # A group without a split that lowers the loss stays.
     useless = replace(a, exact_values=np.abs(a.exact_values))
     assert "a" not in widths(0.5, [useless, b])
-    with pytest.raises(UsageError, match=r"balance is between 0 and 1, not 1\.5"):
-        GrowthLimits(balance=1.5)
+    with pytest.raises(UsageError, match=r"wrong at 'balance': .*less than or equal to 1, got 1\.5"):
+        limits(balance=1.5)
 
 
 def test_balance_shares_a_growth_share_too():
     a, b = candidates("s2d")
     measured = [replace(a, worth=1e-9), replace(b, worth=1.0)]
-    limits = GrowthLimits(growth=0.4, cost_exponent=0.0, balance=1.0)
-    assert select(measured, COST, limits).widths == {"a": 6, "b": 8}
-    assert select(measured, COST, replace(limits, balance=0.0)).widths == {"b": 10}
+    bounds = limits(growth=0.4, cost_exponent=0.0, balance=1.0)
+    assert select(measured, COST, bounds).widths == {"a": 6, "b": 8}
+    assert select(measured, COST, limits(growth=0.4, cost_exponent=0.0, balance=0.0)).widths == {"b": 10}
 
 
 def test_the_first_channels_of_a_narrow_group_are_worth_most():
     """Doubling is worth the same to both: a, 4 wide, gets its first channel before b, 6 wide, and then b."""
     measured = [replace(one, worth=1.0) for one in candidates("s2d")]
     orders = [
-        select(measured, COST, GrowthLimits(growth=share, cost_exponent=0.0)).widths
-        for share in (0.1, 0.2, 0.4)
+        select(measured, COST, limits(growth=share, cost_exponent=0.0)).widths for share in (0.1, 0.2, 0.4)
     ]
     assert orders == [{"a": 5}, {"a": 6}, {"a": 7, "b": 7}]
 
@@ -107,7 +105,7 @@ def test_the_first_channels_of_a_narrow_group_are_worth_most():
 def test_pairs_are_the_best_by_gain_per_cost(seed):
     """With one option per channel and free costs the greedy choice is the best of all choices."""
     offered = candidates("s2d", seed=seed)
-    selection = select(offered, COST, GrowthLimits(growth=0.3, cost_exponent=0.0))
+    selection = select(offered, COST, limits(growth=0.3, cost_exponent=0.0))
     gains = np.sort(np.concatenate([-c.values[0] for c in offered]))[::-1]
     assert -value(selection, offered) == pytest.approx(gains[:3].sum())
 
@@ -116,29 +114,29 @@ def test_pairs_are_the_best_by_gain_per_cost(seed):
     "budget", [GrowthBudget(macs=900), GrowthBudget(parameters=70), GrowthBudget(parameters=80, macs=1000)]
 )
 def test_budgets_hold_and_are_used(budget):
-    selection = select(candidates(), COST, GrowthLimits(growth=None, budget=budget))
+    selection = select(candidates(), COST, limits(growth=None, budget=budget))
     spent = {"macs": COST.macs(selection.widths), "parameters": COST.parameters(selection.widths)}
     assert selection.widths
     for name, limit in (("macs", budget.macs), ("parameters", budget.parameters)):
         assert limit is None or spent[name] <= limit
     assert selection.notes == "the budget is spent"
     larger = GrowthBudget(*(None if x is None else 2 * x for x in (budget.parameters, budget.macs)))
-    more = select(candidates(), COST, GrowthLimits(growth=None, budget=larger))
+    more = select(candidates(), COST, limits(growth=None, budget=larger))
     assert value(more, candidates()) < value(selection, candidates())
 
 
 def test_costs_are_coupled():
     """A channel of b is dear when a is wide: doubling a doubles what b costs."""
     offered = candidates("s2d")
-    wide = select(offered, COST, GrowthLimits(growth=0.3, widths={"a": (8, None)}, cost_exponent=1.0))
+    wide = select(offered, COST, limits(growth=0.3, widths={"a": (8, None)}, cost_exponent=1.0))
     assert wide.widths["a"] == 8
-    narrow = select(offered, COST, GrowthLimits(growth=0.3, widths={"a": (None, 4)}, cost_exponent=1.0))
+    narrow = select(offered, COST, limits(growth=0.3, widths={"a": (None, 4)}, cost_exponent=1.0))
     assert "a" not in narrow.widths
 
 
 @pytest.mark.parametrize("align", [2, 4, 8])
 def test_alignment_fills_with_the_next_best(align):
-    selection = select(candidates(), COST, GrowthLimits(growth=1.0, align=align, max_factor=3.0))
+    selection = select(candidates(), COST, limits(growth=1.0, align=align, max_factor=3.0))
     assert selection.widths
     assert all(width % align == 0 for width in selection.widths.values())
     assert added(selection) == sum(selection.widths.values()) - sum(
@@ -149,7 +147,7 @@ def test_alignment_fills_with_the_next_best(align):
 def test_aligned_fill_is_the_best_fill():
     """Exactly two channels into one group: against all ways to do it."""
     (one, _) = candidates(seed=3)
-    selection = select([one], COST, GrowthLimits(growth=0.5, align=2, widths={"a": (6, 6)}))
+    selection = select([one], COST, limits(growth=0.5, align=2, widths={"a": (6, 6)}))
     options = [
         -sum(one.values[k - 1, channel] for channel, k in enumerate(copies) if k)
         for copies in itertools.product(range(4), repeat=4)
@@ -166,9 +164,9 @@ def stable(low: list[float], scheme: str = "s2d", c: float = 1.0) -> Candidates:
 
 def test_a_least_width_is_filled_with_what_raises_the_loss_least():
     mixed = stable([0.3, -0.5, 0.1, 0.2])
-    free = select([mixed], COST, GrowthLimits(growth=1.0))
+    free = select([mixed], COST, limits(growth=1.0))
     assert (free.widths, free.notes) == ({"a": 5}, "no candidate lowers the loss any further")
-    filled = select([mixed], COST, GrowthLimits(growth=1.0, widths={"a": (7, None)}))
+    filled = select([mixed], COST, limits(growth=1.0, widths={"a": (7, None)}))
     assert filled.widths == {"a": 7}
     assert [ROWS[row].name if row >= 0 else None for row in filled.rows["a"]] == [
         None, "positive pair", "positive pair", "positive pair",
@@ -181,7 +179,7 @@ def test_a_least_width_is_filled_with_what_raises_the_loss_least():
 def test_filling_with_further_copies_is_the_best_filling(align):
     """Triplets gain and quadruplets do not; two of the four must be: against all ways to do it."""
     one = stable([0.3, 0.5, 0.1, 0.2], "m4", 3.0)
-    selection = select([one], COST, GrowthLimits(growth=1.0, align=align, widths={"a": (14, 14)}))
+    selection = select([one], COST, limits(growth=1.0, align=align, widths={"a": (14, 14)}))
     assert selection.widths == {"a": 14}
     options = [
         sum(one.exact_values[k - 1, channel] for channel, k in enumerate(copies) if k)
@@ -195,24 +193,24 @@ def test_filling_with_further_copies_is_the_best_filling(align):
 def test_filling_ends_where_copies_and_budget_end():
     one = stable([0.3, 0.5, 0.1, 0.2])
     with pytest.raises(UsageError, match="cannot reach its least width 9: 8 is the most"):
-        select([one], COST, GrowthLimits(widths={"a": (9, None)}))
+        select([one], COST, limits(widths={"a": (9, None)}))
     with pytest.raises(UsageError, match="cannot reach its least width 8: 5 is the most"):
         select(
             [one],
             COST,
-            GrowthLimits(growth=None, budget=GrowthBudget(macs=5 * (150 + 6) + 12), widths={"a": (8, 8)}),
+            limits(growth=None, budget=GrowthBudget(macs=5 * (150 + 6) + 12), widths={"a": (8, 8)}),
         )
     several = stable([0.3, 0.5, 0.1, 0.2], "m4", 3.0)
-    assert select([several], COST, GrowthLimits(widths={"a": (16, None)})).widths == {"a": 16}
+    assert select([several], COST, limits(widths={"a": (16, None)})).widths == {"a": 16}
 
 
 def test_factor_and_refusals():
-    assert select(candidates(), COST, GrowthLimits(growth=5.0, max_factor=1.5)).widths == {"a": 6, "b": 9}
+    assert select(candidates(), COST, limits(growth=5.0, max_factor=1.5)).widths == {"a": 6, "b": 9}
     with pytest.raises(NothingToSplit, match="the budget is spent"):
-        select(candidates(), COST, GrowthLimits(budget=GrowthBudget(macs=1)))
+        select(candidates(), COST, limits(budget=GrowthBudget(macs=1)))
     with pytest.raises(UsageError, match="cannot reach its least width 99"):
-        select(candidates(), COST, GrowthLimits(widths={"a": (99, None)}))
-    with pytest.raises(UsageError, match="a growth share or a budget"):
-        GrowthLimits(growth=None, budget=GrowthBudget())
+        select(candidates(), COST, limits(widths={"a": (99, None)}))
+    assert limits(growth=None, budget=GrowthBudget()).share == limits(growth=None).share == 0.3
+    assert limits(growth=None, budget=GrowthBudget(macs=1)).share is None
     with pytest.raises(UsageError, match="leaves no network"):
         GrowthBudget(macs=0)

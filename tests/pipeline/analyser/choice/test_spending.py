@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growpipe.analyser.choice.growth_limits import GrowthLimits
 from growpipe.analyser.choice.spending import ATTEMPTS, Spending, spend
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.graph_ops.cost.cost_table import CostTable, CurveTerm, RateTerm
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
-from tests.helpers.two_layers import COST, candidates
+from tests.helpers.two_layers import COST, candidates, limits
 
 OWN = {"a": 4, "b": 6, "frozen": 5}
 
@@ -40,8 +39,8 @@ class Measured:
 
 
 def spent_on(budget: GrowthBudget, **options) -> Spending:
-    limits = GrowthLimits(growth=None, budget=budget, max_factor=8.0, **options)
-    return spend(candidates(), COST, limits, 10, OWN)
+    bounds = limits(growth=None, budget=budget, max_factor=8.0, **options)
+    return spend(candidates(), COST, bounds, 10, OWN)
 
 
 def widths_of(spending: Spending) -> dict[str, int]:
@@ -126,8 +125,8 @@ def test_steps_of_the_machine_are_respected() -> None:
 
 def test_what_bounds_growth_otherwise_leaves_a_measured_budget_unspent() -> None:
     cost = Measured(line, line)
-    limits = GrowthLimits(growth=0.2, budget=GrowthBudget(cost=cost, limit=100.0))
-    spending = spend(candidates(), COST, limits, 10, OWN)
+    bounds = limits(growth=0.2, budget=GrowthBudget(cost=cost, limit=100.0))
+    spending = spend(candidates(), COST, bounds, 10, OWN)
     assert sum(spending.selection.widths.values()) - 10 <= 2
     assert not spending.spent
     assert len(cost.trials) == 2
@@ -143,9 +142,7 @@ def test_other_bounds_of_a_measured_budget_can_be_spent_too() -> None:
 def test_where_there_is_no_candidate_only_the_network_itself_is_measured() -> None:
     nothing = [replace(one, exact_values=np.full_like(one.exact_values, 1.0)) for one in candidates()]
     cost = Measured(line, line)
-    spending = spend(
-        nothing, COST, GrowthLimits(growth=None, budget=GrowthBudget(cost=cost, limit=9.0)), 10, OWN
-    )
+    spending = spend(nothing, COST, limits(growth=None, budget=GrowthBudget(cost=cost, limit=9.0)), 10, OWN)
     assert not spending.selection.widths
     assert not spending.spent
     assert cost.trials == [OWN]

@@ -15,9 +15,9 @@ from growpipe.analyser import preparation
 from growpipe.analyser.api import analyse
 from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.metric import make_metric
-from growpipe.analyser.curvature.operator import SplittingOperator
+from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import KEPT, default_memory, prepare
-from growpipe.analyser.program.activations import Surrogate
 from growpipe.analyser.spectra.drive import lanczos, random_start
 from growpipe.graph_ops.errors import CheckFailed
 from tests.helpers.splitting_cases import build
@@ -102,10 +102,10 @@ def test_an_analysis_peaks_below_two_training_steps(default, monkeypatch):
     with Allocations() as step:
         cross_entropy(model(x[:32]), y[:32]).backward()
     model.zero_grad()
-    prepared = prepare(model.eval(), (x[:2],), (), ("weights",), Surrogate(), CPU)
+    prepared = prepare(model.eval(), (x[:2],), GrowthOptions(), CPU)
     limit = default_memory(prepared.program, (x[:32],), CPU) if default else 0
     with Allocations() as analysis:
-        operator = SplittingOperator(prepared.program, limit)
+        operator = SplittingProducts(prepared.program, limit)
         # The last one is small enough to be kept.
         for batch in (slice(0, 32), slice(32, 64), slice(64, 80)):
             operator.add((x[batch],), y[batch], cross_entropy)
@@ -126,14 +126,14 @@ def test_the_default_limit_is_a_share_of_a_training_step():
     model, x, y = deep(), torch.randn(512, 3, 16, 16), torch.randint(0, 4, (512,))
     with Allocations() as step:
         cross_entropy(model(x), y).backward()
-    prepared = prepare(model.eval(), (x[:2],), (), ("weights",), Surrogate(), CPU)
+    prepared = prepare(model.eval(), (x[:2],), GrowthOptions(), CPU)
     assert default_memory(prepared.program, (x[:1],), CPU) == 2**24
     assert 0.6 * KEPT <= default_memory(prepared.program, (x,), CPU) / step.peak <= KEPT
 
 
 def test_a_loss_that_is_not_finite_is_refused_where_nothing_is_kept():
     case = build("chain")
-    operator = SplittingOperator(case.prepared.program, 0)
+    operator = SplittingProducts(case.prepared.program, 0)
     operator.add((case.x * float("nan"),), case.y, case.loss_fn)
     with pytest.raises(CheckFailed, match="the loss of an analysis batch is nan"):
         operator.apply(operator.zeros())
@@ -174,9 +174,9 @@ def test_normalisations_wherever_they_stand_in_a_chain(limit):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2.0)
     x, y = torch.randn(6, 3, 7, 7, dtype=torch.float64), torch.randint(0, 2, (6,))
-    operator = SplittingOperator(prepare(model, (x[:2],), (), ("weights",), Surrogate(), CPU).program, limit)
+    operator = SplittingProducts(prepare(model, (x[:2],), GrowthOptions(), CPU).program, limit)
     assert all(find_chain(group) is not None for group in operator.groups)
-    general = SplittingOperator(operator.program, closed_forms=False)
+    general = SplittingProducts(operator.program, closed_forms=False)
     for analysis in (operator, general):
         for part in (slice(0, 4), slice(4, 6)):  # the second is made by what the first has left for all
             analysis.add((x[part],), y[part], cross_entropy)
@@ -205,11 +205,11 @@ def test_a_normalisation_over_positions_stays_what_it_is(limit):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2.0)
     x, y = torch.randn(6, 4, 3, dtype=torch.float64), torch.randint(0, 2, (6,))
-    operator = SplittingOperator(prepare(model, (x[:2],), (), ("weights",), Surrogate(), CPU).program, limit)
+    operator = SplittingProducts(prepare(model, (x[:2],), GrowthOptions(), CPU).program, limit)
     operator.add((x,), y, cross_entropy)
     with torch.no_grad():
         assert operator.captured(0).loss == pytest.approx(float(cross_entropy(model(x), y)), rel=1e-12)
-    general = SplittingOperator(operator.program, closed_forms=False)
+    general = SplittingProducts(operator.program, closed_forms=False)
     general.add((x,), y, cross_entropy)
     vectors = random_start(operator.zeros(), 0)
     torch.testing.assert_close(operator.apply(vectors), general.apply(vectors), rtol=1e-10, atol=1e-14)

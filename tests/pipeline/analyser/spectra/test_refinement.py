@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.curvature.metric import make_metric
+from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.spectra.drive import random_start
 from growpipe.analyser.spectra.recurrence import Recurrence
-from growpipe.analyser.spectra.solvers import solve
+from growpipe.analyser.spectra.solvers import Start, solve
 from tests.helpers.splitting_cases import CASES, build
 
 problem = functools.lru_cache(maxsize=None)(build)
@@ -52,7 +53,10 @@ def test_a_second_block_over_the_earlier_set_is_that_of_the_stated_matrix(name):
     part, part_contrast = matrices(operator, metric, 1)
     start = random_start(operator.zeros(), 3, 2)
     found, contrasts, _ = solve(
-        operator, metric, solver="lanczos", tolerance=0.0, start=start, noise_share=1e9, earlier=1
+        operator,
+        metric,
+        Start(start, earlier=1),
+        SpectraOptions(solver="lanczos", tolerance=1e-300, noise_share=1e9),
     )
     assert max(group.dimension for group in operator.groups) > 4
     for i, ends in enumerate(found.groups):
@@ -80,8 +84,8 @@ def test_where_that_does_not_do_all_data_are_asked(name):
     metric = make_metric("input", operator)
     whole, contrast = matrices(operator, metric, None)
     found, contrasts, _ = solve(
-        operator, metric, solver="lanczos", tolerance=1e-10, start=random_start(operator.zeros(), 3, 2),
-        max_steps=200, noise_share=1e-12, earlier=1,
+        operator, metric, Start(random_start(operator.zeros(), 3, 2), earlier=1),
+        SpectraOptions(solver="lanczos", tolerance=1e-10, max_steps=200, noise_share=1e-12),
     )  # fmt: skip
     linear = CASES[name].linear
     for i, (group, ends) in enumerate(zip(operator.groups, found.groups, strict=True)):

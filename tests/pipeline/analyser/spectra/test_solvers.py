@@ -35,7 +35,7 @@ def test_both_ends_of_many_matrices_of_different_size():
         return {i: torch.einsum("cij,...cj->...ci", matrices[i], v) for i, v in vectors.items()}
 
     start = random_start([m[:, 0] for m in matrices], 0)
-    found = lanczos(apply, start, tolerance=1e-12)
+    found = lanczos(apply, start, tolerance=1e-12, max_steps=40)
     assert found.steps <= 30
     for matrix, low, high, minus, plus in zip(
         matrices, found.low, found.high, found.minus, found.plus, strict=True
@@ -79,7 +79,7 @@ def test_a_block_may_begin_with_the_ends_themselves():
     values, vectors = torch.linalg.eigh(matrix)
     both = torch.stack([vectors[:, :, 0], vectors[:, :, -1]])
     for start in (both, torch.stack([both.sum(0), 2 * both.sum(0)])):
-        found = lanczos(applying(matrix), [start], tolerance=1e-9)
+        found = lanczos(applying(matrix), [start], tolerance=1e-9, max_steps=40)
         torch.testing.assert_close(found.low[0], values[:, 0], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(found.high[0], values[:, -1], rtol=1e-9, atol=1e-9)
         for value, vector in ((found.low[0], found.minus[0]), (found.high[0], found.plus[0])):
@@ -138,13 +138,16 @@ def test_lanczos_ends_at_half_the_noise():
         return {0: torch.einsum("cij,...cj->...ci", matrix, vectors[0])}
 
     start = random_start([matrix[:, 0]], 1)
-    exact = lanczos(apply, start, tolerance=1e-3)
-    rough = lanczos(apply, start, tolerance=1e-3, noise=lambda *_: 0.2)
+    exact = lanczos(apply, start, tolerance=1e-3, max_steps=40)
+    rough = lanczos(apply, start, tolerance=1e-3, max_steps=40, noise=lambda *_: 0.2, noise_share=0.5)
     assert 4 <= rough.steps < exact.steps
     for found, limit in ((exact, 1e-3), (rough, 0.1)):
         shares = found.error[0] / torch.maximum(found.low[0].abs(), found.high[0].abs())
         assert float(shares.square().mean().sqrt()) <= 1.5 * limit
-    assert lanczos(apply, start, tolerance=1e-3, noise=lambda *_: 0.0).steps == exact.steps
+    assert (
+        lanczos(apply, start, tolerance=1e-3, max_steps=40, noise=lambda *_: 0.0, noise_share=0.5).steps
+        == exact.steps
+    )
 
 
 @pytest.mark.parametrize("name", ["chain", "residual", "squeeze-excite", "attention"])
@@ -161,7 +164,7 @@ def test_values_on_demand_are_those_of_the_path(name):
 
 def test_products_that_are_not_finite_are_refused():
     with pytest.raises(CheckFailed, match="not finite"):
-        lanczos(lambda v: {0: v[0] * float("nan")}, [torch.ones(2, 5)])
+        lanczos(lambda v: {0: v[0] * float("nan")}, [torch.ones(2, 5)], tolerance=0.0, max_steps=40)
 
 
 @pytest.mark.parametrize("name", ["chain", "depthwise", "swiglu", "pointnet", "residual", "fused glu"])

@@ -11,15 +11,16 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from growpipe.analyser.choice.plan_splits import is_asymmetric, split_groups
+from growpipe.analyser.choice.plan_splits import Step, is_asymmetric, split_groups
 from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.metric import Euclidean, make_metric
+from growpipe.analyser.options import GrowthOptions, SpectraOptions
 from growpipe.analyser.preparation import prepare
-from growpipe.analyser.program.activations import Surrogate
 from growpipe.analyser.program.binding import DISPLACEABLE
 from growpipe.analyser.schemes import best_rows, scheme_of
 from growpipe.analyser.spectra.drive import random_start
-from growpipe.analyser.spectra.solvers import cheaper_solver, solve
+from growpipe.analyser.spectra.solvers import Start, cheaper_solver, solve
+from growpipe.analyser.spectra.spectra import Directions
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow
@@ -30,13 +31,18 @@ pytestmark = pytest.mark.slow
 
 problem = functools.lru_cache(maxsize=None)(build)
 C = 3.0
+DENSE = SpectraOptions(solver="dense")
+
+
+def exactly(solver: str) -> SpectraOptions:
+    return SpectraOptions(solver=solver, tolerance=1e-9, max_steps=200, noise_share=0.0)
 
 
 @functools.cache
 def dense(name: str, metric_name: str = "euclidean"):
     operator = problem(name).operator
     metric = make_metric(metric_name, operator)
-    extremes, _, _ = solve(operator, metric, solver="dense", tolerance=0.0, start=operator.zeros())
+    extremes, _, _ = solve(operator, metric, Start(operator.zeros()), DENSE)
     return metric, extremes
 
 
@@ -47,7 +53,7 @@ def numpy(tensors, names):
 def measured(case: Problem, rows, value, minus, plus, epsilon: float) -> tuple[float, float]:
     """Predicted and measured change of loss of one plan."""
     groups = case.prepared.program.groups
-    splits = split_groups(groups, rows, minus, plus, value, C, epsilon)
+    splits = split_groups(groups, rows, Directions(minus, plus), value, C, Step(epsilon))
     found, tensors = case.prepared.groups, named_tensors(case.model)
     layouts = {n: t for n, t in found.restricted([s.group for s in splits]).items() if n in tensors}
     plan = SplitPlan(
@@ -70,7 +76,7 @@ def test_matrix_free_equals_dense(name, metric_name):
     metric, reference = dense(name, metric_name)
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in operator.zeros()]
-    found, _, _ = solve(operator, metric, solver="lanczos", tolerance=1e-9, start=start, max_steps=200)
+    found, _, _ = solve(operator, metric, Start(start), exactly("lanczos"))
     assert found.relative_error <= 1e-9
     for group, low, high, low_ref, high_ref in zip(
         operator.groups, found.low, found.high, reference.low, reference.high, strict=True
@@ -121,8 +127,8 @@ def test_auto_mixes_solvers_group_by_group(name):
     dimensions = [group.dimension for group in operator.groups]
     start = random_start(operator.zeros(), 0)
     found, _, solvers = solve(
-        operator, metric, solver="auto", tolerance=1e-9, start=start, max_steps=200,
-        products=[1 if d == max(dimensions) else 10**6 for d in dimensions],
+        operator, metric, Start(start, [1 if d == max(dimensions) else 10**6 for d in dimensions]),
+        exactly("auto"),
     )  # fmt: skip
     assert solvers == ["lanczos" if d == max(dimensions) else "dense" for d in dimensions]
     assert len(set(solvers)) == 2
@@ -162,7 +168,7 @@ def test_chains_through_depthwise_convolutions():
         for tensor in [*model.parameters(), *(m.running_mean for m in model if hasattr(m, "running_mean"))]:
             tensor.add_(0.3 * torch.randn_like(tensor))
     x, y = torch.randn(24, 2, 6, 6, dtype=torch.float64), torch.randint(0, 3, (24,))
-    prepared = prepare(model, (x[:2],), (), ("weights",), Surrogate(), torch.device("cpu"))
+    prepared = prepare(model, (x[:2],), GrowthOptions(), torch.device("cpu"))
     case = Problem(model, cross_entropy, x, y, prepared)
     chains = [find_chain(group) for group in prepared.program.groups]
     assert [len(chain.steps) for chain in chains if chain] == [6, 1, 4]
@@ -189,7 +195,7 @@ def test_half_the_storage_keeps_the_ranking(name):
     case = problem(name)
     operator = case.operator_of(storage=torch.bfloat16)
     _, reference = dense(name)
-    found, _, _ = solve(operator, Euclidean(), solver="dense", tolerance=0.0, start=operator.zeros())
+    found, _, _ = solve(operator, Euclidean(), Start(operator.zeros()), DENSE)
     for ends, exact in ((found.low, reference.low), (found.high, reference.high)):
         for one, other in zip(ends, exact, strict=True):
             torch.testing.assert_close(one, other, rtol=0.05, atol=0.02 * float(other.abs().max()))
@@ -226,7 +232,7 @@ def test_everything_that_can_be_displaced(name, metric_name):
     case = build(name, DISPLACEABLE)
     names = [group.name for group in case.prepared.program.groups]
     metric = make_metric(metric_name, case.operator)
-    extremes, _, _ = solve(case.operator, metric, solver="dense", tolerance=0.0, start=case.operator.zeros())
+    extremes, _, _ = solve(case.operator, metric, Start(case.operator.zeros()), DENSE)
     kinds = {b.tensor.rsplit(".")[-1] for g in case.operator.groups for b in g.blocks}
     assert kinds == {"weight", "bias"}
     low, high = numpy(extremes.low, names), numpy(extremes.high, names)

@@ -1,0 +1,316 @@
+"""From a torch module to a split plan in four phases: prepare, measure, choose, step."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from growpipe.analyser.choice.calibration import Calibration, calibrate
+from growpipe.analyser.choice.growth_limits import GrowthLimits
+from growpipe.analyser.choice.line_search import EPSILONS, START, LineSearch, line_search
+from growpipe.analyser.choice.plan_splits import Signs, Step, is_asymmetric
+from growpipe.analyser.choice.proposals import Proposals
+from growpipe.analyser.choice.spending import Spending, spend
+from growpipe.analyser.curvature.metric import GrowingMetric
+from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import AnalysisOptions
+from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare
+from growpipe.analyser.report import Analysis, AnalysisReport
+from growpipe.analyser.samples import MicroBatch, check_mean_loss, collect
+from growpipe.analyser.schemes import Scheme, scheme_of
+from growpipe.analyser.spectra.analysis_set import growing
+from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
+from growpipe.budgets.budget import GrowthBudget
+from growpipe.data.loader_items import as_tuple
+from growpipe.graph_ops.errors import NothingToSplit
+from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.parallel.processes import processes
+from growpipe.torch_module.export import GrowthExport
+from growpipe.torch_module.outputs import LossFunction, evaluation_mode
+
+__all__ = ["analysis_of"]
+
+logger = logging.getLogger(__name__)
+
+STORAGE = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def analysis_of(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Any],
+    example_inputs: Any,
+    options: AnalysisOptions,
+    budget: GrowthBudget | None,
+) -> Analysis:
+    """The plan of `analyse`, with the report of how it came about; see there.
+
+    Args:
+        model: the module.
+        loss_fn: the mean loss.
+        batches: gives ``(inputs, target)`` pairs.
+        example_inputs: positional inputs of ``model``, a single one, or a `GrowthExport` of it.
+        options: the options.
+        budget: what the grown network may cost; None for no such bound.
+    """
+    started = time.perf_counter()
+    device = device_of(model, options.spectra.device)
+    limits = GrowthLimits(options.growth, budget)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        evaluation_mode(model),
+        _tf32(options.spectra.tf32),
+    ):
+        subject = _subject(model, loss_fn, example_inputs, options, device)
+        samples = _samples(batches, subject, options)
+        spectra = _measure(subject, samples, options)
+        proposals = _proposals(subject, samples, spectra, options)
+        choice = _choose(subject, spectra, proposals, limits, options)
+        found, step = _step(proposals, choice, options.growth.epsilon)
+        plan = proposals.sealed(choice.plan(proposals, step))
+        realised = proposals.loss(plan, samples.judged) - proposals.loss(None, samples.judged)
+        subject.peers.agree("the plan", f"{plan.content_hash} {realised}")
+    selection = choice.spending.selection
+    report = AnalysisReport(
+        stages=spectra.stages,
+        ranking_stable=spectra.ranking_stable,
+        groups=spectra.report(selection.rows),
+        samples=samples.count,
+        held_out=samples.held_out_count,
+        displaced=options.growth.displace,
+        damping=options.growth.damping if options.growth.metric == "input" else None,
+        selection=selection.notes,
+        budget_spent=choice.spending.spent,
+        cost=choice.spending.cost,
+        calibration=None if choice.calibration is None else choice.calibration.trials(),
+        rigid=subject.prepared.rigid,
+        base_loss=proposals.base,
+        epsilon=options.growth.epsilon,
+        line_search=found,
+        seed=options.spectra.seed,
+    )
+    logger.info(
+        "analysed %d groups in %.1f s: %d channels added, loss %.3g predicted, %.3g realised at epsilon %.3g",
+        len(subject.prepared.program.groups), time.perf_counter() - started, plan.added_channels,
+        plan.predicted_change or 0.0, realised, plan.epsilon,
+    )  # fmt: skip
+    return Analysis(replace(plan, realised_change=realised, notes={"analysis": report.notes()}), report)
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """TF32 multiplications on CUDA inside, or none; the user's settings afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+# Prepare.
+
+
+def _subject(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    example_inputs: Any,
+    options: AnalysisOptions,
+    device: torch.device,
+) -> Subject:
+    """The module with its groups bound to its exported program."""
+    inputs = example_inputs if isinstance(example_inputs, GrowthExport) else as_tuple(example_inputs)
+    peers = processes(device)
+    return Subject(model, loss_fn, prepare(model, inputs, options.growth, device), peers, device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """The micro-batches of this process.
+
+    Attributes:
+        data: what the spectra see.
+        held_out: what they do not see.
+        count: the samples in ``data``, over all processes.
+        held_out_count: the samples in ``held_out``, over all processes.
+    """
+
+    data: list[MicroBatch]
+    held_out: list[MicroBatch]
+    count: int
+    held_out_count: int
+
+    @property
+    def judged(self) -> list[MicroBatch]:
+        """What the finished plan is judged on."""
+        return self.held_out or self.data
+
+    def halves(self, samples: int) -> list[list[MicroBatch]]:
+        """About so many, as many unseen as seen: those promise too little, these as much too much."""
+        if not self.held_out_count:
+            return [_about(self.data, samples)]
+        share = min(self.held_out_count, samples / 2)
+        return [_about(part, share) for part in (self.held_out, self.data)]
+
+
+def _about(batches: Sequence[MicroBatch], samples: float) -> list[MicroBatch]:
+    """Those of this process that begin among the first ``samples`` samples of all."""
+    return [batch for batch in batches if batch.start < samples]
+
+
+def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions) -> _Samples:
+    """The samples that the options ask for; the loss is checked on the first micro-batch."""
+    trials, peers = options.trials, subject.peers
+    most = max(
+        trials.line_search_samples if options.growth.epsilon is None or trials.ranking == "realised" else 0,
+        trials.ranking_samples if trials.ranking == "realised" else 0,
+    )
+    data, held_out = collect(
+        batches,
+        max_samples=options.spectra.max_samples,
+        micro_batch=options.spectra.micro_batch,
+        device=subject.device,
+        dtype=subject.prepared.dtype,
+        shard=(peers.rank, peers.world),
+        held_out=most // 2 if trials.hold_out else 0,
+    )
+    program = subject.prepared.program
+    check_mean_loss(lambda x, y: program.loss(x, y, subject.loss_fn), data[0])
+    counts = peers.totals(
+        sum(batch.samples for batch in data),
+        sum(batch.samples for batch in held_out),
+        device=subject.device,
+    )
+    return _Samples(data, held_out, *(int(count) for count in counts))
+
+
+# Measure.
+
+
+def _measure(subject: Subject, samples: _Samples, options: AnalysisOptions) -> Spectra:
+    """The extreme eigenpairs of every channel."""
+    program, limit = subject.prepared.program, options.spectra.memory_limit
+    operator = SplittingProducts(
+        program,
+        default_memory(program, samples.data[0].inputs, subject.device) if limit is None else limit,
+        storage=STORAGE[options.spectra.storage],
+        reduce=None if subject.peers.world == 1 else subject.peers.total,
+    )
+    spectra = measure_spectra(
+        growing(operator, samples.data, subject),
+        GrowingMetric(options.growth.metric, options.growth.damping),
+        _scheme(options),
+        options.spectra,
+    )
+    operator.drop_graphs()
+    return spectra
+
+
+def _scheme(options: AnalysisOptions) -> Scheme:
+    return scheme_of(options.growth.scheme, options.growth.c)
+
+
+# Choose.
+
+
+def _proposals(subject: Subject, samples: _Samples, spectra: Spectra, options: AnalysisOptions) -> Proposals:
+    trials = options.trials
+    return Proposals(
+        subject,
+        spectra,
+        _scheme(options),
+        options.growth.metric,
+        list(itertools.chain(*samples.halves(trials.line_search_samples))),
+        samples.halves(trials.ranking_samples),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Which channels split, and how.
+
+    Attributes:
+        spending: the selection and what it does to the budget.
+        calibration: what groups showed by themselves; None if they are ranked by prediction.
+        signs: the sign of every channel's v+.
+    """
+
+    spending: Spending
+    calibration: Calibration | None
+    signs: Signs
+
+    def plan(self, proposals: Proposals, step: Step) -> SplitPlan:
+        return proposals.plan(self.spending.selection.rows, step)
+
+
+def _choose(
+    subject: Subject,
+    spectra: Spectra,
+    proposals: Proposals,
+    limits: GrowthLimits,
+    options: AnalysisOptions,
+) -> _Choice:
+    """The best splits within the limits.
+
+    Raises:
+        NothingToSplit: no split lowers the loss, or the budget is spent.
+    """
+    epsilon = options.growth.epsilon
+    calibration: Calibration | None = None
+    if options.trials.ranking == "realised":
+        rows = {offered.group: offered.rows[0] for offered in spectra.candidates}
+        signs = proposals.signs(rows, epsilon)
+        calibration = calibrate(
+            spectra.candidates,
+            proposals.change_alone(signs),
+            None if limits.decides(rows) else proposals.measure_alone(signs),
+        )
+    groups = subject.prepared.groups
+    spending = spend(
+        spectra.candidates if calibration is None else calibration.measured(spectra.candidates),
+        groups.cost,
+        limits,
+        sum(group.width for group in subject.prepared.program.groups),
+        {group.name: group.width for group in groups.groups},
+    )
+    selection = spending.selection
+    if not selection.widths:
+        raise NothingToSplit(f"nothing is left to split: {selection.notes}")
+    return _Choice(spending, calibration, proposals.signs(selection.rows, epsilon))
+
+
+# Step.
+
+
+def _step(proposals: Proposals, choice: _Choice, epsilon: float | None) -> tuple[LineSearch | None, Step]:
+    """How far the chosen splits go, and the trials that found it."""
+    calibration = choice.calibration
+    # A step that was given is everyone's.
+    lengths = calibration.lengths() if calibration is not None and epsilon is None else {}
+
+    def at(size: float, orientation: float) -> Step:
+        signs = {name: orientation * sign for name, sign in choice.signs.items()}
+        return Step(size, signs, lengths)
+
+    # The signs hold as far as the third order goes: at a large step the opposite ones may be better.
+    orientations = (1.0, -1.0) if is_asymmetric(choice.spending.selection.rows) else (1.0,)
+    if epsilon is not None and (len(orientations) == 1 or epsilon == 0):
+        return None, at(epsilon, 1.0)
+    found = line_search(
+        lambda size, orientation: proposals.change(choice.plan(proposals, at(size, orientation))),
+        orientations=orientations,
+        epsilons=EPSILONS if epsilon is None else (epsilon,),
+        start=START if calibration is None else calibration.largest or START,
+        refinements=2 if epsilon is None else 0,
+        smallest=1e-4 if epsilon is None else epsilon,
+    )
+    return found, at(found.best.epsilon, found.best.orientation)

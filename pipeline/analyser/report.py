@@ -1,0 +1,92 @@
+"""How a plan came about: what an analysis measured, tried and chose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from growpipe.analyser.choice.calibration import GroupTrial
+from growpipe.analyser.choice.line_search import LineSearch
+from growpipe.analyser.spectra.spectra import AnalysisStage, GroupReport
+from growpipe.graph_ops.plan.split_plan import SplitPlan
+
+__all__ = ["Analysis", "AnalysisReport"]
+
+
+@dataclass(frozen=True)
+class AnalysisReport:
+    """What an analysis measured, tried and chose.
+
+    Attributes:
+        stages: the analysis sets, in order.
+        ranking_stable: whether the ranking became stable before the samples were used up.
+        groups: the spectra by group.
+        samples: the samples for the spectra.
+        held_out: the samples that the spectra did not see.
+        displaced: the kinds of tensors that are displaced.
+        damping: the damping of the input metric; None for the euclidean one.
+        selection: why the selection ended, and which least widths took splits that promise nothing.
+        budget_spent: whether the budget leaves room for no more.
+        cost: the cost of the grown network in the unit of the budget's own cost; None if it has none.
+        calibration: by group its trials by itself; None if groups are ranked by prediction.
+        rigid: by group why ``forward`` cannot grow it.
+        base_loss: the mean loss of the module on the trial samples.
+        epsilon: the step that was asked for; None if it was searched.
+        line_search: the trials of the step; None if there were none.
+        seed: the seed of the start vectors.
+    """
+
+    stages: tuple[AnalysisStage, ...]
+    ranking_stable: bool
+    groups: Mapping[str, GroupReport]
+    samples: int
+    held_out: int
+    displaced: tuple[str, ...]
+    damping: float | None
+    selection: str
+    budget_spent: bool
+    cost: float | None
+    calibration: Mapping[str, GroupTrial] | None
+    rigid: Mapping[str, str]
+    base_loss: float
+    epsilon: float | None
+    line_search: LineSearch | None
+    seed: int
+
+    @property
+    def products(self) -> int:
+        """How often the splitting operator was applied."""
+        return sum(stage.products for stage in self.stages)
+
+    def notes(self) -> dict[str, Any]:
+        """The report as JSON values, for the notes of a plan."""
+        stable = "the ranking is stable" if self.ranking_stable else "the analysis set is used up"
+        report = {**asdict(self), "products": self.products, "stopped": stable}
+        del report["epsilon"]
+        return {**report, "stages": list(report["stages"]), "displaced": list(self.displaced),
+                "line_search": self._line_search()}  # fmt: skip
+
+    def _line_search(self) -> dict[str, Any]:
+        found = self.line_search
+        if found is None:
+            return {"epsilon": self.epsilon, "searched": False}
+        trials = [
+            [trial.epsilon, trial.orientation, trial.change if math.isfinite(trial.change) else None]
+            for trial in found.trials
+        ]
+        return {"searched": self.epsilon is None, "lowered_the_loss": found.lowered, "trials": trials}
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A plan and how it came about.
+
+    Attributes:
+        plan: the split plan; its notes are written from the report.
+        report: what was measured, tried and chose.
+    """
+
+    plan: SplitPlan
+    report: AnalysisReport

@@ -11,19 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from growpipe.analyser.api import growing
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
-from growpipe.analyser.options import GrowthOptions
-from growpipe.analyser.preparation import default_memory, prepare
+from growpipe.analyser.options import GrowthOptions, SpectraOptions
+from growpipe.analyser.preparation import Subject, default_memory, prepare
 from growpipe.analyser.samples import collect
 from growpipe.analyser.schemes import scheme_of
+from growpipe.analyser.spectra.analysis_set import growing
 from growpipe.analyser.spectra.drive import Apply
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
 from growpipe.parallel.processes import processes
 
-MICRO_BATCH = 128
-"""That of `analyse` by default."""
+MICRO_BATCH = SpectraOptions().micro_batch
 
 KEEPS: dict[str, dict[str, Any] | None] = {
     "what it does by default": None,
@@ -133,14 +132,14 @@ def spectra_of(
     if keep is None:
         usual = (bench.x[:MICRO_BATCH],)
         keep = {"memory_limit": default_memory(bench.prepared.program, usual, bench.device)}
-    peers = processes(bench.device)
+    subject = Subject(bench.model, cross_entropy, bench.prepared, processes(bench.device), bench.device)
     data, _ = collect(
         [(bench.x[:samples], bench.y[:samples])],
         max_samples=samples, micro_batch=MICRO_BATCH, device=bench.device, dtype=torch.float32,
     )  # fmt: skip
     return measure_spectra(
-        growing(bench.operator(0, **keep), data, cross_entropy, peers, bench.device),
+        growing(bench.operator(0, **keep), data, subject),
         metric,
         scheme_of("m4", 3.0),
-        **options,
+        SpectraOptions(**options),
     )

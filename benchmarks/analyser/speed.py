@@ -30,6 +30,7 @@ import copy
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -51,9 +52,11 @@ from growpipe.analyser.choice.selection import select
 from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.schemes import ROWS, scheme_of
 from growpipe.analyser.spectra.dense import Columns
-from growpipe.analyser.spectra.drive import Iteration, Recurrence, drive, lanczos, random_start
+from growpipe.analyser.spectra.drive import Iteration, StoppingRule, drive, lanczos, random_start
+from growpipe.analyser.spectra.recurrence import Recurrence
 from growpipe.analyser.spectra.solvers import PRODUCTS_TO_NOISE, counted_work
 from growpipe.analyser.spectra.spectra import BLOCK, Spectra
 
@@ -105,7 +108,7 @@ def measure_analysis(
         "export_seconds": prepared,
         "share_of_an_epoch": runs[1] / epoch,
         "share_keeping_everything": sorted(everything for _, everything in pairs)[1] / epoch,
-        "stages": found[0].facts["stages"],
+        "stages": [asdict(stage) for stage in found[0].stages],
     }
 
 
@@ -126,6 +129,9 @@ def measure_whole(bench: Bench, samples: int, step_seconds: float) -> dict[str, 
         shares[ranking] = clock(bench.device, work) / epoch
     return shares
 
+
+EXHAUSTED = StoppingRule(tolerance=0.0)
+"""Goes on until all products are spent."""
 
 STOPS: dict[str, dict[str, float]] = {
     "as analyse does it": {},
@@ -159,7 +165,7 @@ def measure_solvers(bench: Bench, largest: int = 64, repeats: int = 5) -> list[d
             for name, run in runs.items():
                 # As from a random start on real data: a preview at every product from the fourth on.
                 one = {0: run()}
-                seconds[name].append(clock(bench.device, lambda one=one: drive(apply, one)))
+                seconds[name].append(clock(bench.device, lambda one=one: drive(apply, one, EXHAUSTED)))
         counted = counted_work(group.dimension, work, PRODUCTS_TO_NOISE)
         pairs = zip(seconds["dense"], seconds["lanczos"], strict=True)
         rows.append(
@@ -181,7 +187,7 @@ def measure_choice(bench: Bench, samples: int) -> dict[str, Any]:
     its rows falls short of the best plan's, with exact eigenvectors. ``choice_and_directions``: the same with
     the eigenvectors that the rule has found.
     """
-    scheme, limits = scheme_of("m4", 3.0), GrowthLimits()
+    scheme, limits = scheme_of("m4", 3.0), GrowthLimits(GrowthOptions(balance=0.0), None)
     operator = SplittingProducts(bench.prepared.program)
     for start in range(0, samples, MICRO_BATCH):
         stop = start + MICRO_BATCH
@@ -222,12 +228,12 @@ def measure_choice(bench: Bench, samples: int) -> dict[str, Any]:
         found = spectra_of(bench, samples, GrowingMetric("input"), **options)
         rows = chosen(found.candidates)
         sides = []
-        for side in (found.minus, found.plus):
+        for side in (found.directions.minus, found.directions.plus):
             white = metric.from_raw([torch.from_numpy(side[name]).to(bench.device) for name in names])
             sides.append([v / torch.linalg.vector_norm(v, dim=1, keepdim=True) for v in white])
         results[rule] = {
-            "samples": found.facts["stages"][-1]["samples"],
-            "stages": found.facts["stages"],
+            "samples": found.stages[-1].samples,
+            "stages": [asdict(stage) for stage in found.stages],
             "choice": 1 - decrease(rows, exact.minus, exact.plus) / full,
             "choice_and_directions": 1 - decrease(rows, *sides) / full,
         }

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from benchmarks.analyser.problem import Bench
 from growpipe.analyser.curvature.metric import GrowingMetric, Metric
+from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.spectra.drive import Extremes, random_start
-from growpipe.analyser.spectra.solvers import solve
+from growpipe.analyser.spectra.solvers import Start, solve
 from growpipe.analyser.spectra.spectra import BLOCK
 
 STEPS = (0, 5, 20, 100)
@@ -32,12 +33,7 @@ def measure_starts(
         metric = GrowingMetric("input")(operator)
         weights = random_start(operator.zeros(), 0, BLOCK) if ends is None else ends
         extremes, _, _ = solve(
-            operator,
-            metric,
-            solver="lanczos",
-            tolerance=1e-2,
-            start=metric.from_raw(weights),
-            noise_share=0.5,
+            operator, metric, Start(metric.from_raw(weights)), SpectraOptions(solver="lanczos")
         )
         return extremes, metric
 

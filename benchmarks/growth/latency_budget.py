@@ -31,6 +31,7 @@ from benchmarks.common.command import run_command
 from growpipe.analyser.candidates import Candidates
 from growpipe.analyser.choice.growth_limits import GrowthLimits
 from growpipe.analyser.choice.spending import spend
+from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.schemes import scheme_of
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.budgets.measured_latency import MeasuredLatency
@@ -99,11 +100,8 @@ def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], random: int)
     for share, align in itertools.product(LIMITS, ALIGNED):
         counted = Counted(latency)
         limits = GrowthLimits(
-            growth=None,
-            budget=GrowthBudget(cost=counted, limit=share * latency.own),
-            align=align,
-            max_factor=8.0,
-            balance=0.5,
+            GrowthOptions(align=align, max_factor=8.0),
+            GrowthBudget(cost=counted, limit=share * latency.own),
         )
         row: dict[str, Any] = {"share": share, "align": align}
         try:

@@ -59,8 +59,8 @@ def signed(scheme: str, c: float) -> Maker:
             limits: dict[str, Any] = {"budget": GrowthBudget(macs=target), "growth": None}
         else:
             own = {group.name: group.width for group in moment.groups.groups if group.splittable}
-            exact = {name: (width + target.get(name, 0),) * 2 for name, width in own.items()}
-            limits = {"widths": exact, "growth": 10.0, "max_factor": 10.0}
+            exact = {name: width + target.get(name, 0) for name, width in own.items()}
+            limits = {"min_widths": exact, "max_widths": exact, "growth": 10.0, "max_factor": 10.0}
         return analyse(
             moment.model,
             moment.loss_fn,

@@ -9,6 +9,7 @@ from growpipe.graph_ops.errors import GrowpipeError
 
 if TYPE_CHECKING:
     from growpipe.analyser.api import analyse, analyze
+    from growpipe.analyser.curvature.splitting_operator import SplittingOperator
     from growpipe.analyser.options import GrowthOptions, SpectraOptions, TrialOptions
     from growpipe.budgets.budget import GrowthBudget, NetworkCost
     from growpipe.budgets.measured_latency import MeasuredLatency
@@ -30,6 +31,7 @@ __all__ = [
     "NetworkCost",
     "SpectraOptions",
     "SplitPlan",
+    "SplittingOperator",
     "TrialOptions",
     "analyse",
     "analyze",
@@ -51,6 +53,7 @@ _HOMES = {
     "NetworkCost": "growpipe.budgets.budget",
     "SpectraOptions": "growpipe.analyser.options",
     "SplitPlan": "growpipe.graph_ops.plan.split_plan",
+    "SplittingOperator": "growpipe.analyser.curvature.splitting_operator",
     "TrialOptions": "growpipe.analyser.options",
     "analyse": "growpipe.analyser.api",
     "analyze": "growpipe.analyser.api",
@@ -61,7 +64,7 @@ _HOMES = {
     "run_checks": "growpipe.checks",
     "save_grown": "growpipe.torch_module.grow_module",
 }
-_NEED_TORCH = ("growpipe.analyser.api", "growpipe.torch_module")
+_NEED_TORCH = ("growpipe.analyser.api", "growpipe.analyser.curvature", "growpipe.torch_module")
 
 
 def __getattr__(name: str) -> Any:

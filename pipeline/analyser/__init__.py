@@ -13,6 +13,7 @@ from growpipe.analyser.options import GrowthOptions, SpectraOptions, TrialOption
 if TYPE_CHECKING:
     from growpipe.analyser.analysis import analysis_of
     from growpipe.analyser.api import analyse, analyze
+    from growpipe.analyser.curvature.splitting_operator import SplittingOperator
     from growpipe.analyser.report import Analysis, AnalysisReport
     from growpipe.budgets.budget import GrowthBudget, NetworkCost
 
@@ -23,6 +24,7 @@ __all__ = [
     "GrowthOptions",
     "NetworkCost",
     "SpectraOptions",
+    "SplittingOperator",
     "TrialOptions",
     "analyse",
     "analysis_of",
@@ -34,6 +36,7 @@ _HOMES = {
     "AnalysisReport": "growpipe.analyser.report",
     "GrowthBudget": "growpipe.budgets.budget",
     "NetworkCost": "growpipe.budgets.budget",
+    "SplittingOperator": "growpipe.analyser.curvature.splitting_operator",
     "analyse": "growpipe.analyser.api",
     "analysis_of": "growpipe.analyser.analysis",
     "analyze": "growpipe.analyser.api",

@@ -17,7 +17,7 @@ from growpipe.run.recipe import Recipe, Table
 from growpipe.run.task import Task
 from growpipe.suggestions import did_you_mean
 
-__all__ = ["budget_for", "check_limits"]
+__all__ = ["alignment", "budget_for", "check_limits"]
 
 
 def budget_for(task: Task, graph: ir.Model) -> GrowthBudget:
@@ -37,6 +37,13 @@ def budget_for(task: Task, graph: ir.Model) -> GrowthBudget:
         table = _cost_table(asked.table, find_channel_groups(graph))
         return GrowthBudget(asked.parameters, asked.macs, table, limit=asked.table.limit)
     return GrowthBudget(asked.parameters, asked.macs)
+
+
+def alignment(recipe: Recipe) -> int:
+    """The multiple of channels at which a group that grows ends; see ``align`` of `GrowthOptions`."""
+    if recipe.growth.align is not None:
+        return recipe.growth.align
+    return MeasuredLatency.alignment if recipe.budget.milliseconds is not None else 1
 
 
 def _latency(task: Task, graph: ir.Model, threads: int) -> MeasuredLatency:

@@ -27,7 +27,7 @@ __all__ = ["SplittingOperator"]
 Array = npt.NDArray[np.floating]
 
 
-class SplittingOperator(LinearOperator):  # type: ignore[misc]
+class SplittingOperator(LinearOperator):
     """``S = ∇²_θθ Σ_e ⟨g_e, e(θ; x)⟩`` of every channel of every splittable group, as one symmetric operator.
 
     S is block diagonal: one block [d, d] per channel, channel after channel, group after group. A vector has

@@ -20,7 +20,7 @@ BATCH = 200
 _GRACE = 20.0
 """Seconds that a process may be silent beyond the limit of one input before it is ended."""
 
-_START = 60.0
+_START = 300.0
 """Seconds that a process may take to import what it needs."""
 
 

@@ -29,9 +29,10 @@ from benchmarks.torture.mutations import (
 )
 
 if TYPE_CHECKING:
+    from growpipe.run.facts import TrainFacts
     from growpipe.run.store import Run
 
-__all__ = ["FORMATS", "METRICS", "Format", "made_run", "seed_files"]
+__all__ = ["FORMATS", "METRICS", "Format", "made_run", "seed_files", "trained"]
 
 Mutate = Callable[[bytes, bytes, Random], bytes]
 
@@ -160,10 +161,17 @@ def _card(folder: Path) -> None:
     bundle_files(folder)
 
 
+def trained() -> TrainFacts:
+    """What a stage of training reports."""
+    from growpipe.run.facts import TrainFacts
+
+    return TrainFacts(epochs=2, samples=100, train_loss=1.0, validation_loss=0.5, validation_accuracy=0.9)
+
+
 def made_run(folder: Path) -> Run:
     """A run directory with a round that is trained, exported, checked and analysed."""
     from growpipe.checks.measure.accuracy import Accuracy
-    from growpipe.run.facts import AnalyseFacts, CheckFacts, ExportFacts, NetworkSize, TrainFacts
+    from growpipe.run.facts import AnalyseFacts, CheckFacts, ExportFacts, NetworkSize
     from growpipe.run.recipe import Recipe
     from growpipe.run.stages import names
     from growpipe.run.store import Run
@@ -172,7 +180,7 @@ def made_run(folder: Path) -> Run:
     run = Run.create(folder, recipe, None, seed=3, device="cpu")
     accuracy = Accuracy(0.9, 0.85, 0.95, 100)
     facts = {
-        names.TRAIN: TrainFacts(2, 1.0, 0.5, 0.9),
+        names.TRAIN: trained(),
         names.EXPORT: ExportFacts(NetworkSize({"a": 3, "b": 4}, 100, 1000), 1e-7),
         names.ANALYSE: AnalyseFacts(epsilon=0.1, predicted_change=-0.1, realised_change=-0.05),
         names.CHECK: CheckFacts(accuracy),
@@ -198,14 +206,13 @@ def _report(folder: Path) -> None:
 
 
 def _locked(folder: Path) -> None:
-    from growpipe.run.facts import TrainFacts
     from growpipe.run.stages import names
     from growpipe.run.store import Run
 
     run = Run.open(folder / "run")
     with run.locked():
         train = names.round_stage(0, names.TRAIN)
-        run.stage(train, lambda place: TrainFacts(2, 1.0, 0.5, 0.9), config={}, inputs={})
+        run.stage(train, lambda place: trained(), config={}, inputs={})
 
 
 def _npz(folder: Path) -> None:

@@ -87,6 +87,8 @@ def everything(work: Path, arguments: argparse.Namespace) -> None:
 def batch(work: Path, seed: int, begin: int, end: int) -> None:
     """Run inputs in this process, one JSON line each on stdout."""
     out = sys.stdout
+    for name in FORMATS:
+        seed_files(name)  # imports what reads the format, which may take longer than an input may
     for number in range(begin, end):
         folder = work / f"input-{seed}-{number}"
         entry = run_input(seed, number, folder)

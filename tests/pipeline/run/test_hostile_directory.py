@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.torture.formats import made_run
+from benchmarks.torture.formats import made_run, trained
 from growpipe.cli import cli
 from growpipe.graph_ops.errors import GrowpipeError, UsageError
-from growpipe.run.facts import TrainFacts
 from growpipe.run.picture import draw_run
 from growpipe.run.recipe import Recipe
 from growpipe.run.stages.names import TRAIN, round_stage
@@ -143,7 +142,7 @@ def test_outputs_outside_of_the_stage_are_never_read(run: Run, tmp_path: Path, n
     manifest.write_text(json.dumps(document))
 
     train = round_stage(0, TRAIN)
-    assert not run.stage(train, lambda folder: TrainFacts(2, 1.0, 0.5, 0.9), config={}, inputs={}).skipped
+    assert not run.stage(train, lambda folder: trained(), config={}, inputs={}).skipped
 
 
 def test_a_lock_that_is_a_link_is_neither_followed_nor_emptied(run: Run, tmp_path: Path) -> None:

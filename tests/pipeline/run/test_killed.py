@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.torture.formats import made_run
+from benchmarks.torture.formats import made_run, trained
 from growpipe.graph_ops.edit.bundle import write_bundle
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
@@ -40,7 +40,7 @@ def run_twice(folder: Path) -> None:
             (place / "deep").mkdir()
             (place / "deep" / "a.txt").write_text("second")
             (place / "metrics.jsonl").write_text('{"epoch": 1}\n')
-            return TrainFacts(3, 1.0, 0.5, None)
+            return trained()
 
         run.stage(round_stage(0, TRAIN), produce, config={"epochs": 3}, inputs={})
 

@@ -1,0 +1,85 @@
+"""A disk that takes no more: one line, exit code 3, what was there stays, nothing half-written is left."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.torture.formats import made_run
+from growpipe.graph_ops.files.load_save import save_model
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.plan.data_free import random_plan
+from tests.helpers.text_models import text_model
+
+BODY = "h = MatMul(x, a) r = Relu(h) y = MatMul(r, b)"
+ROOM = 4096  # bytes that a file may have
+
+COMMANDS = {
+    "plan": "plan model.onnx --random --epsilon 0.1 -o plan",
+    "grow": "grow model.onnx --plan plan -o grown.onnx",
+    "deploy": "deploy model.onnx -o bundle",
+}
+
+
+def limit() -> None:
+    """Files cannot grow beyond `ROOM`, as if the disk were full then."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    weights = {"a": np.ones((20, 90), np.float32), "b": np.ones((90, 20), np.float32)}
+    model = text_model(BODY, "float[N,20] x", "float[N,20] y", **weights)
+    save_model(model, tmp_path / "model.onnx")
+    random_plan(find_channel_groups(model), model, growth=0.5, epsilon=0.1).save(tmp_path / "plan")
+    (tmp_path / "grown.onnx").write_text("an earlier one")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_is_one_line_and_exit_code_3(folder: Path, command: str) -> None:
+    before = contents(folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "growpipe", *COMMANDS[command].split()],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 3, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert contents(folder) == before
+    assert not list(folder.rglob(".*"))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        made_run(tmp_path / "run")
+        weights = {"a": np.ones((2, 9), np.float32), "b": np.ones((9, 2), np.float32)}
+        model = text_model(BODY, "float[N,2] x", "float[N,2] y", **weights)
+        save_model(model, tmp_path / "run" / "model.onnx", external_data=True)
+        random_plan(find_channel_groups(model), model, growth=0.5).save(tmp_path / "run" / "plan")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "run").rglob("*")]
+    assert {"plan.safetensors", "model.onnx", "manifest.json", "run.json", ".lock"} <= {f.name for f in files}
+    for path in files:
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict
 from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
@@ -48,19 +49,12 @@ class Epoch:
     samples: int
 
 
-class _EpochDocument(Section):
-    stage: str
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    validation_loss: float
-    validation_accuracy: float | None
-
-
 class _Progress(Section):
+    model_config = ConfigDict(strict=False)  # JSON objects become epochs
+
     key: str
     files: dict[str, str]
-    history: list[_EpochDocument]
+    history: list[Epoch]
 
 
 class Checkpoint:
@@ -100,7 +94,7 @@ class Checkpoint:
         # What has the right checksum fits the network of this key: both are loaded, or nothing was changed.
         load_grown(model, folder / _WEIGHTS)
         load_optimizer(optimizer, model, folder / _OPTIMIZER)
-        return [Epoch(**epoch.model_dump()) for epoch in progress.history]
+        return progress.history
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
         """Write where training stands, unless the last writing took a large share of the time since."""

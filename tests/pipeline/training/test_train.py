@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,9 +89,16 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, at: int, 
             checkpoint=tmp_path / "p",
             key="k",
         )
-    assert (tmp_path / "p" / "progress.json").is_file()
+    kept = json.loads((tmp_path / "p" / "progress.json").read_text())["history"]
+    assert 0 < len(kept) < at
     resumed = make_model()
-    assert run(resumed, make_loaders(), settings, checkpoint=tmp_path / "p", key="k") == history
+    counted = Fragile(make_loaders().train, at=100)
+    again = Loaders(counted, loaders.validation, loaders.test)
+    assert run(resumed, again, settings, checkpoint=tmp_path / "p", key="k") == history
+    passes = 100 - counted.left
+    assert passes == 6 - len(kept) + 1, (
+        "the epochs of the checkpoint are not trained again (one recalibrates)"
+    )
     for a, b in zip(undisturbed.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

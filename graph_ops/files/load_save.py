@@ -68,6 +68,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, ir.Model]
         with untyped_maps(proto) as map_types:
             model = ir.serde.deserialize_model(proto)
         keep_map_types(model, map_types)
+        _keep_input_declarations(model, proto)
         _join_opset_imports(model, proto)
         for tensor in _external_tensors(model):
             tensor.base_dir = place.parent
@@ -103,6 +104,15 @@ def _parse(path: Path) -> onnx.ModelProto:
         except DecodeError:
             raise UnsafeModel("it is no ONNX model, or is truncated") from None
     return proto
+
+
+def _keep_input_declarations(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """An input that is an output too keeps what it is declared as; onnx_ir takes what the output claims."""
+    outputs = {info.name for info in proto.graph.output}
+    for value, info in zip(model.graph.inputs, proto.graph.input, strict=True):
+        if info.name in outputs and info.type.HasField("tensor_type"):
+            value.shape = None
+            ir.serde.deserialize_value_info_proto(info, value)
 
 
 def _join_opset_imports(model: ir.Model, proto: onnx.ModelProto) -> None:

@@ -332,6 +332,18 @@ class TestGraphs:
         assert_refused(write(tmp_path, bomb), "expand to more than")
 
 
+@pytest.mark.parametrize("claimed", [["N", 3], ["N"], None, [1, 6]])
+def test_an_input_keeps_its_shape_whatever_an_output_claims_of_it(tmp_path, claimed):
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N,6] x) => (float[N,6] y) { y = Relu (x) }"""
+    )
+    model.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, claimed))
+    loaded = load_model(write(tmp_path, model))
+    assert str(loaded.graph.inputs[0].shape) == "[N,6]"
+    save_model(loaded, tmp_path / "again.onnx")
+    assert onnx.load(tmp_path / "again.onnx").graph.input[0] == model.graph.input[0]
+
+
 def _varint(value: int) -> bytes:
     out = b""
     while value > 127:

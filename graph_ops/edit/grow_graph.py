@@ -189,17 +189,30 @@ class _Growth:
         _drop_orphans(unread)
 
     def update_shapes(self) -> None:
-        """Lengths that changed are written into the declared shapes."""
-        for value, axes in self._solution.inference.axes.items():
-            clone = self._value[value]
-            if clone.shape is None or len(clone.shape) != len(axes):
+        """Declared lengths follow. Of inner values only those stay that the solution knows to be right.
+
+        A runtime believes what a file declares, and what was harmless in the model may not be in its growth.
+        """
+        axes_of = self._solution.inference.axes
+        for value, clone in self._value.items():
+            axes = axes_of.get(value)
+            is_inner = clone.producer() is not None and not clone.is_graph_output()
+            if clone.shape is None:
                 continue
-            shape = list(clone.shape)
-            for position, axis in enumerate(axes):
-                if isinstance(shape[position], int) and self._sizes.grows(axis):
-                    shape[position] = _known(self._sizes(axis))
-            if shape != list(clone.shape):
-                clone.shape = ir.Shape(shape)
+            if axes is None or len(clone.shape) != len(axes):
+                clone.shape = None if is_inner else clone.shape
+                continue
+            lengths = [self._length(*pair, is_inner) for pair in zip(clone.shape, axes, strict=True)]
+            if lengths != list(clone.shape):
+                clone.shape = ir.Shape(lengths)
+
+    def _length(
+        self, declared: int | ir.SymbolicDim, axis: Axis, is_inner: bool
+    ) -> int | ir.SymbolicDim | None:
+        """The length of an axis to declare in the grown model; None if it is not known."""
+        if not isinstance(declared, int):
+            return declared
+        return self._sizes(axis) if is_inner or self._sizes.grows(axis) else declared
 
     def _follow_attribute(self, follow: Follow, name: str) -> None:
         if not self._changes(follow):
@@ -295,11 +308,6 @@ def _grown(tensor: ir.TensorProtocol, name: str, layout: TensorLayout, plan: Spl
 
 def _integers(numbers: Sequence[int | None]) -> npt.NDArray[np.int64]:
     return np.array(numbers, np.int64)
-
-
-def _known(size: int | None) -> int:
-    assert size is not None
-    return size
 
 
 def _drop_orphans(values: Iterable[ir.Value | None]) -> None:

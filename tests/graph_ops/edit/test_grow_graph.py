@@ -54,6 +54,19 @@ def test_a_solution_of_the_model_is_used_and_one_of_another_is_refused():
         grow_graph(other, plan, solution)
 
 
+def test_wrong_declarations_of_inner_values_do_not_stay_in_the_grown_model():
+    model = read(MLP + BODY, SHAPES)
+    h, s, r, _ = (node.outputs[0] for node in model.graph)
+    h.shape, s.shape, r.shape = ir.Shape([1, 6]), ir.Shape([7, 5]), ir.Shape([1, 2, 3])
+    grown = grow_graph(model, signed_plan(model))
+    assert [node.outputs[0].shape for node in grown.graph][:3] == [
+        ir.Shape([None, 8]),
+        ir.Shape([None, 8]),
+        None,
+    ]
+    assert_same_function(read(MLP + BODY, SHAPES), grown, [rows(1), rows(3)])
+
+
 def test_a_plan_for_another_structure_is_refused():
     plan = signed_plan(read(MLP + BODY, SHAPES))
     with pytest.raises(UsageError, match="the structure of the graph differs"):

@@ -119,3 +119,24 @@ def test_the_documented_policy_is_a_policy() -> None:
     inputs = set(loaded("action.yml")["inputs"])
     steps = yaml.safe_load(examples[0])["jobs"]["export"]["steps"]
     assert set(steps[2]["with"]) <= inputs
+
+
+def test_the_workflow_runs_the_ci_script_on_files_that_are_there() -> None:
+    job = loaded(".github/workflows/ci.yml")["jobs"]["tests"]
+    assert job["steps"][-1]["run"] == ".ci/run"
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    entries = job["strategy"]["matrix"]["include"]
+    assert {(e["python"], e["constraints"]) for e in entries} == {
+        ("3.11", "constraints.txt"),
+        ("3.13", "constraints.txt"),
+        ("3.11", "constraints-lowest.txt"),
+    }
+    assert all((ROOT / entry["constraints"]).is_file() for entry in entries)
+
+
+@pytest.mark.parametrize(("subject", "code"), [("a" * 72, 0), ("a" * 73, 1)])
+def test_the_repository_s_own_hook_bounds_the_subject(tmp_path: Path, subject: str, code: int) -> None:
+    (repository,) = loaded(".pre-commit-config.yaml")["repos"]
+    (hook,) = (hook for hook in repository["hooks"] if hook["id"] == "subject")
+    (tmp_path / "message").write_text(f"{subject}\n\nwhy it was done, at any length: {'b' * 80}\n")
+    assert shell(f"{hook['entry']} message", tmp_path).returncode == code

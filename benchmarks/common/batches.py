@@ -83,7 +83,7 @@ def _batch(command: Sequence[str], begin: int, end: int, megabytes: int) -> Iter
     current = begin
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
+        while current < end:
             if not selector.select(SECONDS + _GRACE + (_START if current == begin else 0)):
                 process.kill()
                 process.wait()
@@ -95,6 +95,8 @@ def _batch(command: Sequence[str], begin: int, end: int, megabytes: int) -> Iter
             entry = json.loads(line)
             yield entry
             current = entry["number"] + 1
+    if current >= end:
+        process.kill()  # it has nothing more to say, and may take long to end
     code = process.wait()
     if current < end:
         yield _lost(current, f"crash: the process ended with {code}")

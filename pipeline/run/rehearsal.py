@@ -46,7 +46,8 @@ def rehearse(task: Task, model: nn.Module) -> None:
                 output = call_user_code("the network", model, *inputs)
                 samples_right(objective.metric, output, target)
         except CheckFailed:
-            raise UsageError("the loss of the first training batch is not finite; look at the data") from None
+            value = float(objective.loss_fn(model(*inputs), target))
+            raise UsageError(f"the loss is {value} on the first training batch; look at the data") from None
         except UsageError as error:
             batch = f"the first training batch has inputs {described(inputs)} and targets {described(target)}"
             raise UsageError(f"{error}{_hint(task, target)}; {batch}") from error

@@ -162,6 +162,7 @@ threads = 1
 [growth]
 rounds = 1
 samples = 96
+finish = "continue"
 """
 
 

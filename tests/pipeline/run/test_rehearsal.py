@@ -93,7 +93,11 @@ def test_tasks_that_fit_pass(target: str, keys: dict[str, Any], tmp_path: Path) 
             r"not dict.*inputs \[8, 4\] float32 and targets \[8\] int64",
         ),
         ("classes", {"loss": "net.py:summed"}, "not a mean over samples.*reduction='mean'"),
-        ("nan", {"task": "regression", "model_options": {"outputs": 1}}, "is not finite; look at the data"),
+        (
+            "nan",
+            {"task": "regression", "model_options": {"outputs": 1}},
+            "the loss is nan on the first training batch; look at the data",
+        ),
         ("classes", {"data": "net.py:once", "data_options": {}}, r"the train loader .* read only once \(gen"),
     ],
 )

@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.program.activations import Surrogate
+from growpipe.analyser.program.aten import aten
 from growpipe.analyser.program.binding import bind_groups
 from growpipe.analyser.program.program import Program
 from growpipe.data.loader_items import to_device
@@ -163,8 +164,6 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     elsewhere = any(tensor.device.type != "cpu" for tensor in named_tensors(model).values())
     return copy.deepcopy(model).cpu() if elsewhere else model
 
-
-aten = torch.ops.aten
 
 _FUNCTIONAL = {
     aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.relu.default,

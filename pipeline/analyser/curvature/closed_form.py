@@ -26,6 +26,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.program.activations import ACTIVATIONS
+from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, aten
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.convolution import Convolution, blank
@@ -33,12 +34,8 @@ from growpipe.analyser.program.program import Program
 
 __all__ = ["Chain", "ClosedForm", "Skeleton", "find_chain"]
 
-aten = torch.ops.aten
 
-_CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
-_PRODUCERS = {*_CONVOLUTIONS, aten.linear.default}
-# Batch normalisation in evaluation mode: the position of eps.
-_NORMS: dict[Any, int] = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
+_PRODUCERS = {*CONVOLUTIONS, aten.linear.default}
 # Linear in one varying argument; maxima select, which is linear almost everywhere.
 _LINEAR = {
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
@@ -118,9 +115,9 @@ def find_chain(group: BoundGroup) -> Chain | None:
         (node,) = users
         walked.add(node)
         # A convolution that is no consumer of the group is depthwise; a filter of its own would be a block.
-        if node.target in ACTIVATIONS or node.target in _NORMS or node.target in _CONVOLUTIONS:
+        if node.target in ACTIVATIONS or node.target in NORMS or node.target in CONVOLUTIONS:
             steps.append(node)
-        elif not (_operator_name(node) == "getitem" and steps and steps[-1].target in _NORMS):
+        elif not (_operator_name(node) == "getitem" and steps and steps[-1].target in NORMS):
             return None
 
 
@@ -199,8 +196,8 @@ class Skeleton:
             arguments: list[Any] = [
                 _constant(a, step, chain, read) if isinstance(a, Node) else a for a in step.args
             ]
-            if step.target in _NORMS:
-                factor = torch.rsqrt(arguments[4] + arguments[_NORMS[step.target]])
+            if step.target in NORMS:
+                factor = torch.rsqrt(arguments[4] + arguments[NORMS[step.target]])
                 if arguments[1] is not None:
                     factor = factor * arguments[1]
                 before = steps[-1] if steps else None

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from growpipe.analyser.curvature.operator import SplittingProducts, join, split
+from growpipe.analyser.program.aten import CONVOLUTIONS, MATRIX_PRODUCTS, NORMS, aten
 from growpipe.analyser.program.binding import Block, BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
@@ -33,10 +34,7 @@ from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["METRICS", "Euclidean", "GrowingMetric", "InputMetric", "Metric", "make_metric"]
 
-aten = torch.ops.aten
 METRICS = ("euclidean", "input")
-
-_CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
 
 
 class Metric(ABC):
@@ -227,34 +225,37 @@ PATCHES = 16384
 def _moment(
     user: Node, weight: Node, block: Block, read: Callable[[Node, Node], Any], rows: int
 ) -> Tensor | None:
-    """E[p pᵀ] of what multiplies the block at one use, or None where this module does not know it."""
+    """E[p pᵀ] of what multiplies the block at one use, or None if this module does not know it.
+
+    Args:
+        user: the node that uses the block's tensor.
+        weight: the node from which it reads that tensor.
+        block: the block.
+        read: the value of a node as another one sees it.
+        rows: how many patches are enough.
+    """
     arguments: list[Any] = [read(a, user) if isinstance(a, Node) else a for a in user.args]
     position = next((k for k, a in enumerate(user.args) if a is weight), None)
-    direct = weight.op == "placeholder"
-    if user.target in _CONVOLUTIONS and position == 1 and direct and block.axis == 0:
-        return _convolution_moment(arguments, block, rows, _CONVOLUTIONS[user.target])
-    if user.target in _MATRIX_PRODUCTS and position == _MATRIX_PRODUCTS[user.target][1]:
-        features = arguments[_MATRIX_PRODUCTS[user.target][0]]
+    if user.target in CONVOLUTIONS and position == 1 and weight.op == "placeholder" and block.axis == 0:
+        return _convolution_moment(arguments, block, rows, CONVOLUTIONS[user.target])
+    if user.target in MATRIX_PRODUCTS and position == MATRIX_PRODUCTS[user.target][1]:
+        features = arguments[MATRIX_PRODUCTS[user.target][0]]
         if block.mixing and block.others == (features.shape[-1],):
             return _second_moment(_sample(features.reshape(-1, features.shape[-1]), rows))
     if not block.mixing and block.dimension == 1:
-        if position == 2 and (user.target in _CONVOLUTIONS or user.target in _NORMS | {aten.linear.default}):
-            return torch.ones(1, 1, dtype=torch.float64, device=arguments[0].device)
-        if position == 1 and user.target in _NORMS:
-            return _norm_moment(arguments, block, _NORM_EPS[user.target])
+        return _affine_moment(user.target, position, arguments, block)
     return None
 
 
-# Matrix products: the positions of the features and of the matrix.
-_MATRIX_PRODUCTS = {
-    aten.linear.default: (0, 1),
-    aten.matmul.default: (0, 1),
-    aten.mm.default: (0, 1),
-    aten.addmm.default: (1, 2),
-}
-# Batch normalisation: the position of eps.
-_NORM_EPS = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
-_NORMS = set(_NORM_EPS)
+def _affine_moment(
+    target: Any, position: int | None, arguments: Sequence[Any], block: Block
+) -> Tensor | None:
+    """What multiplies a bias or an entry of a batch normalisation: 1, or the normalised input."""
+    if position == 2 and (target in CONVOLUTIONS or target in NORMS or target is aten.linear.default):
+        return torch.ones(1, 1, dtype=torch.float64, device=arguments[0].device)
+    if position == 1 and target in NORMS:
+        return _norm_moment(arguments, block, NORMS[target])
+    return None
 
 
 def _sample(patches: Tensor, rows: int) -> Tensor:

@@ -87,10 +87,10 @@ class SplittingProducts:
 
     Attributes:
         program: the bound program.
-        memory_limit: bytes to keep between products, None for no limit. Batches that fit keep the closed
-            forms of their chains and the linearised paths of other groups, further ones all but those paths.
-            What is left is captured anew at every product, chain by chain: its products are taken in the
-            course of the backward pass, and hold no more than that does.
+        memory_limit: bytes kept between products; None for unlimited. Micro-batches are cached in order until
+            the limit. First closed forms and linearised paths are kept; once those no longer fit, closed
+            forms only; then nothing. What is not kept is recomputed at every product, one chain at a time
+            during the backward pass, so that it needs no more memory than that pass.
         storage: the floating type of what is kept between products, e.g. bfloat16; that of the model by
             default. All arithmetic is in the type of the model.
         closed_forms: use the closed form for chains, rather than a Hessian-vector product.

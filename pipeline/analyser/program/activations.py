@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from growpipe.analyser.program.aten import aten
+
 __all__ = [
     "ACTIVATIONS",
     "Activation",
@@ -29,8 +31,6 @@ __all__ = [
     "is_kinked",
     "parametric_relu",
 ]
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from growpipe.analyser.program.aten import aten
 from growpipe.torch_module.memory_format import read_positions, reads_every_nth
 
 __all__ = ["Convolution", "blank", "conv_nd", "convolution"]
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,23 +14,17 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, aten
 from growpipe.analyser.program.convolution import conv_nd
 
 __all__ = ["FROZEN", "FoldedNorm", "foldable_norms", "is_fixed"]
 
-aten = torch.ops.aten
 
-FROZEN: dict[Any, Callable[..., Tensor]] = dict.fromkeys(
-    (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default), partial(conv_nd, frozen=True)
-)
+FROZEN: dict[Any, Callable[..., Tensor]] = dict.fromkeys(CONVOLUTIONS, partial(conv_nd, frozen=True))
 """What stands in for an operator whose parameters nobody differentiates by."""
 
 # Producers whose output channels are axis 0 of their weight, the second argument; a bias is the third.
-_AFFINE = {*FROZEN, aten.linear.default}
-
-
-# Batch normalisation in evaluation mode: the position of eps.
-_EPS = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
+_AFFINE = {*CONVOLUTIONS, aten.linear.default}
 
 
 def is_fixed(arguments: Iterable[Any], state: Mapping[Node, Any]) -> bool:
@@ -53,7 +47,7 @@ def foldable_norms(
     """
     found = {}
     for norm in nodes:
-        if norm.target not in _EPS or norm.kwargs:
+        if norm.target not in NORMS or norm.kwargs:
             continue
         made, *parameters = norm.args[:5]
         if (
@@ -93,7 +87,7 @@ class FoldedNorm:
     def of(made: Node, norm: Node, state: Mapping[Node, Any]) -> FoldedNorm:
         """Of a producer and its normalisation that `foldable_norms` has found."""
         scale, shift, mean, var = (state[node] for node in norm.args[1:5])  # type: ignore[index]
-        factor = scale * torch.rsqrt(var + norm.args[_EPS[norm.target]])  # type: ignore[index]
+        factor = scale * torch.rsqrt(var + norm.args[NORMS[norm.target]])
         weight = state[made.args[1]]  # type: ignore[index]
         bias = made.args[2] if len(made.args) > 2 else None
         centre = mean if bias is None else mean - state[bias]  # type: ignore[index]

@@ -16,11 +16,12 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.program.activations import Surrogate, is_kinked
+from growpipe.analyser.program.aten import aten
 from growpipe.analyser.program.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.program.captured import Captured, Recording
 from growpipe.analyser.program.fold_norms import FROZEN
 from growpipe.analyser.program.lifetimes import Schedule, last_uses
-from growpipe.analyser.program.substitutes import CONVOLUTIONS, OVERRIDES, RESHAPES
+from growpipe.analyser.program.substitutes import DIFFERENTIABLE, OVERRIDES, RESHAPES
 from growpipe.analyser.program.values import (
     leaf_of,
     sample_count,
@@ -35,8 +36,6 @@ from growpipe.torch_module.memory_format import channels_last
 from growpipe.torch_module.outputs import LossFunction
 
 __all__ = ["Program"]
-
-aten = torch.ops.aten
 
 
 class Program:
@@ -113,7 +112,7 @@ class Program:
     def _call(self, node: Node, read: Callable[[Node], Any]) -> Any:
         if node.op == "get_attr":
             return getattr(self._module, str(node.target))
-        table = {**RESHAPES, **CONVOLUTIONS} if torch.is_grad_enabled() else RESHAPES
+        table = {**RESHAPES, **DIFFERENTIABLE} if torch.is_grad_enabled() else RESHAPES
         target: Callable[..., Any] = table.get(node.target, node.target)  # type: ignore[arg-type]
         return target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.program.activations import ACTIVATIONS, Activation, activation, parametric_relu
+from growpipe.analyser.program.aten import CONVOLUTIONS, aten
 from growpipe.analyser.program.convolution import conv_nd, convolution
 
-__all__ = ["CONVOLUTIONS", "OVERRIDES", "RESHAPES"]
+__all__ = ["DIFFERENTIABLE", "OVERRIDES", "RESHAPES"]
 
-aten = torch.ops.aten
 
 # The strides of what is recomputed, or kept channels last, need not be those of the traced kernels.
 RESHAPES: dict[Any, Callable[..., Tensor]] = {
@@ -21,10 +21,8 @@ RESHAPES: dict[Any, Callable[..., Tensor]] = {
     aten._unsafe_view.default: torch.reshape,
 }
 
-CONVOLUTIONS: dict[Any, Callable[..., Tensor]] = {
-    aten.conv1d.default: conv_nd,
-    aten.conv2d.default: conv_nd,
-    aten.conv3d.default: conv_nd,
+DIFFERENTIABLE: dict[Any, Callable[..., Tensor]] = {
+    **dict.fromkeys(CONVOLUTIONS, conv_nd),
     aten.convolution.default: convolution,
 }
 """What stands in for a convolution that is differentiated: gradients that take every memory format."""
@@ -97,5 +95,5 @@ OVERRIDES: dict[Any, Callable[..., Any]] = {
     aten._native_batch_norm_legit_no_training.default: _unsurrogated(_legit_batch_norm),
     aten.batch_norm.default: _unsurrogated(_plain_batch_norm),
     aten.scaled_dot_product_attention.default: _unsurrogated(_attention),
-    **{operator: _unsurrogated(made) for operator, made in {**RESHAPES, **CONVOLUTIONS}.items()},
+    **{operator: _unsurrogated(made) for operator, made in {**RESHAPES, **DIFFERENTIABLE}.items()},
 }

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import Node
 
+from growpipe.analyser.program.aten import aten
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = [
@@ -20,8 +20,6 @@ __all__ = [
     "takes_channels_last",
     "tensors_in",
 ]
-
-aten = torch.ops.aten
 
 
 def scalar_loss(loss: Any) -> Tensor:

@@ -1,16 +1,16 @@
-"""From the ends that an earlier, smaller set has shown to those of all data, by hardly more than one block.
+"""Refine eigenpairs found on a small sample set into those of the full set, with about one block over it.
 
-The first block P of old ends is applied over all data. For the second one, what the first leaves over, the
-earlier set alone may do, in the place of S:
+Let S be the matrix of the full set and S' that of the earlier, smaller one. Step 1 applies S to the old
+eigenvectors, with P the projection on them. Step 2 needs S on the residuals as well; the cheap S' stands in
+there, which means to use
 
     M = S P + P S − P S P + (1 − P) S' (1 − P)
 
-with P the projection on the first block too, and S' that of the earlier set. M is symmetric, and S itself on
-the first block. So its ends are off only by what S' − S makes of the rest of a vector, outside the block, and
-that rest is itself as small as S' − S: to third order, where those of the block alone are off to second.
+M is symmetric and equals S on the first block. The eigenvalue errors are O(‖S' − S‖³); with the first block
+alone they would be O(‖S' − S‖²).
 
-No third block is taken with M: the ends would turn towards those of S' again, and so to the noise of the
-earlier set. Where two blocks are not enough, Lanczos goes on with S itself from the first one.
+A third block is never taken with M: it would pull the result back towards the noise of S'. If two blocks do
+not suffice, Lanczos continues with S itself from the first one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,25 @@
+"""The ATen operators that the analyser knows by name, and where their arguments stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["CONVOLUTIONS", "MATRIX_PRODUCTS", "NORMS", "aten"]
+
+aten = torch.ops.aten
+
+CONVOLUTIONS: dict[Any, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+"""The number of spatial axes. Arguments: input, weight, bias, stride, padding, dilation, groups."""
+
+NORMS: dict[Any, int] = {aten._native_batch_norm_legit_no_training.default: 6, aten.batch_norm.default: 7}
+"""Batch normalisation in evaluation mode: the position of eps, behind input, weight, bias, mean, variance."""
+
+MATRIX_PRODUCTS: dict[Any, tuple[int, int]] = {
+    aten.linear.default: (0, 1),
+    aten.matmul.default: (0, 1),
+    aten.mm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+}
+"""The positions of the features and of the matrix."""

@@ -95,9 +95,13 @@ def watched(folder: Path) -> Iterator[list[str]]:
         _hooked = True
     _outside.clear()
     _allowed = os.path.realpath(folder)
+    # Temporary files belong into the folder too: proofs of a form write models for onnxruntime.
+    usual = tempfile.gettempdir()
+    tempfile.tempdir = _allowed
     try:
         yield _outside
     finally:
+        tempfile.tempdir = usual
         _allowed = None
 
 

@@ -318,7 +318,7 @@ def _checkpoint(folder: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())  # type: ignore[attr-defined]
     model(torch.zeros(5, 4)).sum().backward()  # type: ignore[operator]
     optimizer.step()
-    history = [Epoch("round-00/train", 1, 0.1, 1.0, 1.0, 0.5)]
+    history = [Epoch("round-00/train", 1, 0.1, 1.0, 1.0, 0.5, samples=5)]
     Checkpoint(folder / "p", "key", writes=True).save(model, optimizer, history)  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -49,7 +49,7 @@ class _RunDocument(Section):
     recipe: dict[str, Any]
     recipe_folder: str | None
     seed: int = Field(ge=0)
-    device: Literal["cpu", "cuda"]
+    device: str
 
 
 class _Manifest(Section):

@@ -245,7 +245,6 @@ ELSEWHERE = {
     "graph_ops/files/protobuf_size.py": "maps what load_save has opened",
     "pipeline/checks/child/messages.py": "messages of our own child",
     "pipeline/checks/child/operations.py": "its own /proc, and a profile that it has just written",
-    "pipeline/checks/child/torch_reference.py": "weights, within the border; never unpickled (weights_only)",
     "pipeline/commands/check.py": "appends to the step summary of the workflow",
     "pipeline/data/cifar.py": "within the border",
     "pipeline/data/hdf5.py": "the answer of our own child",
@@ -257,6 +256,7 @@ ELSEWHERE = {
     "pipeline/run/lock.py": "the lock, which is never read",
     "pipeline/run/picture.py": "lines that the border has read and parsed",
     "pipeline/torch_module/state_file.py": "within the border",
+    "pipeline/torch_module/weights.py": "weights, within the border; never unpickled (weights_only)",
     "pipeline/user_code.py": "the user's own code, which runs anyway",
 }
 

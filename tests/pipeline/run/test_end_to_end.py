@@ -487,7 +487,7 @@ def test_widths_are_limited_by_group(tmp_path: Path) -> None:
     [
         (
             '[growth]\nmin_widths = { "features.1.0.wait" = 4 }',
-            "'features.1.0.wait' can grow, whose width the recipe limits; did you",
+            "name 'features.1.0.wait', but the network has no growable channel group of that name; did you",
         ),
         (
             '[growth]\nmin_widths = { "features.1.0.weight" = 5 }',

@@ -153,7 +153,8 @@ def _placed(
     """The program on the device, and its parameters, buffers and constants by name, detached."""
     state: dict[str, Any] = {**program.state_dict, **program.constants}
     if any(isinstance(value, Tensor) and value.device != device for value in state.values()):
-        program = move_to_device_pass(program, str(device))
+        # The pass moves its argument, which may be the caller's.
+        program = move_to_device_pass(copy.deepcopy(program), str(device))
         own = {name: value for name, value in named_tensors(model).items() if value.device == device}
         state = {**program.state_dict, **program.constants, **own}
     return program, {name: v.detach() if isinstance(v, Tensor) else v for name, v in state.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from growpipe import analyse, environment, grow
+from growpipe import analyse, environment, export_growth_form, grow
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import prepare
@@ -143,6 +143,18 @@ def test_tied_weights_stay_tied_elsewhere() -> None:
     with other_device() as device:
         for image, reference in zip(products(model, x, y, device), expected, strict=True):
             torch.testing.assert_close(image, reference)
+
+
+def test_an_export_that_is_given_stays_where_it_is() -> None:
+    problem = build("chain")
+    export = export_growth_form(problem.model, (problem.x[:2],))
+    batches = [(problem.x, problem.y)]
+    expected = analyse(problem.model, problem.loss_fn, batches, (problem.x[:2],))
+    with other_device() as device:
+        for _ in range(2):
+            plan = analyse(problem.model, problem.loss_fn, batches, export, device=device)
+            assert_same_plan(expected, plan, True)
+    assert all(value.device.type == "cpu" for value in export.program.state_dict.values())
 
 
 def test_a_whole_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

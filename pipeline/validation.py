@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -35,7 +36,7 @@ def _fault(problem: Any, document: type[BaseModel]) -> str:
         hint = did_you_mean(str(location[-1]), _keys(document, location[:-1])) or "; remove it"
         return f"unknown key {key!r}{hint}"
     given = problem["input"]
-    shown = f", got {given!r}" if isinstance(given, (str, int, float)) else ""
+    shown = f", got {reprlib.repr(given)}" if isinstance(given, (str, int, float)) else ""
     return f"wrong at {key!r}: {problem['msg'].lower()}{shown}" if key else f"{problem['msg'].lower()}{shown}"
 
 

@@ -154,7 +154,10 @@ def _placed(
     state: dict[str, Any] = {**program.state_dict, **program.constants}
     if any(isinstance(value, Tensor) and value.device != device for value in state.values()):
         # The pass moves its argument, which may be the caller's.
-        program = move_to_device_pass(copy.deepcopy(program), str(device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about copies of its tree specs
+            program = copy.deepcopy(program)
+        program = move_to_device_pass(program, str(device))
         own = {name: value for name, value in named_tensors(model).items() if value.device == device}
         state = {**program.state_dict, **program.constants, **own}
     return program, {name: v.detach() if isinstance(v, Tensor) else v for name, v in state.items()}

@@ -173,6 +173,8 @@ threads = 1
 [growth]
 rounds = 1
 samples = 128
+[control]
+seed_control = true
 """)
     monkeypatch.setattr(environment, "resolve_device", lambda device: str(DEVICE))
     out = tmp_path / "run"

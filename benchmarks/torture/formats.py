@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import io
 import json
+import math
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -274,6 +276,32 @@ def _read_cifar(folder: Path) -> None:
     cifar10(10, 0, str(folder))
 
 
+def _idx(folder: Path) -> None:
+    for part, samples in (("train", 12), ("t10k", 4)):
+        shapes = {"images-idx3": (samples, 3, 2), "labels-idx1": (samples,)}
+        for kind, shape in shapes.items():
+            header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+            entries = (np.arange(math.prod(shape)) % 4).astype(np.uint8).tobytes()
+            name = f"{part}-{kind}-ubyte"
+            if part == "train":
+                (folder / name).write_bytes(header + entries)
+            else:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(header + entries))
+
+
+def _read_idx(folder: Path) -> None:
+    from growpipe.data.idx import images
+
+    for part in vars(images(2, 0, str(folder))).values():
+        list(part)
+
+
+def _read_text(folder: Path) -> None:
+    from growpipe.data.text import loaders
+
+    list(loaders(2, 0, str(folder / "a.txt"), length=4, held_out=0.2).train)
+
+
 def _hdf5(folder: Path) -> None:
     import h5py
 
@@ -406,6 +434,17 @@ FORMATS: dict[str, Format] = {
         _read_cifar,
         share=0.3,
     ),
+    "idx": Format(
+        _idx,
+        {
+            "train-images-idx3-ubyte": (mutate_bytes,),
+            "train-labels-idx1-ubyte": (mutate_bytes,),
+            "t10k-images-idx3-ubyte.gz": (mutate_bytes, _within_gzip(mutate_bytes)),
+            "t10k-labels-idx1-ubyte.gz": (mutate_bytes, _within_gzip(mutate_bytes)),
+        },
+        _read_idx,
+    ),
+    "text": Format(_text("a.txt", "Words, and more words.\n" * 3), {"a.txt": (mutate_bytes,)}, _read_text),
     "HDF5": Format(_hdf5, {"ply_data_train0.h5": (mutate_bytes,)}, _read_hdf5, share=0.04),
     "mesh": Format(_mesh, {"chair/train/a.off": (mutate_text, mutate_bytes)}, _read_mesh),
     "weights": Format(

@@ -16,9 +16,10 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
-from growpipe.models import mobilenet, pointcloud, rbf
+from growpipe.models import decoder, mobilenet, pointcloud, rbf
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow
+from growpipe.torch_module.rigid_groups import rigid_groups
 from growpipe.torch_module.widen import with_widths
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,39 @@ def test_growing_keeps_the_function(name: str, tmp_path: Path) -> None:
         tmp_path / "grown.onnx", {str(graph.graph.inputs[0].name): example.numpy()}
     ).values()
     assert np.abs(output - before.numpy()).max() <= 1e-5 * np.abs(before.numpy()).max()
+
+
+def test_the_hidden_layers_and_values_of_a_decoder_grow(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = decoder.build(width=8, heads=2, hidden=(3, 4), length=6, symbols=11).eval()
+    text = torch.randint(0, 11, (2, 6))
+    export = export_growth_form(model, (text,))
+    groups = find_channel_groups(export.graph)
+    growing = {f"blocks.{number}.{layer}.weight": 2 for number in (0, 1) for layer in ("expand", "value")}
+    rigid = rigid_groups(model, export.graph, groups, (text,))
+    assert {g.name for g in groups.groups if g.splittable and g.name not in rigid} == growing.keys()
+    plan = random_plan(groups, export.graph, growth=growing, epsilon=0.0, seed=1)
+    grown = grow(model, plan)
+    save_model(grow_graph(export.graph, plan), tmp_path / "grown.onnx")
+    with torch.no_grad():
+        before, after = model(text), grown(text)
+    assert before.shape == (2, 11, 6)
+    assert torch.allclose(before, after, atol=1e-5)
+    (output,) = run_model(tmp_path / "grown.onnx", {"text": text.numpy()}).values()
+    assert np.abs(output - before.numpy()).max() <= 1e-5 * np.abs(before.numpy()).max()
+
+
+def test_a_decoder_sees_no_later_symbol() -> None:
+    torch.manual_seed(0)
+    model = decoder.build(width=8, heads=2, hidden=(3,), length=6, symbols=11).eval()
+    text = torch.randint(0, 11, (1, 6))
+    other = text.clone()
+    other[0, 4] = (text[0, 4] + 1) % 11
+    with torch.no_grad():
+        same = (model(text) - model(other)).abs().amax(dim=(0, 1)) < 1e-6
+    assert same.tolist() == [True] * 4 + [False] * 2
+    with pytest.raises(UsageError, match="3 heads do not divide a width of 8"):
+        decoder.build(width=8, heads=3)
 
 
 def test_a_t_net_begins_by_repeating_the_coordinates_at_any_width() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from growpipe.checks.measure.compare import run_model
 from growpipe.cli import cli
+from growpipe.data import idx
 from growpipe.graph_ops.errors import UsageError
 from growpipe.models import rbf
 from growpipe.run.locate import shipped_recipes
@@ -24,7 +25,7 @@ from growpipe.user_code import load_reference
 
 pytestmark = pytest.mark.slow
 
-EVERYWHERE = ("digits", "rbf", "shapes", "shapes-pointnet")
+EVERYWHERE = ("chars", "digits", "rbf", "shapes", "shapes-pointnet")
 
 
 def test_all_recipes_are_there() -> None:
@@ -32,6 +33,7 @@ def test_all_recipes_are_there() -> None:
         *EVERYWHERE,
         "cifar10",
         "cifar100",
+        "fashion",
         "imagenet",
         "imagenet-v2",
         "modelnet40",
@@ -54,6 +56,7 @@ def test_a_recipe_builds_its_network(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - set(EVERYWHERE)))
 def test_without_data_a_recipe_says_where_to_get_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GROWPIPE_DATA", raising=False)
+    monkeypatch.setattr(idx, "DEBIAN_FOLDER", "/absent")
     recipe, _ = load_recipe(name)
     with pytest.raises(UsageError, match=r"from https://.* set GROWPIPE_DATA to the folder"):
         load_reference(recipe.data, None)(batch_size=4, seed=0, **recipe.data_options)

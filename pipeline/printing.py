@@ -7,9 +7,10 @@ markdown and HTML. Everything that a command writes goes through one of these fu
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
+
+from growpipe.graph_ops.files.documents import json_document
 
 __all__ = [
     "for_annotation",
@@ -84,7 +85,7 @@ def for_xml(text: str) -> str:
 
 def json_text(document: Any, indent: int = 1) -> str:
     """A JSON document whose lines are no workflow commands; a reader finds every text as it was."""
-    text = json.dumps(document, indent=indent, allow_nan=False)
+    text = json_document(document, indent=indent)
     return text.replace(_OLD_COMMAND, "#\\u0023[") + "\n"
 
 

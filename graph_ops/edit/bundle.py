@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.edit.history import read_history
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.atomic import check_folder_target, publish_folder
-from growpipe.graph_ops.files.documents import read_json, validated
+from growpipe.graph_ops.files.documents import json_document, read_json, validated
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.files.reading import hash_file
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
@@ -61,7 +60,7 @@ def write_bundle(
         card["verification"] = {"verified": False, "reason": "not asked for"}
         if verify is not None:
             card["verification"] = dict(verify(staging / MODEL))
-        (staging / CARD).write_text(json.dumps(card, indent=2) + "\n")
+        (staging / CARD).write_text(json_document(card, indent=2) + "\n")
     return card
 
 

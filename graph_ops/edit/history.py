@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from growpipe.graph_ops.errors import UnsafeModel, UsageError
-from growpipe.graph_ops.files.documents import parse_json
+from growpipe.graph_ops.files.documents import json_document, parse_json
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 
 __all__ = ["HISTORY_KEY", "GrowthStep", "read_history", "record_growth"]
@@ -67,7 +66,7 @@ def record_growth(model: ir.Model, parent_hash: str, plan: SplitPlan) -> None:
         realised_change=_finite(plan.realised_change),
     )
     steps = [asdict(past) for past in (*read_history(model), step)]
-    model.metadata_props[HISTORY_KEY] = json.dumps(steps)
+    model.metadata_props[HISTORY_KEY] = json_document(steps, indent=None)
 
 
 def read_history(model: ir.Model) -> tuple[GrowthStep, ...]:
@@ -90,7 +89,7 @@ def read_history(model: ir.Model) -> tuple[GrowthStep, ...]:
 def _step(entry: dict[str, Any]) -> GrowthStep:
     return GrowthStep(
         **{key: str(entry[key]) for key in ("parent_hash", "parameters_hash", "plan_hash", "scheme")},
-        epsilon=float(entry["epsilon"]),
+        epsilon=_number(entry["epsilon"]),
         widths={str(name): (int(before), int(after)) for name, (before, after) in entry["widths"].items()},
         predicted_change=_optional(entry["predicted_change"]),
         realised_change=_optional(entry["realised_change"]),
@@ -98,7 +97,13 @@ def _step(entry: dict[str, Any]) -> GrowthStep:
 
 
 def _optional(number: Any) -> float | None:
-    return None if number is None else float(number)
+    return None if number is None else _number(number)
+
+
+def _number(number: Any) -> float:
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is not finite")
+    return float(number)
 
 
 def _finite(number: float | None) -> float | None:

@@ -1,8 +1,9 @@
-"""JSON and TOML documents that may be anybody's: of bounded size, depth and numbers, whoever wrote them."""
+"""JSON and TOML documents: read within bounds of size, depth and numbers, and written so that all read them."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_JSON",
     "MAX_TOML",
+    "json_document",
+    "json_values",
     "parse_json",
     "parse_toml",
     "read_json",
@@ -156,6 +159,22 @@ def validated(form: type[Document], data: Any) -> Document:
         fault = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in fault["loc"])
         raise UsageError(f"it is wrong at {one_line(key)!r}: {one_line(fault['msg'])}") from None
+
+
+def json_document(data: Any, *, indent: int | None = 1, sort_keys: bool = False) -> str:
+    """JSON that every reader accepts: `json_values` of ``data``."""
+    return json.dumps(json_values(data), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def json_values(data: Any) -> Any:
+    """``data`` with the numbers that JSON lacks as the texts ``nan``, ``inf`` and ``-inf``."""
+    if isinstance(data, Mapping):
+        return {key: json_values(part) for key, part in data.items()}
+    if isinstance(data, list | tuple):
+        return [json_values(part) for part in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return str(float(data))
+    return data
 
 
 def table_at(data: Mapping[str, Any], *keys: str) -> dict[str, Any]:

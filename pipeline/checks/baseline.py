@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from growpipe.checks.report import CheckReport
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.atomic import write_text
-from growpipe.graph_ops.files.documents import read_json, validated
+from growpipe.graph_ops.files.documents import json_document, read_json, validated
 from growpipe.graph_ops.files.reading import MissingFile, hash_file, reading
 
 __all__ = ["Baseline", "load_baseline", "sha256_of", "write_baseline"]
@@ -75,7 +74,7 @@ def write_baseline(report: CheckReport, path: str | os.PathLike[str]) -> None:
         "measured": {r["check"]: r["measured"] for r in form["results"] if r["measured"]},
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, json.dumps(document, indent=1, sort_keys=True) + "\n")
+    write_text(target, json_document(document, sort_keys=True) + "\n")
 
 
 def load_baseline(path: str | os.PathLike[str]) -> Baseline:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.documents import json_values
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -225,7 +225,7 @@ class CheckReport:
                     "title": result.title,
                     "status": result.status,
                     "message": result.message,
-                    "measured": {key: _plain(value) for key, value in result.measured.items()},
+                    "measured": json_values(result.measured),
                     "findings": [
                         {
                             "message": finding.message,
@@ -249,13 +249,3 @@ def overall_exit_code(reports: Iterable[CheckReport]) -> int:
     """Of several models: the worst, in the order of `CheckReport.exit_code`."""
     codes = {report.exit_code for report in reports}
     return next((code for code in (4, 3, 1, 5) if code in codes), 0)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value

@@ -58,6 +58,16 @@ def test_every_form_is_harmless(text: str) -> None:
         assert is_harmless(form(text)), form
     assert "\n" not in one_line(text)
     assert is_harmless(json_text({text: [text]}))
+
+
+def test_json_says_in_words_what_it_has_no_number_for() -> None:
+    def never(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = json_text({"a": [float("inf"), {"b": (float("nan"), -float("inf"), 1.5, 2, None, True)}]})
+    assert json.loads(text, parse_constant=never) == {
+        "a": ["inf", {"b": ["nan", "-inf", 1.5, 2, None, True]}]
+    }
     assert json.loads(json_text({text: [text]})) == {text: [text]}
     assert (
         ET.fromstring(f"<a>{for_xml(text).replace('&', '&amp;').replace('<', '&lt;')}</a>").text is not None

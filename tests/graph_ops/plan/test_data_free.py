@@ -168,7 +168,15 @@ class TestHistory:
 
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("epsilon", "1" * 5000), ("widths", '{"a": [1e400, 2]}'), ("widths", '{"a": [NaN, 2]}')],
+        [
+            ("epsilon", "1" * 5000),
+            ("epsilon", "1e400"),
+            ("epsilon", "NaN"),
+            ("predicted_change", "-Infinity"),
+            ("realised_change", "NaN"),
+            ("widths", '{"a": [1e400, 2]}'),
+            ("widths", '{"a": [NaN, 2]}'),
+        ],
     )
     def test_a_history_with_an_impossible_number_is_refused(self, model, key, value):
         grown = grow_graph(model, make(model, growth=0.5, seed=1))

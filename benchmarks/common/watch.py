@@ -16,11 +16,24 @@ from typing import Any
 
 import growpipe
 import growpipe.graph_ops
+from benchmarks.common.processor_time import children, processor_seconds
 
-__all__ = ["MEGABYTES", "SECONDS", "ended", "peak", "reset_peak", "watched"]
+__all__ = [
+    "MEGABYTES",
+    "SECONDS",
+    "WAITING_SECONDS",
+    "children_peak",
+    "ended",
+    "peak",
+    "reset_peak",
+    "watched",
+]
 
 SECONDS = 10.0
-"""The time that one input may take."""
+"""The processor time that one input may take, in this process and its children together."""
+
+WAITING_SECONDS = 900
+"""How long an input may last at all, on a busy machine; while this process is stopped no time passes."""
 
 MEGABYTES = 2048
 """The memory that one input may take, in this process and its children together."""
@@ -46,24 +59,51 @@ def ended(action: Callable[[], Any], *, show: bool = False) -> int | str:
         show: whether the traceback of a fault goes to stderr.
     """
     quiet = io.StringIO()
-    handler = signal.signal(signal.SIGALRM, _alarm)
-    others, _ = signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    clock = _Clock()
+    handler = signal.signal(signal.SIGALRM, clock.tick)
+    others = signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)
     try:
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             action()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except _TooLong as error:
-        return _told(f"hang: more than {SECONDS:.0f} s at {_place(error)}", show)
+        return _told(f"hang: {error} at {_place(error)}", show)
     except MemoryError as error:
         return _told(f"memory: MemoryError at {_place(error)}", show)
     except BaseException as error:
         line = " ".join(str(error).split())[:160]
         return _told(f"exception: {type(error).__name__} at {_place(error)}: {line}", show)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, others)
+        signal.setitimer(signal.ITIMER_REAL, *others)
     return 0
+
+
+class _Clock:
+    """Ends an input whose time is over: the alarm of every second, in which it looks at the time."""
+
+    def __init__(self) -> None:
+        self._begin = _seconds()
+        self._ticks = 0
+
+    def tick(self, number: int, frame: object) -> None:
+        self._ticks += 1  # alarms that come while this process is stopped are one
+        if _seconds() - self._begin > SECONDS:
+            raise _TooLong(f"more than {SECONDS:.0f} s of processor time")
+        if self._ticks > WAITING_SECONDS:
+            raise _TooLong(f"no end after {WAITING_SECONDS} s")
+
+
+def _seconds() -> float:
+    """`processor_seconds`, whose reading of /proc is no deed of the input."""
+    global _allowed
+    watching, _allowed = _allowed, None
+    try:
+        return processor_seconds()
+    finally:
+        _allowed = watching
 
 
 def _told(fault: str, show: bool) -> str:
@@ -105,10 +145,6 @@ def watched(folder: Path) -> Iterator[list[str]]:
         _allowed = None
 
 
-def _alarm(number: int, frame: object) -> None:
-    raise _TooLong
-
-
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _allowed is None:
         return
@@ -142,15 +178,14 @@ def reset_peak() -> None:
 
 def peak() -> int:
     """The peak in MB of this process since the reset, its living children and the largest one that ended."""
-    total = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    for process in ("self", *_children()):
+    total = 0
+    for process in (os.getpid(), *children(os.getpid())):
         with contextlib.suppress(OSError, StopIteration):
             lines = Path(f"/proc/{process}/status").read_text().splitlines()
             total += next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return total // 1024
+    return total // 1024 + children_peak()
 
 
-def _children() -> list[str]:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return []
+def children_peak() -> int:
+    """The peak in MB of the largest child that ended, since this process began."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024

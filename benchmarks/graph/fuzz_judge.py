@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def judge(model: Path, forms: list[Path]) -> str:
 def _in_child(pipe: int, work: Callable[[], str]) -> NoReturn:
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(SECONDS)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         with open(os.devnull, "w") as null:
             os.dup2(null.fileno(), 2)
         os.write(pipe, work().encode())

@@ -1,4 +1,4 @@
-"""JSON and TOML documents: read within bounds of size, depth and numbers, and written so that all read them."""
+"""JSON and TOML documents, read within bounds of size, depth and numbers, and written for every reader."""
 
 from __future__ import annotations
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import onnx
 import pytest
 
+from benchmarks.common.forked import forked_models
 from benchmarks.graph.fuzz_input import made, run_content, run_input
 from benchmarks.graph.fuzz_minimise import shrink
 from benchmarks.graph.fuzz_seeds import own_seeds
+from growpipe.checks.equivalence import compare_forms
+from growpipe.graph_ops.errors import CheckFailed
 
 pytestmark = pytest.mark.slow
 
-FIRST, COUNT = 200, 200
+FIRST, COUNT = 0, 300
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,8 @@ def test_a_number_is_always_the_same_file(corpus):
 
 @pytest.mark.parametrize("first", range(FIRST, FIRST + COUNT, 100))
 def test_mutated_files_lead_to_no_fault(corpus, tmp_path, first):
-    entries = [run_input(corpus, 1, n, tmp_path / str(n)) for n in range(first, first + 100)]
+    with forked_models():
+        entries = [run_input(corpus, 1, n, tmp_path / str(n)) for n in range(first, first + 100)]
     assert [entry for entry in entries if entry["fault"]] == []
     assert len({entry["outcome"] for entry in entries}) >= 4  # they get deep into the commands
 
@@ -67,8 +71,26 @@ def test_a_hang_is_a_fault(corpus, tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr("benchmarks.graph.fuzz_input.growpipe_main", endless)
-    monkeypatch.setattr("benchmarks.graph.fuzz_input.SECONDS", 0.2)
+    monkeypatch.setattr("benchmarks.common.watch.SECONDS", 0.2)
     assert run_content(corpus[0], tmp_path / "input")["fault"].startswith("hang")
+
+
+def test_a_forked_child_proves_as_a_started_one(corpus, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(corpus[0])
+    other = onnx.ModelProto.FromString(corpus[0])
+    other.graph.initializer[0].raw_data = bytes(len(other.graph.initializer[0].raw_data))
+    onnx.save(other, tmp_path / "other.onnx")
+
+    def compared():
+        same = compare_forms(tmp_path / "model.onnx", tmp_path / "model.onnx", "it")
+        with pytest.raises(CheckFailed) as caught:
+            compare_forms(tmp_path / "model.onnx", tmp_path / "other.onnx", "it")
+        return same, str(caught.value)
+
+    with forked_models():
+        forked = compared()
+    assert forked[0].verified
+    assert forked == compared()
 
 
 def test_a_file_is_shrunk_to_what_fails(corpus):

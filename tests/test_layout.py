@@ -20,7 +20,7 @@ ALLOWED = {
     "environment": "graph_ops",
     "suggestions": "graph_ops",
     "validation": "suggestions",
-    "printing": "",
+    "printing": "graph_ops",
     "seeding": "",
     "progress": "environment graph_ops printing",
     "user_code": "graph_ops suggestions",

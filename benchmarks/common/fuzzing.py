@@ -42,6 +42,7 @@ class Fuzzer:
         summary: the section of RESULTS.md.
         facts: what results/NAME.json keeps besides what all fuzzers keep.
         megabytes: the address space that a process may take.
+        count: how many inputs run if the command line does not say it.
         minimise: shrinks one input; None if there is no such thing.
         within: every batch runs within it.
     """
@@ -54,6 +55,7 @@ class Fuzzer:
     summary: Callable[[Sequence[Entry], int], str]
     facts: Callable[[Sequence[Entry]], dict[str, Any]] = field(default=lambda entries: {})
     megabytes: int = 2 * MEGABYTES
+    count: int = 100_000
     minimise: Callable[[Path, int, int], None] | None = None
     within: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -63,7 +65,7 @@ def run_fuzzer(fuzzer: Fuzzer) -> None:
     parser = argparse.ArgumentParser(
         description=fuzzer.description, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--count", type=int, default=fuzzer.count)
     parser.add_argument("--first", type=int, default=0, help="the number of the first input")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="where inputs, faults and the journal go")

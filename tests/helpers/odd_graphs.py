@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import onnx_ir as ir
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.helpers.random_graphs import Step, build_graph
+from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.edit.grow_graph import grow_graph
+from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.files.load_save import load_model, save_model
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.plan.data_free import random_plan
+from tests.helpers.random_graphs import CHANNELS, LENGTH, Step, build_graph
 
-__all__ = ["ODDITIES", "odd_graph"]
+__all__ = ["ODDITIES", "changes_of_function", "odd_graph"]
+
+_TOLERANCE = 2e-3
 
 Rng = np.random.Generator
 Oddity = Callable[[onnx.ModelProto, Rng], None]
@@ -153,3 +165,72 @@ ODDITIES: list[Oddity] = [
     initializers_as_inputs,
     defaults,
 ]
+
+
+def changes_of_function(source: Path, seed: int) -> dict[str, str] | None:
+    """Deploy and grow an odd graph at ε = 0: what is wrong with each form.
+
+    Args:
+        source: the file; the forms are written beside it.
+        seed: of the inputs and of the plan.
+
+    Returns:
+        by form (``deployed``, and ``grown`` if a group splits) the difference of its outputs from those of
+        the file, empty if there is none, or ``refused`` if growpipe makes no such form. None if onnxruntime
+        runs the file on no input: it believes some wrong declarations, and refuses some odd files.
+    """
+    rng = np.random.default_rng(seed)
+    batches = [rng.normal(size=(size, CHANNELS, LENGTH)).astype(np.float32) for size in (1, 3)]
+    expected = [_run(source, x, optimised) for x in batches for optimised in (False, True)]
+    if all(outputs is None for outputs in expected):
+        return None
+    model = load_model(source)
+    groups = find_channel_groups(model)
+    made: dict[str, Callable[[], ir.Model]] = {"deployed": lambda: deploy_form(model)}
+    if any(group.splittable for group in groups.groups):
+        plan = random_plan(groups, model, growth=0.4, seed=seed)
+        made["grown"] = lambda: grow_graph(model, plan)
+    found = {}
+    for what, make in made.items():
+        form = source.with_name(f"{what}.onnx")
+        try:
+            save_model(make(), form)
+        except (CheckFailed, UsageError):
+            found[what] = "refused"
+            continue
+        actual = [_run(form, x, optimised) for x in batches for optimised in (False, True)]
+        pairs = [(b, a) for b, a in zip(expected, actual, strict=True) if b is not None]
+        found[what] = next(filter(None, (_difference(before, after) for before, after in pairs)), "")
+    return found
+
+
+Outputs = dict[str, npt.NDArray]
+
+
+def _run(path: Path, x: npt.NDArray, optimised: bool) -> Outputs | None:
+    """The outputs by name; None if onnxruntime refuses the model or its inputs."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_outputs()]
+        return dict(zip(names, session.run(None, {"x": x}), strict=True))
+    except Exception as error:
+        if "ONNXRuntimeError" not in str(error) and "NOT_IMPLEMENTED" not in str(error):
+            raise
+        return None
+
+
+def _difference(before: Outputs, after: Outputs | None) -> str:
+    if after is None:
+        return "it does not run"
+    if list(after) != list(before):
+        return f"its outputs are {list(after)}, not {list(before)}"
+    for name, values in before.items():
+        if after[name].shape != values.shape:
+            return f"{name!r} has the shape {after[name].shape}, not {values.shape}"
+        if not np.allclose(after[name], values, rtol=0, atol=_TOLERANCE, equal_nan=True):
+            return f"{name!r} differs by {np.abs(after[name] - values).max():.1e}"
+    return ""

@@ -48,9 +48,9 @@ def run_in_double(path: str | os.PathLike[str], inputs: Mapping[str, npt.NDArray
 
     try:
         return open_session(model.SerializeToString(), optimised=False).run(feed)
-    except (CheckFailed, ValueError):
+    except (CheckFailed, ValueError) as error:
         # Some kernels, convolutions among them, exist for float32 alone; ValueError: above 2 GB.
-        pass
+        refused = _shortened(error)
     try:
         from onnx.reference import ReferenceEvaluator
 
@@ -60,13 +60,18 @@ def run_in_double(path: str | os.PathLike[str], inputs: Mapping[str, npt.NDArray
             values = evaluator.run(None, wanted)
     except Exception as error:
         # The evaluator raises whatever its operators raise.
-        line = " ".join(str(error).split())[:300]
-        raise CheckFailed(f"no float64 evaluation: {type(error).__name__} {line}") from None
+        raise CheckFailed(
+            f"no float64 evaluation: {type(error).__name__} {_shortened(error)} (onnxruntime: {refused})"
+        ) from None
     outputs = {o.name: np.asarray(v) for o, v in zip(model.graph.output, values, strict=True)}
     single = [name for name, value in outputs.items() if value.dtype in (np.float32, np.float16)]
     if single:
         raise CheckFailed(f"no float64 evaluation: outputs {single} came out in a lower precision")
     return outputs
+
+
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def to_double(model: onnx.ModelProto) -> onnx.ModelProto:

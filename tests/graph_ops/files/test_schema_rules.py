@@ -73,7 +73,8 @@ def test_a_function_may_take_attributes_from_its_caller(tmp_path):
         { y = own.norm <a = 1> (x) }
         <domain: "own", opset_import: ["": 18]> norm <a> (x) => (z) { z = Softmax <axis : int = @a> (x) }"""
     )
-    load(model, tmp_path)
+    (function,) = load(model, tmp_path).functions.values()
+    assert function[0].attributes["axis"].ref_attr_name == "a"
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -95,7 +96,7 @@ def test_an_attribute_of_another_version_is_held_against_that_version(tmp_path):
     model = ir.to_proto(text_model("y = BatchNormalization (x, s, b, m, v)", "float[N,3] x", **vectors))
     node = model.graph.node[0]
     node.attribute.append(helper.make_attribute("spatial", 1))  # of versions 1 to 8
-    load(model, tmp_path)
+    assert load(model, tmp_path).graph[0].attributes["spatial"].value == 1
     node.attribute[0].CopyFrom(helper.make_attribute("spatial", 1.0))
     with pytest.raises(UnsafeModel, match="'spatial' of type FLOAT"):
         load(model, tmp_path)
@@ -103,7 +104,7 @@ def test_an_attribute_of_another_version_is_held_against_that_version(tmp_path):
 
 def test_attributes_of_unknown_operators_are_left_alone(tmp_path):
     model = ir.to_proto(text_model("y = custom.Foo <axis = 1.0> (x)", "float[N,3] x"))
-    load(model, tmp_path)
+    assert load(model, tmp_path).graph[0].attributes["axis"].value == 1.0
 
 
 def test_a_branch_cannot_give_what_its_own_node_computes(tmp_path):

@@ -170,3 +170,35 @@ def test_damaged_plans_are_refused(tmp_path):
     (tmp_path / "plan" / "plan.json").write_text("{")
     with pytest.raises(UsageError, match="cannot be read"):
         SplitPlan.load(tmp_path / "plan")
+
+
+def stored(dtype: str, shape: list[int], size: int, *, length: int | None = None) -> bytes:
+    """A safetensors file that claims one tensor of that type and shape, and holds ``size`` bytes."""
+    header = json.dumps(
+        {"0.coefficients": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
+    ).encode()
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        stored("BF16", [5], 10),
+        stored("F8_E4M3", [5], 5),
+        stored("F8_E5M2", [5], 5),
+        stored("F4", [4], 2),
+        stored("F64", [2**40], 40),
+        stored("F64", [-5], 40),
+        stored("F64", [5], 40, length=2**60),
+        stored("F64", [5], 40, length=3),
+        stored("F64", [5], 40)[:-1],
+        b"[" * 10_000,
+        b"",
+    ],
+)
+def test_tensors_of_a_plan_that_numpy_does_not_hold_or_that_are_damaged_are_refused(tmp_path, content):
+    plan().save(tmp_path / "plan")
+    (tmp_path / "plan" / "plan.safetensors").write_bytes(content)
+    with pytest.raises(UsageError, match=r"the plan .* cannot be read|is damaged") as told:
+        SplitPlan.load(tmp_path / "plan")
+    assert len(str(told.value).splitlines()) == 1

@@ -267,3 +267,35 @@ def test_outputs_and_inputs_are_sized_before_they_are_allocated(tmp_path: Path) 
     result = run_checks(path, only=["structure/run"], policy=policy).of("structure/run")
     assert result.status == "failed"
     assert "inputs of [20000, 20000] need 1.49 GiB; limits.memory_mb = 900" in result.message
+
+
+@pytest.mark.parametrize(
+    ("signature", "body", "message"),
+    [
+        (
+            "(float[1, 1] x) => (float[8192, 4096] y, float[8192, 4096] z)",
+            "n = Constant <value = int64[2] {8192, 4096}> ()\n y = Expand (x, n)\n z = Expand (x, n)",
+            "its outputs need 256 MiB; limits.memory_mb = 900",
+        ),
+        (
+            "(float[2147483648, 2147483648] x) => (float[1, 1] y)",
+            "y = ReduceMax <axes = [0, 1]> (x)",
+            "inputs of [2147483648, 2147483648] need",
+        ),
+        (
+            "(double[16384, 4096] x, double[16384, 4096] z) => (double[16384, 4096] y)",
+            "y = Add (x, z)",
+            "inputs of [16384, 4096] need",
+        ),
+    ],
+    ids=["two outputs together", "an input of 16 EiB", "two inputs together"],
+)
+def test_the_limit_holds_for_all_arrays_together(
+    tmp_path: Path, signature: str, body: str, message: str
+) -> None:
+    path = save(build(signature, body), tmp_path)
+    result = run_checks(path, only=["structure/run"], policy={"limits": {"memory_mb": 900}}).of(
+        "structure/run"
+    )
+    assert result.status == "failed"
+    assert message in result.message

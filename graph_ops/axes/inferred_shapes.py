@@ -52,9 +52,11 @@ class InferredShapes:
             return {}  # a contradiction, or a model that inference does not survive: nothing is derived
         shapes = {}
         for info in (*inferred.graph.value_info, *inferred.graph.output):
+            if not info.type.HasField("tensor_type"):
+                continue  # a sequence has no shape, and onnx_ir has no type for a map
             value = ir.Value(name=info.name)
             ir.serde.deserialize_value_info_proto(info, value)
-            if value.shape is not None and isinstance(value.type, ir.TensorType):
+            if value.shape is not None:
                 shapes[info.name] = value.shape
         return shapes
 

@@ -7,6 +7,7 @@ it, so that a file that is written again declares what the file that was read de
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import onnx
@@ -19,17 +20,17 @@ _KEPT = "growpipe.map_type"
 
 @contextlib.contextmanager
 def untyped_maps(proto: onnx.ModelProto) -> Iterator[dict[str, bytes]]:
-    """Within, no input, output or inner value of the main graph has a map type; the types by name."""
-    graph = proto.graph
-    infos = [info for info in (*graph.input, *graph.output, *graph.value_info) if _is_map(info.type)]
-    types = {info.name: info.type.SerializeToString() for info in infos}
+    """Within, no value has a map type; the types of the values of the main graph by name."""
+    infos = [info for info in _infos(proto) if _is_map(info.type)]
+    types = [info.type.SerializeToString() for info in infos]
+    main = {info.name for info in _infos_of(proto.graph)}
     for info in infos:
         info.ClearField("type")
     try:
-        yield types
+        yield {info.name: type_ for info, type_ in zip(infos, types, strict=True) if info.name in main}
     finally:
-        for info in infos:
-            info.type.ParseFromString(types[info.name])
+        for info, type_ in zip(infos, types, strict=True):
+            info.type.ParseFromString(type_)
 
 
 def keep_map_types(model: ir.Model, types: dict[str, bytes]) -> None:
@@ -49,6 +50,24 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
             if _KEPT in value.meta:
                 info.type.ParseFromString(value.meta[_KEPT])
     return proto
+
+
+def _infos(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
+    """The declarations of all values: of the main graph, of branches and bodies, and of functions."""
+    yield from _infos_of(proto.graph)
+    nodes = list(proto.graph.node)
+    for function in proto.functions:
+        yield from function.value_info
+        nodes.extend(function.node)
+    while nodes:
+        for attribute in nodes.pop().attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _infos_of(graph)
+                nodes.extend(graph.node)
+
+
+def _infos_of(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    return itertools.chain(graph.input, graph.output, graph.value_info)
 
 
 def _is_map(type_: onnx.TypeProto) -> bool:

@@ -85,3 +85,36 @@ def test_a_map_as_an_input_is_read(tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     save_model(load_model(tmp_path / "model.onnx"), tmp_path / "again.onnx")
     assert onnx.load(tmp_path / "again.onnx").graph.input[0].type == mapped
+
+
+def test_a_map_beside_an_operator_without_a_rule_is_no_obstacle(tmp_path):
+    model = classifier()
+    model.graph.node.insert(0, helper.make_node("Unique", ["x"], ["u"]))  # asks for inferred shapes
+    model.graph.output.append(helper.make_tensor_value_info("u", onnx.TensorProto.FLOAT, ["M"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    groups = find_channel_groups(load_model(tmp_path / "model.onnx"))
+    assert [group.width for group in groups.groups if group.splittable] == [6]
+
+
+@pytest.mark.parametrize("place", ["branch", "function"])
+def test_a_map_that_is_declared_elsewhere_is_read(tmp_path, place):
+    model = classifier()
+    mapped = model.graph.output[0]
+    if place == "branch":
+        branches = {}
+        for name in ("then_branch", "else_branch"):
+            given = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            node = helper.make_node("Relu", ["s"], [name])
+            branches[name] = helper.make_graph([node], name, [], [given], value_info=[mapped])
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
+        model.graph.node.insert(4, helper.make_node("If", ["flag"], ["z"], **branches))
+    else:
+        node = helper.make_node("Relu", ["a"], ["b"])
+        function = helper.make_function("own", "f", ["a"], ["b"], [node], model.opset_import)
+        function.value_info.append(mapped)
+        model.functions.append(function)
+        model.opset_import.append(helper.make_opsetid("own", 1))
+        model.graph.node.insert(4, helper.make_node("f", ["s"], ["z"], domain="own"))
+    onnx.save(model, tmp_path / "model.onnx")
+    save_model(load_model(tmp_path / "model.onnx"), tmp_path / "again.onnx")
+    assert run(tmp_path / "again.onnx") == run(tmp_path / "model.onnx")

@@ -285,7 +285,7 @@ def test_outputs_and_inputs_are_sized_before_they_are_allocated(tmp_path: Path) 
         (
             "(double[16384, 4096] x, double[16384, 4096] z) => (double[16384, 4096] y)",
             "y = Add (x, z)",
-            "inputs of [16384, 4096] need",
+            "inputs of [16384, 4096], [16384, 4096] need 1 GiB",
         ),
     ],
     ids=["two outputs together", "an input of 16 EiB", "two inputs together"],

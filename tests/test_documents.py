@@ -66,12 +66,12 @@ def test_every_folder_of_code_has_its_tests_in_the_contributors_table() -> None:
 
 
 def test_every_key_of_a_recipe_is_documented() -> None:
-    from growpipe.run.recipe import BudgetSection, ControlSection, Growth, Recipe
+    from growpipe.run.recipe import BudgetSection, ControlSection, FamilySection, Growth, Recipe
     from growpipe.training.options import TrainingOptions
 
     text = text_of("docs/recipes.md")
-    tables = {"train", "growth", "budget", "control"}
-    sections = (Recipe, TrainingOptions, Growth, BudgetSection, ControlSection)
+    tables = {"train", "growth", "budget", "control", "family"}
+    sections = (Recipe, TrainingOptions, Growth, BudgetSection, ControlSection, FamilySection)
     keys = {key for section in sections for key in section.model_fields}
     for key in keys:
         assert f"[{key}]" in text if key in tables else f"`{key}`" in text, key

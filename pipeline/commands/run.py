@@ -28,6 +28,9 @@ __all__ = ["run"]
 @click.option(
     "--rival/--no-rival", default=None, help="Train the uniformly wider network from scratch, to compare."
 )
+@click.option(
+    "--family", is_flag=True, help="Deploy one network of every size that growth comes to; see [family]."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table.")
@@ -37,6 +40,7 @@ def run(
     rounds: int | None,
     weights: Path | None,
     rival: bool | None,
+    family: bool,
     device: str,
     seed: int,
     as_json: bool,
@@ -53,10 +57,12 @@ def run(
     with contextlib.ExitStack() as held:
         if not is_follower() and (out / RUN_FILE).exists():
             held.enter_context(hold(out))  # before torch is imported, which takes seconds
-        _run(recipe, _changes(rounds, weights, rival), out, device, seed, as_json)
+        _run(recipe, _changes(rounds, weights, rival, family), out, device, seed, as_json)
 
 
-def _changes(rounds: int | None, weights: Path | None, rival: bool | None) -> dict[str, dict[str, Any]]:
+def _changes(
+    rounds: int | None, weights: Path | None, rival: bool | None, family: bool
+) -> dict[str, dict[str, Any]]:
     """What the command line says in the place of the recipe, by table."""
     changes: dict[str, dict[str, Any]] = {}
     if rounds is not None:
@@ -65,6 +71,8 @@ def _changes(rounds: int | None, weights: Path | None, rival: bool | None) -> di
         changes["train"] = {"weights": str(weights.resolve())}
     if rival is not None:
         changes["control"] = {"rival": "uniform" if rival else "none"}
+    if family:
+        changes["family"] = {}
     return changes
 
 
@@ -94,5 +102,9 @@ def _run(
         print_json(summary)
         return
     print_summary(rows_of(opened), title_of(opened))
-    tell(f"{final.facts.stopped}; the deployable model is {final.folder / DEPLOYED}")
+    if final.facts.members:
+        models = ", ".join(str(final.folder / member.folder / DEPLOYED) for member in final.facts.members)
+        tell(f"{final.facts.stopped}; the deployable models are {models}")
+    else:
+        tell(f"{final.facts.stopped}; the deployable model is {final.folder / DEPLOYED}")
     tell(final.facts.verdict)

@@ -51,7 +51,8 @@ def _done(
     directory: Path, stage: str, number: int | None, recipe: str | None, device: str, seed: int
 ) -> Path:
     from growpipe.parallel.distributed import launched
-    from growpipe.run.loop import STAGES, announced, next_round
+    from growpipe.run.announce import announced
+    from growpipe.run.loop import STAGES, next_round
     from growpipe.run.recipe import load_recipe
     from growpipe.run.store import Run
     from growpipe.run.task import load_task
@@ -125,17 +126,15 @@ def report(directory: Path, as_json: bool) -> None:
     from growpipe.run.stages.names import FINAL
     from growpipe.run.store import Run
     from growpipe.run.summary import print_summary, rows_of, summary_document, title_of
-    from growpipe.run.verdict import Verdict
 
     opened = Run.open(directory)
     with reading("the run", directory):  # its stages may report anything
         rows = rows_of(opened)
         final = opened.published(FINAL)
-        verdict = Verdict(final.facts.deployed, final.facts.verdict) if final else None
-        document = summary_document(opened, rows, final.facts.stopped if final else "not finished", verdict)
+        document = summary_document(opened, rows, final.facts if final else None)
         if as_json:
             print_json(document)
             return
         print_summary(rows, title_of(opened))
-        if verdict is not None:
-            tell(verdict.words)
+        if final is not None:
+            tell(final.facts.verdict)

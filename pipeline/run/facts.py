@@ -12,9 +12,10 @@ from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 __all__ = [
     "AnalyseFacts",
     "CheckFacts",
-    "ControlFacts",
     "ExportFacts",
     "FinalFacts",
+    "JudgedFacts",
+    "MemberFacts",
     "NetworkSize",
     "RewriteFacts",
     "SplitFacts",
@@ -153,8 +154,8 @@ class CheckFacts:
 
 
 @dataclass(frozen=True)
-class ControlFacts:
-    """A network that never grew.
+class JudgedFacts:
+    """A network that one stage trains, exports and judges: a control, a rival, a branch of a family.
 
     Attributes:
         size: of the network.
@@ -172,17 +173,54 @@ class ControlFacts:
 
 
 @dataclass(frozen=True)
+class MemberFacts:
+    """One network of a family.
+
+    Attributes:
+        folder: its folder in ``final``.
+        number: the round that it branched off from.
+        budget: what its size was bounded by, in the family's measure; None if no sizes were named.
+        grown: the network that was grown and annealed.
+        rival: trained from scratch at its size; None without rivals.
+        deployed: ``grown`` or ``rival``.
+        deploy_parity: deploy form against growth form, as a share of the output's scale.
+        training_macs: what this network took by itself: the trunk up to its round, the analyses and its own
+            annealing.
+        verdict: grown network against rival, in words.
+        latency: of the deployed network over the deployed network of the first member, batch 1.
+        rival_latency: of the rival over the deployed network of the first member, batch 1.
+    """
+
+    folder: str
+    number: int
+    budget: float | None
+    grown: JudgedFacts
+    rival: JudgedFacts | None
+    deployed: str
+    deploy_parity: float
+    training_macs: int
+    verdict: str
+    latency: LatencyRatio
+    rival_latency: LatencyRatio | None
+
+
+@dataclass(frozen=True)
 class FinalFacts:
     """The final artifacts.
 
     Attributes:
         stopped: why growth ended.
-        deploy_parity: deploy form against growth form, as a share of the output's scale.
-        deployed: the name of the row of the network that is deployed.
+        deploy_parity: deploy form against growth form, as a share of the output's scale; of a family the
+            worst.
+        deployed: ``grown``, ``rival``, or ``family``.
         verdict: grown network against rival, in words.
+        members: the networks of a family, the smallest first; none in a run of one network.
+        training_macs: of the whole family: the trunk once, the analyses and all branches.
     """
 
     stopped: str
     deploy_parity: float
     deployed: str
     verdict: str
+    members: tuple[MemberFacts, ...] = ()
+    training_macs: int | None = None

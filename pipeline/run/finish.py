@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from growpipe.checks.measure.compare import compare, run_model
@@ -27,12 +28,12 @@ from growpipe.run.stages.names import (
     WEIGHTS,
     previous_stage,
 )
-from growpipe.run.store import StageRecord
-from growpipe.run.summary import rows_of, summary_document, summary_markdown, title_of
+from growpipe.run.store import Run, StageRecord
+from growpipe.run.summary import RoundRow, rows_of, summary_document, summary_markdown, title_of
 from growpipe.run.task import Task, input_names
 from growpipe.run.verdict import judge
 
-__all__ = ["finish"]
+__all__ = ["finish", "write_deployed", "write_summary"]
 
 _DEPLOY_TOLERANCE = 1e-5  # of the output's scale: fusing batch norm rounds
 
@@ -64,25 +65,35 @@ def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
         graph, weights = rival.file(GROWTH_FORM), rival.file(WEIGHTS)
 
     def produce(folder: Path) -> FinalFacts:
-        parity = _deploy(task, graph.path, folder / DEPLOYED)
-        shutil.copyfile(graph.path, folder / GROWTH_FORM)
-        shutil.copyfile(weights.path, folder / WEIGHTS)
+        parity = write_deployed(task, graph.path, weights.path, folder)
         rows = rows_of(run)
-        document = json.dumps(summary_document(run, rows, stopped, verdict), indent=1) + "\n"
-        (folder / SUMMARY).write_text(document, encoding="utf-8")
-        text = summary_markdown(rows, title_of(run), verdict.words)
-        (folder / "summary.md").write_text(text, encoding="utf-8")
+        facts = FinalFacts(stopped, parity, verdict.deployed, verdict.words)
+        write_summary(run, rows, facts, folder)
         draw_run(rows, run.path, folder / "run.png")
-        return FinalFacts(stopped, parity, verdict.deployed, verdict.words)
+        return facts
 
     rows = [dataclasses.asdict(row) for row in rows_of(run)]
     config = {"rows": rows, "stopped": stopped, "verdict": dataclasses.asdict(verdict)}
     return run.stage(FINAL, produce, config=config, inputs=inputs)
 
 
-def _deploy(task: Task, growth_form: Path, deployed: Path) -> float:
-    """Write the deploy form; how far it is from the growth form, as a share of the output's scale."""
+def write_deployed(task: Task, growth_form: Path, weights: Path, folder: Path) -> float:
+    """Write deploy form, growth form and weights of a network into a folder.
+
+    Args:
+        task: gives the inputs on which the two forms are compared.
+        growth_form: the graph.
+        weights: of the module.
+        folder: where to write.
+
+    Returns:
+        How far the deploy form is from the growth form, as a share of the output's scale.
+
+    Raises:
+        CheckFailed: they differ by more than rounding explains.
+    """
     graph = load_model(growth_form)
+    deployed = folder / DEPLOYED
     save_model(deploy_form(graph), deployed)
     feed, _ = task.gathered(task.objective.loaders.validation, input_names(graph), limit=1)
     difference = compare(run_model(growth_form, feed), run_model(deployed, feed)).relative
@@ -90,4 +101,13 @@ def _deploy(task: Task, growth_form: Path, deployed: Path) -> float:
         raise CheckFailed(
             f"the deploy form differs from the growth form by {difference:.1e} of the output's scale"
         )
+    shutil.copyfile(growth_form, folder / GROWTH_FORM)
+    shutil.copyfile(weights, folder / WEIGHTS)
     return difference
+
+
+def write_summary(run: Run, rows: Sequence[RoundRow], facts: FinalFacts, folder: Path) -> None:
+    """Write ``summary.json`` and ``summary.md`` into a folder."""
+    document = json.dumps(summary_document(run, rows, facts), indent=1) + "\n"
+    (folder / SUMMARY).write_text(document, encoding="utf-8")
+    (folder / "summary.md").write_text(summary_markdown(rows, title_of(run), facts), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from growpipe.run.locate import read_recipe
 from growpipe.training.options import TrainingOptions
 from growpipe.validation import Section, explained
 
-__all__ = ["BudgetSection", "ControlSection", "Growth", "Recipe", "load_recipe"]
+__all__ = ["BudgetSection", "ControlSection", "FamilySection", "Growth", "Recipe", "load_recipe"]
 
 Reference = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
 
@@ -111,6 +112,28 @@ class ControlSection(Section):
     seed_control: bool = False
 
 
+class FamilySection(Section):
+    """Several networks from one run: the trunk grows at a constant rate, and from each size a branch is
+    annealed (``train.final_epochs``) and deployed.
+
+    Attributes:
+        budgets: the sizes, ascending. The trunk grows to each in one round of growth; the bound of
+            ``[growth]`` on a share and that of ``[budget]`` on this measure do not count then. None makes a
+            branch of every round of growth.
+        measure: what the sizes are of.
+    """
+
+    budgets: tuple[Annotated[float, Field(ge=1.0)], ...] | None = Field(default=None, min_length=1)
+    measure: Literal["macs", "parameters"] = "macs"
+
+    @model_validator(mode="after")
+    def _ascending(self) -> FamilySection:
+        budgets = self.budgets or ()
+        if any(a >= b for a, b in itertools.pairwise(budgets)):
+            raise ValueError("budgets ascend, each larger than the one before")
+        return self
+
+
 class Recipe(Section):
     """One run.
 
@@ -133,11 +156,21 @@ class Recipe(Section):
     growth: Growth = Growth()
     budget: BudgetSection = BudgetSection()
     control: ControlSection = ControlSection()
+    family: FamilySection | None = None
 
     @model_validator(mode="after")
     def _rival_to_deploy(self) -> Recipe:
         if self.growth.finish == "rival" and self.control.rival == "none":
             raise ValueError('growth.finish = "rival" needs a rival; remove control.rival = "none"')
+        return self
+
+    @model_validator(mode="after")
+    def _of_a_family(self) -> Recipe:
+        if self.family is not None:
+            if self.growth.finish == "retrain":
+                raise ValueError('a family grows on from what it has; growth.finish = "retrain" does not')
+            if self.control.seed_control:
+                raise ValueError("a family has rivals at every size and no control.seed_control")
         return self
 
     @model_validator(mode="before")

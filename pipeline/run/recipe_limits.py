@@ -13,14 +13,34 @@ from growpipe.graph_ops.cost.cost_table import CostTable, CurveTerm, RateTerm
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
 from growpipe.progress import log
-from growpipe.run.recipe import Recipe, Table
+from growpipe.run.recipe import BudgetSection, Growth, Recipe, Table
 from growpipe.run.task import Task
 from growpipe.suggestions import did_you_mean
 
-__all__ = ["alignment", "budget_for", "check_limits"]
+__all__ = ["alignment", "budget_for", "budget_of", "check_limits", "growth_of", "rounds_of"]
 
 
-def budget_for(task: Task, graph: ir.Model) -> GrowthBudget:
+def rounds_of(recipe: Recipe) -> int:
+    """The most rounds of growth."""
+    family = recipe.family
+    return recipe.growth.rounds if family is None or family.budgets is None else len(family.budgets)
+
+
+def growth_of(recipe: Recipe) -> Growth:
+    """How a round grows: in a family of named sizes without a bound on the share."""
+    sized = recipe.family is not None and recipe.family.budgets is not None
+    return recipe.growth.model_copy(update={"share": None}) if sized else recipe.growth
+
+
+def budget_of(recipe: Recipe, number: int) -> BudgetSection:
+    """What the growth of round ``number``, the first being 0, is bounded by."""
+    family = recipe.family
+    if family is None or family.budgets is None:
+        return recipe.budget
+    return recipe.budget.model_copy(update={family.measure: int(family.budgets[number])})
+
+
+def budget_for(task: Task, graph: ir.Model, asked: BudgetSection) -> GrowthBudget:
     """What the network of this growth form may grow to.
 
     Under a budget of milliseconds networks are measured here, by the first process; all get its figures.
@@ -28,7 +48,6 @@ def budget_for(task: Task, graph: ir.Model) -> GrowthBudget:
     Raises:
         UsageError: the recipe's table names no group of the graph.
     """
-    asked = task.run.recipe.budget
     if asked.milliseconds is not None:
         return GrowthBudget(
             asked.parameters, asked.macs, _latency(task, graph, asked.threads), limit=asked.milliseconds
@@ -79,7 +98,7 @@ def check_limits(recipe: Recipe, groups: ChannelGroups) -> None:
                 f"the least width of {group!r} is {least}, and {most} is the most of the first round; begin "
                 "with a wider seed network, or raise max_factor or max_widths"
             )
-    budget = recipe.budget
+    budget = budget_of(recipe, 0)
     costs: list[tuple[float, float | None, str]] = [
         (groups.cost.parameters(), budget.parameters, "parameters"),
         (groups.cost.macs(), budget.macs, "MACs"),

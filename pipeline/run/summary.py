@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,11 +14,21 @@ from rich.text import Text
 from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.graph_ops.errors import UsageError
 from growpipe.printing import one_line
-from growpipe.run.facts import AnalyseFacts, ControlFacts, SplitFacts
-from growpipe.run.stages.names import ANALYSE, CHECK, CONTROL, EXPORT, RIVAL, TRAIN, round_stage
-from growpipe.run.stages.training_cost import macs_of_growth, macs_of_training
+from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts, MemberFacts, SplitFacts
+from growpipe.run.stages.names import (
+    ANALYSE,
+    BRANCH,
+    CHECK,
+    CONTROL,
+    EXPORT,
+    RIVAL,
+    TRAIN,
+    previous_stage,
+    rival_of_branch,
+    round_stage,
+)
+from growpipe.run.stages.training_cost import macs_of_branch, macs_of_growth, macs_of_training
 from growpipe.run.store import Run
-from growpipe.run.verdict import Verdict
 
 __all__ = ["RoundRow", "print_summary", "rows_of", "summary_document", "summary_markdown", "title_of"]
 
@@ -27,7 +38,8 @@ class RoundRow:
     """One network of a run.
 
     Attributes:
-        name: ``round 0`` …, ``rival``, or ``control`` (the seed network, never grown).
+        name: ``round 0`` …, ``rival``, or ``control`` (the seed network, never grown). In a family
+            ``branch 1`` … (the network of the round, annealed) and ``rival 1`` ….
         widths: of the channel groups, in graph order.
         parameters: number of parameters.
         macs: multiply-accumulates per sample.
@@ -64,7 +76,7 @@ class RoundRow:
 
 
 def rows_of(run: Run) -> list[RoundRow]:
-    """A row per checked round, and one of each control that is trained."""
+    """A row per checked round, and one of each network beside the rounds that is trained."""
     rows: list[RoundRow] = []
     epochs = number = 0
     split: dict[str, Any] = {}
@@ -90,11 +102,30 @@ def rows_of(run: Run) -> list[RoundRow]:
             break
         split = _split_columns(analysed.facts, checked.facts.split)
         number += 1
-    controls = {"rival": run.published(RIVAL), "control": run.published(CONTROL)}
-    return rows + [_control_row(name, record.facts) for name, record in controls.items() if record and rows]
+    beside = {"rival": run.published(RIVAL), "control": run.published(CONTROL)}
+    found = [_judged_row(name, record.facts) for name, record in beside.items() if record and rows]
+    return rows + found + _rows_of_family(run, len(rows))
 
 
-def _control_row(name: str, facts: ControlFacts) -> RoundRow:
+def _rows_of_family(run: Run, rounds: int) -> list[RoundRow]:
+    """A row per branch, whose epochs and training MACs are those of the trunk too, and one per rival."""
+    branches, rivals = [], []
+    epochs = 0
+    for number in range(rounds):
+        epochs += previous_stage(run, number, TRAIN).facts.epochs
+        branch = run.published(round_stage(number, BRANCH))
+        if branch is None:
+            continue
+        row = _judged_row(f"branch {number}", branch.facts)
+        whole = macs_of_branch(run, number)
+        branches.append(replace(row, epochs=epochs + row.epochs, training_macs=whole))
+        rival = run.published(rival_of_branch(number))
+        if rival is not None:
+            rivals.append(_judged_row(f"rival {number}", rival.facts))
+    return branches + rivals
+
+
+def _judged_row(name: str, facts: JudgedFacts) -> RoundRow:
     return RoundRow(
         name,
         tuple(facts.size.widths.values()),
@@ -211,32 +242,41 @@ def print_summary(rows: Sequence[RoundRow], title: str) -> None:
         title = ""
 
 
-def summary_markdown(rows: Sequence[RoundRow], title: str, verdict: str) -> str:
-    """The rows as a Markdown table, and the verdict."""
+def summary_markdown(rows: Sequence[RoundRow], title: str, facts: FinalFacts) -> str:
+    """The rows as a Markdown table, and what ended in which way."""
     cells = [_cells(row) for row in rows]
     columns = _columns_in_use(cells)
     table = [[line[index] for index in columns] for line in (_COLUMNS, *cells)]
     lines = ["| " + " | ".join(line) + " |" for line in table]
-    lines = [f"# {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:], "", f"{verdict}."]
+    lines = [f"# {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:], "", f"{facts.verdict}."]
+    for member in facts.members:
+        lines += ["", f"`{member.folder}/model.onnx`: {member.verdict}."]
     return "\n".join(lines) + "\n"
 
 
-def summary_document(
-    run: Run, rows: Sequence[RoundRow], stopped: str, verdict: Verdict | None = None
-) -> dict[str, Any]:
+def summary_document(run: Run, rows: Sequence[RoundRow], facts: FinalFacts | None = None) -> dict[str, Any]:
     """``summary.json``: the rows, what ended the run, the verdict, and what the run was.
+
+    Args:
+        run: the run.
+        rows: of `rows_of`.
+        facts: of ``final``; None if the run is not finished.
 
     Raises:
         UsageError: no round is checked yet.
     """
     if not rows:
         raise UsageError(f"{run.path} has no checked round yet; run: growpipe run --out {run.path}")
-    return {
+    document = {
         "format_version": 1,
         "recipe": run.recipe.name,
         "seed": run.seed,
-        "stopped": stopped,
-        "deployed": None if verdict is None else verdict.deployed,
-        "verdict": None if verdict is None else verdict.words,
+        "stopped": "not finished" if facts is None else facts.stopped,
+        "deployed": None if facts is None else facts.deployed,
+        "verdict": None if facts is None else facts.verdict,
         "rows": [asdict(row) for row in rows],
     }
+    if facts is not None and facts.members:
+        members = [TypeAdapter(MemberFacts).dump_python(member, mode="json") for member in facts.members]
+        document["family"] = {"training_macs": facts.training_macs, "members": members}
+    return document

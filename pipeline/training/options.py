@@ -14,8 +14,8 @@ __all__ = ["TrainingOptions"]
 class TrainingOptions(Section):
     """How a network is trained, in every stage of a run.
 
-    Before the last growth the rate is constant. The last stage is the long one: the rate falls to zero along
-    a cosine. (Growing early and training long afterwards is worth several points.)
+    Before the last growth the rate is constant. The last stage is the long one: there the rate falls to zero
+    along a cosine. (Growing early and training long afterwards is worth several points.)
 
     Attributes:
         optimizer: the optimizer.
@@ -25,6 +25,9 @@ class TrainingOptions(Section):
         batch_size: the samples of a step; under ``torchrun`` those of all processes together.
         epochs: the most epochs of a stage before the last growth.
         final_epochs: the epochs of the last stage.
+        warm_up: the first epochs of a freshly initialised network, in which the rate rises along a line.
+        anneal: the share of the last stage along which the rate falls; the epochs before have the constant
+            rate.
         patience: with ``trigger = "plateau"``, a stage ends once the validation loss has not improved for
             this many epochs.
         trigger: what ends a stage before the last growth: ``plateau``, or ``period`` (after ``epochs``).
@@ -47,6 +50,8 @@ class TrainingOptions(Section):
     batch_size: int = Field(default=64, ge=1)
     epochs: int = Field(default=30, ge=1)
     final_epochs: int = Field(default=60, ge=1)
+    warm_up: int = Field(default=0, ge=0)
+    anneal: float = Field(default=1.0, ge=0.0, le=1.0)
     patience: int = Field(default=5, ge=1)
     trigger: Literal["plateau", "period"] = "plateau"
     accumulate: int = Field(default=1, ge=1)

@@ -24,6 +24,7 @@ from growpipe.training.checkpoint import Checkpoint, Epoch
 from growpipe.training.compilation import compiled, compiler_errors
 from growpipe.training.evaluation import Objective, evaluate
 from growpipe.training.options import TrainingOptions
+from growpipe.training.schedule import Schedule
 from growpipe.user_code import call_user_code
 
 __all__ = ["TrainingStage", "Until", "make_optimizer", "train"]
@@ -41,11 +42,12 @@ class TrainingStage:
         epochs: the most epochs.
         until: ``plateau`` trains at a constant rate and stops when the validation loss has not improved for
             the options' ``patience``; ``period`` trains at a constant rate for all of ``epochs``; ``end``
-            lets the rate fall to zero along a cosine.
+            lets the rate fall to zero in the options' share ``anneal`` of the epochs.
         seed: of everything random.
         checkpoint: a folder where progress is kept. A later call with the same ``key`` goes on from there,
             and ends with the same weights. None keeps no progress.
         key: what the checkpoint belongs to.
+        fresh: whether the network is freshly initialised, so that the rate warms up.
     """
 
     name: str
@@ -54,6 +56,13 @@ class TrainingStage:
     seed: int = 0
     checkpoint: Path | None = None
     key: str = ""
+    fresh: bool = False
+
+    def schedule(self, options: TrainingOptions) -> Schedule:
+        """The rate of every epoch."""
+        annealed = math.ceil(options.anneal * self.epochs) if self.until == "end" else 0
+        warm_up = min(options.warm_up, self.epochs - 1) if self.fresh else 0
+        return Schedule(options.learning_rate, self.epochs, warm_up, annealed)
 
 
 def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
@@ -138,6 +147,7 @@ class _Trainer:
     ) -> None:
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.options, self.stage, self.device, self.peers = options, stage, device, peers
+        self.schedule = stage.schedule(options)
         if options.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # What is called in a step; the network itself is what is evaluated, saved, exported and grown.
@@ -148,7 +158,7 @@ class _Trainer:
     def epoch(self, number: int) -> Epoch:
         """Train epoch ``number``, from 0, and judge the network after it."""
         stage = self.stage
-        rate = self._rate(number)
+        rate = self.schedule.at(number)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         seed_everything(stage.seed, stage.name, number)
@@ -177,12 +187,6 @@ class _Trainer:
             seen = recalibrate(self.model, prepared(), samples=-(-options.recalibrate // peers.world))
         share_buffers(self.model, peers)
         return self._judged(last) if seen else last
-
-    def _rate(self, number: int) -> float:
-        rate = self.options.learning_rate
-        if self.stage.until == "end":
-            rate *= 0.5 * (1.0 + math.cos(math.pi * number / self.stage.epochs))
-        return rate
 
     def _judged(self, epoch: Epoch) -> Epoch:
         held_out = evaluate(

@@ -14,7 +14,7 @@ from growpipe.analyser.report import Analysis
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.run.facts import AnalyseFacts
-from growpipe.run.recipe_limits import budget_for
+from growpipe.run.recipe_limits import budget_for, budget_of, growth_of
 from growpipe.run.stages.names import (
     ANALYSE,
     EXPORT,
@@ -41,7 +41,8 @@ def analyse_round(task: Task, number: int) -> StageRecord[AnalyseFacts]:
     Raises:
         UsageError: the round has no train or export stage yet.
     """
-    run, growth = task.run, task.run.recipe.growth
+    run = task.run
+    growth, bounds = growth_of(run.recipe), budget_of(run.recipe, number)
     spectra = SpectraOptions(max_samples=growth.samples, seed=run.seed, device=run.device)
     trials = TrialOptions(ranking=growth.ranking)
     inputs = previous_stage(run, number, TRAIN).inputs(WEIGHTS)
@@ -49,7 +50,7 @@ def analyse_round(task: Task, number: int) -> StageRecord[AnalyseFacts]:
 
     def produce(folder: Path) -> AnalyseFacts:
         network = trained_network(task, number)
-        budget = budget_for(task, network.export.graph)
+        budget = budget_for(task, network.export.graph, bounds)
         counter = FlopCounterMode(display=False)
         try:
             with counter:
@@ -70,7 +71,7 @@ def analyse_round(task: Task, number: int) -> StageRecord[AnalyseFacts]:
     config = {
         **task.config,
         "growth": growth.model_dump(mode="json", exclude={"rounds", "finish"}),
-        "budget": run.recipe.budget.model_dump(mode="json"),
+        "budget": bounds.model_dump(mode="json"),
         "batch_size": run.recipe.train.batch_size,
     }
     stage = round_stage(number, ANALYSE)

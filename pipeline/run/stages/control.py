@@ -11,22 +11,20 @@ from typing import Any
 from torch import nn
 
 from growpipe.budgets.budget import NetworkCost
-from growpipe.graph_ops.errors import CheckFailed
-from growpipe.graph_ops.files.load_save import save_model
-from growpipe.run.facts import ControlFacts, NetworkSize
-from growpipe.run.recipe_limits import alignment, budget_for
-from growpipe.run.stages.check import accuracy_on_test, structure_problems
-from growpipe.run.stages.export import divergence_from_torch
+from growpipe.run.facts import JudgedFacts, NetworkSize, TrainFacts
+from growpipe.run.recipe_limits import alignment, budget_for, budget_of
+from growpipe.run.stages.judged import train_and_judge
 from growpipe.run.stages.names import (
+    BRANCH,
     CONTROL,
     EXPORT,
-    GROWTH_FORM,
     RIVAL,
     TRAIN,
     previous_stage,
+    rival_of_branch,
 )
-from growpipe.run.stages.train import discard_progress, fit, training_config, training_stage
-from growpipe.run.stages.training_cost import TRAIN_COST, macs_of_growth
+from growpipe.run.stages.train import discard_progress, training_config, training_stage
+from growpipe.run.stages.training_cost import TRAIN_COST, macs_of_branch, macs_of_growth
 from growpipe.run.store import Stage, StageRecord
 from growpipe.run.task import Task
 from growpipe.seeding import seed_everything
@@ -35,12 +33,12 @@ from growpipe.torch_module.rigid_groups import rigid_groups
 from growpipe.torch_module.widen import largest_multiple, with_widths
 from growpipe.training.train import make_optimizer
 
-__all__ = ["train_control", "train_rival"]
+__all__ = ["train_control", "train_rival", "train_rival_of_branch"]
 
 _SHRINKING = 0.97  # of the allowed cost, per network that was measured and is too slow
 
 
-def train_control(task: Task, epochs: int) -> StageRecord[ControlFacts]:
+def train_control(task: Task, epochs: int) -> StageRecord[JudgedFacts]:
     """Train the seed network for as many epochs as the grown network had in all.
 
     Publishes the files of a train stage, and ``growth.onnx``.
@@ -51,46 +49,75 @@ def train_control(task: Task, epochs: int) -> StageRecord[ControlFacts]:
     """
     config = training_config(task, epochs=epochs)
 
-    def produce(folder: Path) -> ControlFacts:
-        return _trained(task, CONTROL, folder, task.build_seed(), epochs, config)
+    def produce(folder: Path) -> JudgedFacts:
+        return _from_scratch(task, CONTROL, folder, task.build_seed(), epochs, config)
 
     record = task.run.stage(CONTROL, produce, config=config, inputs={}, everywhere=True)
     discard_progress(task.run, CONTROL.name)
     return record
 
 
-def train_rival(task: Task, number: int) -> StageRecord[ControlFacts]:
-    """Train the rival of the network of round ``number`` from scratch.
+def train_rival(task: Task, number: int) -> StageRecord[JudgedFacts]:
+    """Train the rival of the network of round ``number`` from scratch; see `_train_rival`.
+
+    It has at most the training MACs of growth and its analyses.
+    """
+    run = task.run
+    size, trained = previous_stage(run, number, EXPORT).facts.size, previous_stage(run, number, TRAIN).facts
+    return _train_rival(task, RIVAL, size, trained, macs_of_growth(run, number))
+
+
+def train_rival_of_branch(task: Task, number: int) -> StageRecord[JudgedFacts]:
+    """Train the rival of the branch of round ``number`` from scratch; see `_train_rival`.
+
+    It has at most the training MACs that this branch took by itself: the trunk up to the round, the analyses
+    and its own annealing.
+    """
+    branch = previous_stage(task.run, number, BRANCH).facts
+    spent = macs_of_branch(task.run, number)
+    return _train_rival(task, rival_of_branch(number), branch.size, branch.training, spent)
+
+
+def _train_rival(
+    task: Task, stage: Stage[JudgedFacts], final: NetworkSize, trained: TrainFacts, spent: int
+) -> StageRecord[JudgedFacts]:
+    """Train a rival from scratch.
 
     The rival has the widths of the first round, all multiplied by the largest factor with which it costs no
     more than the grown network, in what the budget bounds. It is trained for as many whole epochs as fit into
-    the training MACs of growth and its analyses, at least one.
+    ``spent``, at least one.
 
     Publishes the files of a train stage, and ``growth.onnx``.
+
+    Args:
+        task: the task of the run.
+        stage: of the rival.
+        final: the size of the grown network.
+        trained: the last training of the grown network, which says how many samples an epoch has.
+        spent: the most training MACs.
 
     Raises:
         UsageError: the network cannot be initialised anew, or training fails.
         CheckFailed: the graph is wrong, or computes something else than the module.
     """
     run, recipe = task.run, task.run.recipe
-    first, final = (previous_stage(run, n, EXPORT).facts.size for n in (0, number))
-    trained = previous_stage(run, number, TRAIN).facts
-    spent = macs_of_growth(run, number)
+    first = previous_stage(run, 0, EXPORT).facts.size
+    bounds = budget_of(recipe, 0)
     config = {
         **training_config(task),
         "first": dataclasses.asdict(first),
         "final": dataclasses.asdict(final),
         "training_macs": spent,
-        "budget": recipe.budget.model_dump(mode="json"),
+        "budget": bounds.model_dump(mode="json"),
         "align": alignment(recipe),
         "freeze": recipe.growth.freeze,
         "max_widths": recipe.growth.max_widths,
     }
 
-    def produce(folder: Path) -> ControlFacts:
+    def produce(folder: Path) -> JudgedFacts:
         seed = task.build_seed()
         export = task.export(seed)
-        cost = budget_for(task, export.graph).cost
+        cost = budget_for(task, export.graph, bounds).cost
         widths = run.peers.broadcast(
             {} if run.peers.rank else _rival_widths(task, seed, export, cost, first.widths, final)
         )
@@ -98,41 +125,32 @@ def train_rival(task: Task, number: int) -> StageRecord[ControlFacts]:
         model = with_widths(seed, export, export.groups(), widths)
         stage_macs = TRAIN_COST * NetworkSize.of(export.groups(), widths).macs * trained.samples
         epochs = max(1, spent * trained.epochs // stage_macs)
-        facts = _trained(task, RIVAL, folder, model, epochs, {**config, "widths": dict(widths)})
+        facts = _from_scratch(task, stage, folder, model, epochs, {**config, "widths": dict(widths)})
         if cost is None:
             return facts
         whole = {group.name: widths.get(group.name, group.width) for group in export.groups().groups}
         return dataclasses.replace(facts, cost=cost.tried(whole), unit=cost.unit)
 
-    record = run.stage(RIVAL, produce, config=config, inputs={}, everywhere=True)
-    discard_progress(run, RIVAL.name)
+    record = run.stage(stage, produce, config=config, inputs={}, everywhere=True)
+    discard_progress(run, stage.name)
     return record
 
 
-def _trained(
+def _from_scratch(
     task: Task,
-    stage: Stage[ControlFacts],
+    stage: Stage[JudgedFacts],
     folder: Path,
     model: nn.Module,
     epochs: int,
     config: Mapping[str, Any],
-) -> ControlFacts:
-    """Train a network from scratch, export and judge it."""
+) -> JudgedFacts:
     run = task.run
     model.to(run.device)
-    key = json.dumps(config, sort_keys=True)
     optimizer = make_optimizer(model, run.recipe.train)
-    trained = fit(task, folder, model, optimizer, training_stage(run, stage.name, epochs, "end", key))
-    export = task.export(model)
-    size = NetworkSize.of(export.groups())
-    if run.peers.rank:
-        return ControlFacts(size, trained, None)
-    graph = folder / GROWTH_FORM
-    save_model(export.graph, graph)
-    divergence_from_torch(task, model, graph, stage.name)
-    for problem in structure_problems(graph):
-        raise CheckFailed(f"{stage.name} failed its check: {problem}")
-    return ControlFacts(size, trained, accuracy_on_test(task, graph))
+    key = json.dumps(config, sort_keys=True)
+    return train_and_judge(
+        task, folder, model, optimizer, training_stage(run, stage.name, epochs, "end", key, fresh=True)
+    )
 
 
 def _rival_widths(
@@ -153,7 +171,7 @@ def _rival_widths(
         if group.splittable and group.name not in rigid
     }
     own = {group.name: group.width for group in groups.groups}
-    bounded = recipe.budget
+    bounded = budget_of(recipe, 0)
 
     def fits(widths: Mapping[str, int], share: float = 1.0) -> bool:
         if bounded.parameters is not None and groups.cost.parameters(widths) > final.parameters:

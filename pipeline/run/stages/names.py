@@ -8,9 +8,9 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.run.facts import (
     AnalyseFacts,
     CheckFacts,
-    ControlFacts,
     ExportFacts,
     FinalFacts,
+    JudgedFacts,
     RewriteFacts,
     TrainFacts,
 )
@@ -18,6 +18,7 @@ from growpipe.run.store import Run, Stage, StageRecord
 
 __all__ = [
     "ANALYSE",
+    "BRANCH",
     "CHECK",
     "CHILD",
     "CONTROL",
@@ -35,6 +36,7 @@ __all__ = [
     "TRAIN",
     "WEIGHTS",
     "previous_stage",
+    "rival_of_branch",
     "round_stage",
 ]
 
@@ -47,8 +49,11 @@ ANALYSE = Stage("analyse", AnalyseFacts)
 REWRITE = Stage("rewrite", RewriteFacts)
 CHECK = Stage("check", CheckFacts)
 
-CONTROL = Stage("control/train", ControlFacts)
-RIVAL = Stage("control/rival", ControlFacts)
+BRANCH = Stage("branch", JudgedFacts)
+"""In a family: the network of the round, annealed."""
+
+CONTROL = Stage("control/train", JudgedFacts)
+RIVAL = Stage("control/rival", JudgedFacts)
 FINAL = Stage("final", FinalFacts)
 
 GROWTH_FORM = "growth.onnx"
@@ -65,6 +70,11 @@ SUMMARY = "summary.json"
 def round_stage(number: int, stage: Stage[Facts]) -> Stage[Facts]:
     """A stage of a round, e.g. ``round-00/train``."""
     return Stage(f"round-{number:02d}/{stage.name}", stage.facts)
+
+
+def rival_of_branch(number: int) -> Stage[JudgedFacts]:
+    """The rival of a round's branch in a family, e.g. ``control/rival-01``."""
+    return Stage(f"{RIVAL.name}-{number:02d}", JudgedFacts)
 
 
 def previous_stage(run: Run, number: int, stage: Stage[Facts]) -> StageRecord[Facts]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from growpipe.graph_ops.files.load_save import load_model
 from growpipe.run.stages.names import (
     ANALYSE,
@@ -17,7 +19,7 @@ from growpipe.run.store import PublishedFile, Run
 from growpipe.run.task import Task, TrainedNetwork
 from growpipe.torch_module.grow_module import load_grown
 
-__all__ = ["history_of", "trained_network"]
+__all__ = ["add_history", "history_of", "trained_network"]
 
 _HISTORY_PREFIX = "growpipe."
 
@@ -36,13 +38,17 @@ def trained_network(task: Task, number: int) -> TrainedNetwork:
         module = load_grown(task.build_seed(), weights.path).eval()
         export = task.export(module)
         if parent is not None:
-            # The exporter knows nothing of the growth history; the graph of the parent has it.
-            history = load_model(parent.path).metadata_props
-            export.graph.metadata_props.update(
-                {key: value for key, value in history.items() if key.startswith(_HISTORY_PREFIX)}
-            )
+            add_history(export.graph, parent)
         task.network = TrainedNetwork(key, module, export)
     return task.network
+
+
+def add_history(graph: ir.Model, parent: PublishedFile) -> None:
+    """Give an exported graph the growth history of its parent's graph: the exporter knows nothing of it."""
+    history = load_model(parent.path).metadata_props
+    graph.metadata_props.update(
+        {key: value for key, value in history.items() if key.startswith(_HISTORY_PREFIX)}
+    )
 
 
 def history_of(run: Run, number: int) -> PublishedFile | None:

@@ -83,7 +83,9 @@ def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
             return _judged(task, folder, model, optimizer)
         until: Until = "end" if last else recipe.train.trigger
         key = json.dumps([config, inputs], sort_keys=True)
-        return fit(task, folder, model, optimizer, training_stage(run, stage.name, epochs, until, key))
+        fresh = retrain or number == 0
+        training = training_stage(run, stage.name, epochs, until, key, fresh=fresh)
+        return fit(task, folder, model, optimizer, training)
 
     record = run.stage(stage, produce, config=config, inputs=inputs, everywhere=True)
     discard_progress(run, stage.name)
@@ -124,6 +126,8 @@ def _parent(run: Run, number: int) -> StageRecord[Any] | None:
 
 def _is_last(run: Run, number: int) -> bool:
     """Whether no growth follows round ``number``."""
+    if run.recipe.family is not None:
+        return False  # what is annealed is a branch; see `growpipe.run.stages.branch`
     if number >= run.recipe.growth.rounds:
         return True
     if number == 0:
@@ -153,9 +157,9 @@ def training_config(task: Task, **more: Any) -> dict[str, Any]:
     return {**task.config, "train": settings, **more}
 
 
-def training_stage(run: Run, name: str, epochs: int, until: Until, key: str) -> TrainingStage:
+def training_stage(run: Run, name: str, epochs: int, until: Until, key: str, *, fresh: bool) -> TrainingStage:
     """A stage of training that keeps its progress in the run directory until it is published."""
-    return TrainingStage(name, epochs, until, run.seed, _progress_folder(run, name), key)
+    return TrainingStage(name, epochs, until, run.seed, _progress_folder(run, name), key, fresh)
 
 
 def fit(

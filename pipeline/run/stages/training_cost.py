@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from growpipe.run.facts import NetworkSize, TrainFacts
-from growpipe.run.stages.names import ANALYSE, EXPORT, TRAIN, previous_stage
+from growpipe.run.stages.names import ANALYSE, BRANCH, EXPORT, TRAIN, previous_stage
 from growpipe.run.store import Run
 
-__all__ = ["TRAIN_COST", "macs_of_growth", "macs_of_training"]
+__all__ = ["TRAIN_COST", "macs_of_branch", "macs_of_growth", "macs_of_training"]
 
 TRAIN_COST = 3
 """Forward and backward pass of a sample, in forward passes."""
@@ -28,3 +28,13 @@ def macs_of_growth(run: Run, number: int) -> int:
         for n in range(number + 1)
     )
     return training + sum(previous_stage(run, n, ANALYSE).facts.analysis_macs for n in range(number))
+
+
+def macs_of_branch(run: Run, number: int) -> int:
+    """What the branch of round ``number`` took by itself: trunk and analyses up to its round, and annealing.
+
+    Raises:
+        UsageError: the round has no branch yet.
+    """
+    branch = previous_stage(run, number, BRANCH).facts
+    return macs_of_growth(run, number) + macs_of_training(branch.size, branch.training)

@@ -9,6 +9,7 @@ import pytest
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run.locate import shipped_recipes
 from growpipe.run.recipe import load_recipe
+from growpipe.run.recipe_limits import budget_of, growth_of, rounds_of
 from growpipe.user_code import call_user_code, hash_user_file, load_reference
 
 MINIMAL = 'name = "mine"\nmodel = "net.py:build"\ndata = "data.py:loaders"\n'
@@ -153,3 +154,23 @@ def test_keys_of_the_command_line_take_the_place_of_the_recipes(tmp_path: Path) 
     assert (recipe.growth.rounds, recipe.growth.share, recipe.control.rival) == (2, 0.25, "none")
     with pytest.raises(UsageError, match=r"wrong at 'growth\.rounds'"):
         load_recipe(path, {"growth": {"rounds": -1}})
+
+
+def test_a_family_names_its_sizes(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "[family]\nbudgets = [1e4, 20_000]\n[budget]\nparameters = 500\n")
+    recipe, _ = load_recipe(path)
+    assert rounds_of(recipe) == 2
+    assert growth_of(recipe).share is None
+    assert [budget_of(recipe, number).macs for number in (0, 1)] == [10_000, 20_000]
+    assert budget_of(recipe, 1).parameters == 500
+    recipe, _ = load_recipe(write(tmp_path, MINIMAL + "[growth]\nrounds = 4\n"), {"family": {}})
+    assert rounds_of(recipe) == 4
+    assert budget_of(recipe, 3) == recipe.budget
+    for wrong, message in (
+        ("[family]\nbudgets = [2e4, 1e4]\n", "budgets ascend"),
+        ("[family]\nbudgets = []\n", "wrong at 'family.budgets'"),
+        ('[family]\n[growth]\nfinish = "retrain"\n', "a family grows on from what it has"),
+        ("[family]\n[control]\nseed_control = true\n", "no control.seed_control"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_recipe(write(tmp_path, MINIMAL + wrong))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from growpipe.seeding import seed_everything
 from growpipe.training.checkpoint import Epoch
 from growpipe.training.evaluation import Objective
 from growpipe.training.options import TrainingOptions
+from growpipe.training.schedule import Schedule
 from growpipe.training.train import TrainingStage, make_optimizer, train
 
 SETTINGS = TrainingOptions(learning_rate=0.05, epochs=6, patience=2, batch_size=8)
@@ -166,6 +168,28 @@ def test_the_rate_falls_along_a_cosine_to_the_end() -> None:
     assert rates[0] == SETTINGS.learning_rate
     assert all(a > b for a, b in itertools.pairwise(rates))
     assert rates[-1] < 0.1 * rates[0]
+
+
+def test_a_rate_warms_up_stays_and_falls() -> None:
+    schedule = Schedule(0.4, epochs=8, warm_up=3, annealed=4)
+    rates = [schedule.at(epoch) for epoch in range(8)]
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    assert rates[4:] == pytest.approx([0.4 * 0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)])
+    assert schedule.at(8) == pytest.approx(0.0)
+
+
+def test_only_a_fresh_network_warms_up_and_only_the_last_stage_is_annealed() -> None:
+    options = TrainingOptions(learning_rate=0.4, warm_up=2, anneal=0.5)
+
+    def rates(**of: Any) -> list[float]:
+        stage = TrainingStage("s", 4, **of)
+        return [stage.schedule(options).at(epoch) for epoch in range(4)]
+
+    assert rates(until="period") == rates(until="plateau") == [0.4] * 4
+    assert rates(until="period", fresh=True) == pytest.approx([0.4 / 3, 0.8 / 3, 0.4, 0.4])
+    assert rates(until="end") == pytest.approx([0.4, 0.4, 0.4, 0.2])
+    short = TrainingStage("s", 1, fresh=True)  # an epoch at the whole rate is always left
+    assert short.schedule(options).at(0) == 0.4
 
 
 def test_a_period_is_trained_whole_at_a_constant_rate() -> None:

@@ -1,0 +1,166 @@
+"""The end of a family: one deployed network per size, one table, one picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from growpipe.checks.measure.latency import LatencyRatio, Timing, paired_latency
+from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.load_save import load_model, save_model
+from growpipe.run.facts import FinalFacts, MemberFacts
+from growpipe.run.family_picture import draw_family
+from growpipe.run.finish import write_deployed, write_summary
+from growpipe.run.stages.names import (
+    BRANCH,
+    CHECK,
+    DEPLOYED,
+    FINAL,
+    GROWTH_FORM,
+    REPORT,
+    WEIGHTS,
+    previous_stage,
+    rival_of_branch,
+)
+from growpipe.run.stages.training_cost import macs_of_branch, macs_of_growth, macs_of_training
+from growpipe.run.store import Run, StageRecord
+from growpipe.run.summary import rows_of
+from growpipe.run.task import Task
+from growpipe.run.verdict import Verdict, judge_branch
+
+__all__ = ["finish_family"]
+
+_LATENCY_SECONDS = 1.0
+_RIVAL = ".rival.onnx"  # of a member, while its latency is measured
+
+
+def finish_family(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
+    """Publish ``final``: a folder per size with deploy form, growth form and weights; summary and picture.
+
+    Args:
+        task: the task of the run.
+        number: the last round.
+        stopped: why growth ended, in words.
+
+    Raises:
+        CheckFailed: a deploy form computes something else than its growth form.
+        UsageError: a round is not checked yet, or the network has not grown at all.
+    """
+    run = task.run
+    if number == 0:
+        raise UsageError(f"the family has no member: {stopped}")
+    inputs = previous_stage(run, number, CHECK).inputs(REPORT)
+    verdicts = {}
+    for branched in range(1, number + 1):
+        inputs |= previous_stage(run, branched, BRANCH).inputs(GROWTH_FORM, WEIGHTS)
+        rival = run.published(rival_of_branch(branched))
+        if rival is not None:
+            inputs |= rival.inputs(GROWTH_FORM, WEIGHTS)
+        verdicts[branched] = judge_branch(run, branched)
+    rows = rows_of(run)
+
+    def produce(folder: Path) -> FinalFacts:
+        first: Path | None = None
+        members = []
+        for branched, verdict in verdicts.items():
+            place = folder / _folder_of(run, branched)
+            place.mkdir()
+            first = first or place / DEPLOYED
+            members.append(_member(task, branched, verdict, place, first))
+        spent = _macs_of_family(run, number)
+        facts = FinalFacts(
+            stopped,
+            max(member.deploy_parity for member in members),
+            "family",
+            _words(members, spent),
+            tuple(members),
+            spent,
+        )
+        write_summary(run, rows, facts, folder)
+        draw_family(facts.members, folder / "run.png")
+        return facts
+
+    config = {
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "stopped": stopped,
+        "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts.values()],
+        "budgets": None if run.recipe.family is None else run.recipe.family.model_dump(mode="json"),
+    }
+    return run.stage(FINAL, produce, config=config, inputs=inputs)
+
+
+def _budget(run: Run, number: int) -> float | None:
+    family = run.recipe.family
+    return None if family is None or family.budgets is None else family.budgets[number - 1]
+
+
+def _folder_of(run: Run, number: int) -> str:
+    """``1000000-macs`` for a member of a named size, else ``round-01``."""
+    family, budget = run.recipe.family, _budget(run, number)
+    if family is None or budget is None:
+        return f"round-{number:02d}"
+    return f"{int(budget)}-{family.measure}"
+
+
+def _member(task: Task, number: int, verdict: Verdict, place: Path, first: Path) -> MemberFacts:
+    """Deploy the better network of a size into ``place``.
+
+    Args:
+        task: the task of the run.
+        number: the round.
+        verdict: of branch and rival.
+        place: an empty folder.
+        first: the deploy form that latency is compared with, perhaps this member's own.
+    """
+    run = task.run
+    branch, rival = previous_stage(run, number, BRANCH), run.published(rival_of_branch(number))
+    chosen = rival if rival is not None and verdict.deployed == "rival" else branch
+    parity = write_deployed(task, chosen.file(GROWTH_FORM).path, chosen.file(WEIGHTS).path, place)
+    latency = _latency(task, first, place / DEPLOYED)
+    rival_latency = None
+    if rival is not None:
+        form = place / _RIVAL
+        save_model(deploy_form(load_model(rival.file(GROWTH_FORM).path)), form)
+        rival_latency = _latency(task, first, form)
+        form.unlink()
+    return MemberFacts(
+        folder=place.name,
+        number=number,
+        budget=_budget(run, number),
+        grown=branch.facts,
+        rival=None if rival is None else rival.facts,
+        deployed=verdict.deployed,
+        deploy_parity=parity,
+        training_macs=macs_of_branch(run, number),
+        verdict=verdict.words,
+        latency=latency,
+        rival_latency=rival_latency,
+    )
+
+
+def _latency(task: Task, reference: Path, candidate: Path) -> LatencyRatio:
+    sample = task.one_sample(load_model(reference))
+    return paired_latency(reference, candidate, sample, Timing(seconds=_LATENCY_SECONDS, level=0.95))
+
+
+def _macs_of_family(run: Run, number: int) -> int:
+    """The trunk once, all analyses, and all branches."""
+    branches = (previous_stage(run, branched, BRANCH).facts for branched in range(1, number + 1))
+    return macs_of_growth(run, number) + sum(
+        macs_of_training(branch.size, branch.training) for branch in branches
+    )
+
+
+def _words(members: list[MemberFacts], spent: int) -> str:
+    """The family against its rivals, in one sentence."""
+    told = f"{len(members)} networks for {spent:.3g} training MACs"
+    rivals = [member.rival for member in members if member.rival is not None]
+    if not rivals:
+        return f"{told}; no rivals were trained"
+    alone = sum(macs_of_training(rival.size, rival.training) for rival in rivals)
+    grown = sum(member.deployed == "grown" for member in members)
+    return (
+        f"{told}, {spent / alone:.0%} of what the rivals took, each trained from scratch; deployed: the "
+        f"grown network at {grown} of {len(members)} sizes"
+    )

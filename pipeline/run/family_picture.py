@@ -1,0 +1,61 @@
+"""The picture of a family: accuracy against MACs and against measured latency, the rivals beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from growpipe.environment import require
+from growpipe.run.facts import JudgedFacts, MemberFacts
+
+__all__ = ["draw_family"]
+
+_GROWN, _RIVAL = "#1b6ca8", "#2e7d32"
+
+
+def draw_family(members: Sequence[MemberFacts], path: Path) -> None:
+    """Draw the members and their rivals; the validation loss where accuracy is not measured.
+
+    Args:
+        members: the smallest first.
+        path: the PNG to write.
+
+    Raises:
+        MissingEnvironment: matplotlib is not installed.
+    """
+    require("matplotlib", "train", "the picture of a family")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    measured = all(member.grown.test_accuracy is not None for member in members)
+    grown = [_height(member.grown) for member in members]
+    left.plot([m.grown.size.macs for m in members], grown, "o-", color=_GROWN, label="grown, one run")
+    deployed = [
+        _height(m.rival if m.deployed == "rival" and m.rival is not None else m.grown) for m in members
+    ]
+    right.plot([m.latency.candidate_ms for m in members], deployed, "o-", color=_GROWN, label="deployed")
+    rivals = [(m.rival, m.rival_latency) for m in members]
+    beside = [(rival, latency) for rival, latency in rivals if rival is not None and latency is not None]
+    if beside:
+        heights = [_height(rival) for rival, _ in beside]
+        label = "uniform from scratch, each alone"
+        left.plot([rival.size.macs for rival, _ in beside], heights, "D--", color=_RIVAL, label=label)
+        right.plot([latency.candidate_ms for _, latency in beside], heights, "D--", color=_RIVAL)
+    left.set(xlabel="MACs", ylabel="test accuracy in onnxruntime, %" if measured else "validation loss")
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    right.set(xlabel="latency of one sample in onnxruntime, ms")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower left", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _height(facts: JudgedFacts) -> float:
+    if facts.test_accuracy is None:
+        return facts.training.validation_loss
+    return 100 * facts.test_accuracy.value

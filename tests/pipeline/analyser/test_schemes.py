@@ -38,11 +38,29 @@ def least_value(spectrum: np.ndarray, c: float, m: int, starts: int, rng: np.ran
         q = delta**2 @ spectrum
         return np.concatenate([q, -q, (2 * w[:, None] * delta * spectrum).ravel()])
 
+    ones, none = np.ones(m), np.zeros(m * d)
+    copy = np.kron(np.eye(m), np.ones(d))  # which entries of the displacements are those of a copy: [m, m * d]
+
+    def mean_gradient(z):
+        w, delta = parts(z)
+        return np.hstack([delta.T, -delta.T, np.kron(w, np.eye(d))])
+
+    def length_gradient(z):
+        return np.hstack([np.zeros((m, 2 * m)), -2 * copy * z[2 * m :]])
+
     constraints = [
-        {"type": "eq", "fun": lambda z: parts(z)[0].sum() - 1.0},
-        {"type": "eq", "fun": lambda z: parts(z)[0] @ parts(z)[1]},
-        {"type": "ineq", "fun": lambda z: 1.0 - (parts(z)[1] ** 2).sum(1)},
-        {"type": "ineq", "fun": lambda z: c - z[: 2 * m].sum()},
+        {
+            "type": "eq",
+            "fun": lambda z: parts(z)[0].sum() - 1.0,
+            "jac": lambda z: np.concatenate([ones, -ones, none]),
+        },
+        {"type": "eq", "fun": lambda z: parts(z)[0] @ parts(z)[1], "jac": mean_gradient},
+        {"type": "ineq", "fun": lambda z: 1.0 - (parts(z)[1] ** 2).sum(1), "jac": length_gradient},
+        {
+            "type": "ineq",
+            "fun": lambda z: c - z[: 2 * m].sum(),
+            "jac": lambda z: np.concatenate([-ones, -ones, none]),
+        },
     ]
     bounds = [(0, c)] * (2 * m) + [(-1, 1)] * (m * d)
     best = 0.0

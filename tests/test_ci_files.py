@@ -54,6 +54,7 @@ def action_variables(folder: Path, **inputs: str) -> tuple[str, dict[str, str]]:
     return step["run"], variables
 
 
+@pytest.mark.slow
 def test_the_action_passes_a_good_model(tmp_path: Path) -> None:
     save(cnn(), tmp_path)
     arguments = "--only\nsafety\n--only\nstructure/checker"
@@ -66,6 +67,7 @@ def test_the_action_passes_a_good_model(tmp_path: Path) -> None:
     assert "growpipe check: passed" in (tmp_path / "summary.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_action_fails_and_annotates(tmp_path: Path) -> None:
     (tmp_path / "bad $(touch pwned).onnx").write_text("nothing")
     script, variables = action_variables(tmp_path, model="bad $(touch pwned).onnx\n")
@@ -85,6 +87,7 @@ def test_the_action_hands_every_input_to_its_script() -> None:
         assert "${{" not in step["run"]
 
 
+@pytest.mark.slow
 def test_the_gitlab_job(tmp_path: Path) -> None:
     job = loaded("docs/ci/gitlab.yml")["growpipe-check"]
     save(cnn(), tmp_path)

@@ -22,6 +22,7 @@ def is_installed(name: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_well_formed_input_of_every_format_is_read(name: str, tmp_path: Path) -> None:
     if not is_installed(name):
@@ -33,6 +34,7 @@ def test_the_well_formed_input_of_every_format_is_read(name: str, tmp_path: Path
     assert (entry["outcome"], entry["fault"]) == ("read", "")
 
 
+@pytest.mark.slow
 def test_mutated_inputs_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     seed = int(os.environ.get("GROWPIPE_TORTURE_SEED", "0"))
     entries = [run_input(seed, number, tmp_path / str(number)) for number in range(INPUTS)]

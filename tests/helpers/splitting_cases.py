@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import GrowthOptions
-from growpipe.analyser.preparation import prepare
+from growpipe.analyser.preparation import Prepared, prepare
+from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -266,7 +267,8 @@ class Problem:
     loss_fn: Loss
     x: Tensor
     y: Tensor
-    prepared: object
+    export: GrowthExport
+    prepared: Prepared | None
 
     @functools.cached_property
     def operator(self) -> SplittingProducts:
@@ -285,7 +287,21 @@ class Problem:
 
 
 def build(name: str, displace: tuple[str, ...] = ("weights", "filters")) -> Problem:
-    """The case of a name, with batch-norm statistics and biases away from their defaults."""
+    """The case of a name, with batch-norm statistics and biases away from their defaults.
+
+    The network is exported once; a test that changed it would be told by the next that builds it.
+    """
+    case, weights, random_state = _exported(name)
+    for key, value in named_tensors(case.model).items():
+        assert torch.equal(value, weights[key]), f"a test has changed {key!r} of the case {name!r}"
+    torch.set_rng_state(random_state)
+    prepared = prepare(case.model, case.export, GrowthOptions(displace=displace), torch.device("cpu"))
+    return replace(case, prepared=prepared)
+
+
+@functools.cache
+def _exported(name: str) -> tuple[Problem, dict[str, Tensor], Tensor]:
+    """The case of a name, not prepared yet; its parameters and buffers; torch's random state after them."""
     case = CASES[name]
     torch.manual_seed(sum(map(ord, name)))
     model = case.build().double().eval()
@@ -303,5 +319,6 @@ def build(name: str, displace: tuple[str, ...] = ("weights", "filters")) -> Prob
             y = torch.randn_like(model(x))
     else:
         loss_fn, y = functional.cross_entropy, torch.randint(0, 3, (24,))
-    prepared = prepare(model, (x[:2],), GrowthOptions(displace=displace), torch.device("cpu"))
-    return Problem(model, loss_fn, x, y, prepared)
+    export = export_growth_form(model, (x[:2],))
+    weights = {key: value.clone() for key, value in named_tensors(model).items()}
+    return Problem(model, loss_fn, x, y, export, None), weights, torch.get_rng_state()

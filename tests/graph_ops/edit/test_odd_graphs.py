@@ -21,6 +21,7 @@ steps = st.lists(st.tuples(number, number, number, number), min_size=1, max_size
 odd = st.lists(st.integers(0, len(ODDITIES) - 1), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

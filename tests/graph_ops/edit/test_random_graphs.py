@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ number = st.integers(0, 63)
 steps = st.lists(st.tuples(number, number, number, number), min_size=1, max_size=9)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import onnx_ir as ir
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ number = st.integers(0, 63)
 steps = st.lists(st.tuples(number, number, number, number), min_size=1, max_size=9)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

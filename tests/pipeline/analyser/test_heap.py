@@ -21,6 +21,7 @@ def glibc_checks_its_heap() -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not glibc_checks_its_heap(), reason="needs glibc's libc_malloc_debug")
 @pytest.mark.parametrize(("instructions", "count"), [("AVX2", 4), ("DEFAULT", 2)])
 def test_analyses_leave_the_heap_whole(instructions, count):

@@ -39,7 +39,7 @@ def least_value(spectrum: np.ndarray, c: float, m: int, starts: int, rng: np.ran
         return np.concatenate([q, -q, (2 * w[:, None] * delta * spectrum).ravel()])
 
     ones, none = np.ones(m), np.zeros(m * d)
-    copy = np.kron(np.eye(m), np.ones(d))  # which entries of the displacements are those of a copy: [m, m * d]
+    copy = np.kron(np.eye(m), np.ones(d))  # which displacements are those of a copy: [m, m * d]
 
     def mean_gradient(z):
         w, delta = parts(z)

@@ -130,6 +130,7 @@ def test_it_starts_and_runs_without_torch(tmp_path: Path) -> None:
     assert "numerics/reference" in done.stdout
 
 
+@pytest.mark.slow
 def test_torch_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file

@@ -60,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_of_a_strangers_folder_is_imported(folder: Path, command: str) -> None:
     script = Path(sys.executable).with_name("growpipe")
@@ -74,6 +75,7 @@ def test_nothing_of_a_strangers_folder_is_imported(folder: Path, command: str) -
     assert not list(folder.rglob("*.ran"))
 
 
+@pytest.mark.slow
 def test_a_command_that_runs_code_does_so(folder: Path) -> None:
     """The trap works: this is what the others must not do."""
     script = Path(sys.executable).with_name("growpipe")

@@ -54,6 +54,7 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_a_run_with_one_line(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
@@ -73,6 +74,7 @@ def test_a_signal_ends_a_run_with_one_line(tmp_path: Path, name: str) -> None:
         pass  # the lock is free
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     with launch(tmp_path, signal.SIGHUP) as process:
         process.send_signal(signal.SIGHUP)

@@ -311,6 +311,7 @@ def test_hostile_hdf5_files_are_told(h5py: Any, tmp_path: Path, make: Any, messa
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2**20
 
 
+@pytest.mark.slow
 def test_a_hdf5_file_that_ends_its_reader_is_told(h5py: Any, tmp_path: Path) -> None:
     path = tmp_path / "ply_data_train0.h5"
     with h5py.File(path, "w") as file:

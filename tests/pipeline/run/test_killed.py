@@ -102,6 +102,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [run_twice, plan_twice, model_twice, bundle_twice])
 def test_killed_at_every_change_the_next_call_ends_alike(
     work: Callable[[Path], None], tmp_path: Path

@@ -118,6 +118,7 @@ class Amplified(nn.Module):
         return self.head(torch.tanh(self.second(hidden)))
 
 
+@pytest.mark.slow
 def test_analyse_ranks_by_what_is_realised_and_steps_each_group_by_its_own() -> None:
     torch.manual_seed(3)
     model = Amplified().double()

@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy
 from growpipe.analyser.curvature import splitting_operator
 from growpipe.analyser.curvature.splitting_operator import SplittingOperator
 from growpipe.graph_ops.errors import UsageError
-from growpipe.torch_module.export import export_growth_form
 from tests.helpers.splitting_cases import CASES, Problem, build
 
 
@@ -39,7 +38,7 @@ def hessian(case: Problem, position: int) -> torch.Tensor:
 def test_equals_the_dense_second_derivative(name):
     case = build(name)
     operator = SplittingOperator(
-        case.model, case.loss_fn, [(case.x, case.y)], (case.x[:2],), displace=("weights", "filters")
+        case.model, case.loss_fn, [(case.x, case.y)], case.export, displace=("weights", "filters")
     )
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((operator.shape[0], 3))
@@ -60,8 +59,7 @@ def test_equals_the_dense_second_derivative(name):
 
 def test_is_a_linear_operator():
     case = build("chain")
-    export = export_growth_form(case.model, (case.x[:2],))
-    operator = SplittingOperator(case.model, case.loss_fn, [(case.x, case.y)], export, micro_batch=5)
+    operator = SplittingOperator(case.model, case.loss_fn, [(case.x, case.y)], (case.x[:2],), micro_batch=5)
     v, w = np.random.default_rng(1).standard_normal((2, operator.shape[0]))
     assert (operator @ v).shape == v.shape
     np.testing.assert_allclose(operator @ v, operator.T @ v)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
+
+from growpipe.graph_ops.arrays import AnyArray
 
 __all__ = ["graph_hash", "hash_contents", "hash_parameters"]
 
@@ -17,7 +18,7 @@ _ROW = 2**13  # bytes
 _ROWS = 2**7
 
 
-def hash_parameters(names: Iterable[str], read: Callable[[str], npt.NDArray]) -> str:
+def hash_parameters(names: Iterable[str], read: Callable[[str], AnyArray]) -> str:
     """SHA-256 over name, type, shape and checksums of the named parameters, in name order.
 
     The ONNX graph and the torch module give the same hash when their parameters are equal. The checksums of
@@ -39,7 +40,7 @@ def hash_parameters(names: Iterable[str], read: Callable[[str], npt.NDArray]) ->
     return digest.hexdigest()
 
 
-def hash_contents(names: Iterable[str], read: Callable[[str], npt.NDArray]) -> str:
+def hash_contents(names: Iterable[str], read: Callable[[str], AnyArray]) -> str:
     """SHA-256 over name, type, shape and bytes of the named tensors, in name order."""
     digest = hashlib.sha256()
     for name in sorted(names):
@@ -47,7 +48,7 @@ def hash_contents(names: Iterable[str], read: Callable[[str], npt.NDArray]) -> s
     return digest.hexdigest()
 
 
-def _header(digest: hashlib._Hash, name: str, array: npt.NDArray) -> memoryview:
+def _header(digest: hashlib._Hash, name: str, array: AnyArray) -> memoryview:
     """Add what describes the tensor, and return its bytes."""
     digest.update(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

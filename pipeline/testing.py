@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from growpipe.checks.child.model_process import TorchOutputs
 from growpipe.checks.child.torch_arguments import Call
@@ -18,6 +17,7 @@ from growpipe.checks.measure.inputs import Dataset
 from growpipe.checks.report import CheckReport
 from growpipe.checks.request import CommonOptions, PathLike
 from growpipe.checks.runner import run_checks
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UnsafeModel, UsageError
 from growpipe.graph_ops.files.load_save import load_model
 
@@ -97,7 +97,7 @@ class _ModuleHere:
 
 def _examples(
     model: PathLike, module: Any, given: Mapping[str, Any] | Sequence[Any]
-) -> tuple[dict[str, npt.NDArray], Call | None]:
+) -> tuple[dict[str, AnyArray], Call | None]:
     """The example inputs by the names of the model, and how they go into ``forward``, if they say so."""
     try:
         graph = load_model(model).graph
@@ -108,7 +108,7 @@ def _examples(
         return {name: _array(value) for name, value in given.items()}, None
     arguments = dict(given) if isinstance(given, Mapping) else {str(i): v for i, v in enumerate(given)}
     waiting = iter(names)
-    leaves: dict[str, npt.NDArray] = {}
+    leaves: dict[str, AnyArray] = {}
 
     def named(nest: Any) -> Any:
         if isinstance(nest, Mapping):
@@ -127,7 +127,7 @@ def _examples(
     return leaves, None if (is_flat and by_position) or module is None else Call(nest, by_position)
 
 
-def _array(value: Any) -> npt.NDArray:
+def _array(value: Any) -> AnyArray:
     if hasattr(value, "detach"):  # a tensor of torch, which this file need not import
         value = value.detach().cpu().numpy()
     return np.asarray(value)

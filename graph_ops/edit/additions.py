@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
+
+from growpipe.graph_ops.arrays import AnyArray
 
 __all__ = ["Additions", "constant_tensor"]
 
@@ -35,7 +36,7 @@ class Additions:
             self._taken.update(each.initializers)
             self._taken.update(value.name for node in each for value in node.outputs)
 
-    def constant(self, name: str, array: npt.NDArray, dtype: ir.DataType | None = None) -> ir.Value:
+    def constant(self, name: str, array: AnyArray, dtype: ir.DataType | None = None) -> ir.Value:
         """A new initializer of the shape and values of ``array``.
 
         Args:
@@ -62,7 +63,7 @@ class Additions:
         return value
 
     def node_before(
-        self, node: ir.Node, operator: str, inputs: Sequence[ir.Value], name: str, like: npt.NDArray
+        self, node: ir.Node, operator: str, inputs: Sequence[ir.Value], name: str, like: AnyArray
     ) -> ir.Value:
         """The output of a new node that stands before ``node``; it has the type and shape of ``like``."""
         new = ir.node(operator, inputs)

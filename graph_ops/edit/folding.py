@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.edit.additions import Additions, constant_tensor
 from growpipe.graph_ops.operators import is_onnx, node_name, operator_name, opset_version
 
@@ -86,7 +86,7 @@ def fold_constants(model: ir.Model) -> tuple[int, list[FoldRefusal]]:
     return folded, refusals
 
 
-def _computed(node: ir.Node, model: ir.Model) -> Sequence[npt.NDArray] | None:
+def _computed(node: ir.Node, model: ir.Model) -> Sequence[AnyArray] | None:
     """The outputs of a node; None if they are not known before the model runs.
 
     Raises:
@@ -103,7 +103,7 @@ def _computed(node: ir.Node, model: ir.Model) -> Sequence[npt.NDArray] | None:
     return results
 
 
-def _known_inputs(node: ir.Node) -> dict[int, npt.NDArray] | None:
+def _known_inputs(node: ir.Node) -> dict[int, AnyArray] | None:
     """The inputs by position; None if one of them is not known, or if there is none."""
     tensors = {i: constant_tensor(value) for i, value in enumerate(node.inputs) if value is not None}
     if not tensors or None in tensors.values():
@@ -111,7 +111,7 @@ def _known_inputs(node: ir.Node) -> dict[int, npt.NDArray] | None:
     return {i: tensor.numpy() for i, tensor in tensors.items() if tensor is not None}
 
 
-def _evaluated(node: ir.Node, model: ir.Model, feeds: dict[int, npt.NDArray]) -> list[npt.NDArray]:
+def _evaluated(node: ir.Node, model: ir.Model, feeds: dict[int, AnyArray]) -> list[AnyArray]:
     version = opset_version(model)
     if version < MIN_OPSET:
         raise _Refused(f"opset {version} is older than {MIN_OPSET}")
@@ -129,7 +129,7 @@ def _evaluated(node: ir.Node, model: ir.Model, feeds: dict[int, npt.NDArray]) ->
     return arrays
 
 
-def _run(node: ir.Node, version: int, feeds: dict[int, npt.NDArray]) -> list[npt.NDArray]:
+def _run(node: ir.Node, version: int, feeds: dict[int, AnyArray]) -> list[AnyArray]:
     """One node in a model of its own, of the same opset: the meaning of an operator depends on it."""
     proto = ir.to_proto(node)
     names = [f"i{i}" if i in feeds else "" for i in range(len(node.inputs))]
@@ -144,7 +144,7 @@ def _run(node: ir.Node, version: int, feeds: dict[int, npt.NDArray]) -> list[npt
     return [np.asarray(result) for result in results]
 
 
-def _static_shape(node: ir.Node) -> npt.NDArray | None:
+def _static_shape(node: ir.Node) -> AnyArray | None:
     value = node.inputs[0]
     if value is None or value.shape is None:
         return None
@@ -213,7 +213,7 @@ def _fusable_producer(node: ir.Node) -> ir.Node | None:
     return producer if len(between.uses()) == 1 and not between.is_graph_output() else None
 
 
-def _affine(node: ir.Node) -> tuple[npt.NDArray, npt.NDArray] | None:
+def _affine(node: ir.Node) -> tuple[AnyArray, AnyArray] | None:
     """Scale and shift per channel of a batch norm, in float64; None if they are not constant."""
     tensors = [constant_tensor(value) for value in node.inputs[1:5]]
     if None in tensors:
@@ -246,7 +246,7 @@ def _is_inference_norm(node: ir.Node) -> bool:
     return not any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
 
 
-def _fuse_conv(additions: Additions, node: ir.Node, scale: npt.NDArray, shift: npt.NDArray) -> bool:
+def _fuse_conv(additions: Additions, node: ir.Node, scale: AnyArray, shift: AnyArray) -> bool:
     weight = constant_tensor(node.inputs[1])
     if weight is None:
         return False
@@ -261,7 +261,7 @@ def _fuse_conv(additions: Additions, node: ir.Node, scale: npt.NDArray, shift: n
     return _replace(additions, node, wide, (scale, shift), 1.0)
 
 
-def _fuse_gemm(additions: Additions, node: ir.Node, scale: npt.NDArray, shift: npt.NDArray) -> bool:
+def _fuse_gemm(additions: Additions, node: ir.Node, scale: AnyArray, shift: AnyArray) -> bool:
     weight, trans, beta = (
         constant_tensor(node.inputs[1]),
         node.attributes.get("transB"),
@@ -277,7 +277,7 @@ def _fuse_gemm(additions: Additions, node: ir.Node, scale: npt.NDArray, shift: n
     return True
 
 
-_FUSERS: dict[str, Callable[[Additions, ir.Node, npt.NDArray, npt.NDArray], bool]] = {
+_FUSERS: dict[str, Callable[[Additions, ir.Node, AnyArray, AnyArray], bool]] = {
     "Conv": _fuse_conv,
     "ConvTranspose": _fuse_conv,
     "Gemm": _fuse_gemm,
@@ -287,8 +287,8 @@ _FUSERS: dict[str, Callable[[Additions, ir.Node, npt.NDArray, npt.NDArray], bool
 def _replace(
     additions: Additions,
     node: ir.Node,
-    wide: npt.NDArray,
-    affine: tuple[npt.NDArray, npt.NDArray],
+    wide: AnyArray,
+    affine: tuple[AnyArray, AnyArray],
     factor: float,
 ) -> bool:
     """Give ``node`` the weight ``wide`` and the bias ``factor * b * scale + shift``.

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.dims import atoms_of, grown_size
 from growpipe.graph_ops.axes.integers import evaluate
@@ -99,7 +100,7 @@ def _held(layout: TensorLayout | None, widths: Mapping[str, int]) -> object:
     ]
 
 
-def _check_precision(plan: SplitPlan, read: Callable[[str], npt.NDArray]) -> None:
+def _check_precision(plan: SplitPlan, read: Callable[[str], AnyArray]) -> None:
     for name, layout in plan.layouts.items():
         array = read(name)
         if is_low_precision(array.dtype) and not is_exact(array, layout, plan.offspring):
@@ -292,7 +293,7 @@ class _Growth:
         clone = self._node[node]
         return self._additions.node_before(clone, "Where", inputs, f"{node_name(node)}_grown", patch)
 
-    def _constant(self, node: ir.Node, array: npt.NDArray) -> ir.Value:
+    def _constant(self, node: ir.Node, array: AnyArray) -> ir.Value:
         return self._additions.constant(f"{node_name(node)}_grown", array)
 
 

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.reading import Place, limited, one_line, opened, reading
 
@@ -29,7 +29,7 @@ _HEADERS: Mapping[tuple[int, int], Callable[[BinaryIO], tuple[tuple[int, ...], b
 )
 
 
-def read_npz(path: Place, what: str, *, most: int = MAX_ARRAYS) -> dict[str, npt.NDArray]:
+def read_npz(path: Place, what: str, *, most: int = MAX_ARRAYS) -> dict[str, AnyArray]:
     """Read the arrays of an ``.npz`` file by name: numbers, booleans and text.
 
     Every member is read to its end, so that its checksum is compared.
@@ -65,7 +65,7 @@ def read_npz(path: Place, what: str, *, most: int = MAX_ARRAYS) -> dict[str, npt
             return arrays
 
 
-def read_npy(path: Place, what: str, *, most: int = MAX_ARRAYS) -> npt.NDArray:
+def read_npy(path: Place, what: str, *, most: int = MAX_ARRAYS) -> AnyArray:
     """Read a single array that `numpy.save` wrote; arguments and errors as of `read_npz`."""
     with reading(what, path), opened(path, most=most) as file:
         size = file.seek(0, 2)
@@ -73,7 +73,7 @@ def read_npy(path: Place, what: str, *, most: int = MAX_ARRAYS) -> npt.NDArray:
         return _array(file, size, "array")
 
 
-def _array(file: BinaryIO, size: int, name: str) -> npt.NDArray:
+def _array(file: BinaryIO, size: int, name: str) -> AnyArray:
     """The array in ``file``, which has ``size`` bytes from its magic number to its end."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:

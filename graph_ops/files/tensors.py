@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy.typing as npt
 from safetensors.numpy import load_file
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.files.reading import Place, opened, reading
 
 __all__ = ["MAX_TENSORS", "read_tensors"]
@@ -13,7 +13,7 @@ MAX_TENSORS = 1 << 36
 """Bytes of a file; tensors take no more in memory than on disk."""
 
 
-def read_tensors(path: Place, what: str, *, inside: Place | None = None) -> dict[str, npt.NDArray]:
+def read_tensors(path: Place, what: str, *, inside: Place | None = None) -> dict[str, AnyArray]:
     """Read the tensors of a safetensors file by name.
 
     See `growpipe.graph_ops.files.reading.opened` for ``inside``.

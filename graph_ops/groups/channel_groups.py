@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.axes.axis import Axis, Barrier, extent, freeze, leaves, root
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
 from growpipe.graph_ops.axes.functions import inline_functions
@@ -103,7 +103,7 @@ class ChannelGroups:
     barriers: tuple[Barrier, ...] = ()
     contradictions: tuple[str, ...] = ()
 
-    def read(self, name: str) -> npt.NDArray:
+    def read(self, name: str) -> AnyArray:
         """The values of a constant of the graph.
 
         Raises:

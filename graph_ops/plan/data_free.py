@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.axes.dims import channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
@@ -223,7 +224,7 @@ def _random_displacements(
     source: npt.NDArray[np.int64],
     weights: npt.NDArray[np.float64],
     layouts: Mapping[str, TensorLayout],
-    read: Callable[[str], npt.NDArray],
+    read: Callable[[str], AnyArray],
     taken: set[str],
     rng: np.random.Generator,
 ) -> dict[str, Displacement]:
@@ -233,7 +234,7 @@ def _random_displacements(
     """
     copies = np.bincount(source)[source]
     displaced = np.flatnonzero(copies > 1)
-    directions: dict[str, tuple[int, npt.NDArray]] = {}
+    directions: dict[str, tuple[int, AnyArray]] = {}
     for member in group.members:
         layout = layouts.get(member.tensor)
         if member.role != "made" or layout is None or member.tensor in taken | directions.keys():

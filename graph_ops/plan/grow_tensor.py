@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.axes.dims import Offspring, atoms_of, axis_map, channel_rows
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
@@ -32,12 +33,12 @@ class Displacement:
 
 
 def grow_tensor(
-    array: npt.NDArray,
+    array: AnyArray,
     layout: TensorLayout,
     offspring: Mapping[str, Offspring],
     displacements: Mapping[str, Displacement],
     epsilon: float,
-) -> npt.NDArray:
+) -> AnyArray:
     """The grown tensor: ``σ(θ) → Σ_i w_i σ(θ + ε δ_i)`` as seen by one parameter.
 
     Every axis is gathered by the source of its grown entries. Displaced entries get ``ε δ`` (in the
@@ -99,7 +100,7 @@ class TensorGrowth:
                 f"expected {expected}"
             )
 
-    def rows(self, array: npt.NDArray, start: int, stop: int) -> npt.NDArray:
+    def rows(self, array: AnyArray, start: int, stop: int) -> AnyArray:
         """Rows ``start`` to ``stop`` of the first axis of the grown tensor; a scalar has one row.
 
         Raises:
@@ -139,7 +140,7 @@ class TensorGrowth:
 
     def _displace(
         self,
-        grown: npt.NDArray,
+        grown: AnyArray,
         group: str,
         displacement: Displacement,
         first: _Gather,
@@ -206,7 +207,7 @@ class _Gather:
         whole = len(entries) and entries[-1] - entries[0] + 1 == len(entries)
         self._entries = slice(int(entries[0]), int(entries[-1]) + 1) if whole else entries
 
-    def __call__(self, array: npt.NDArray, axis: int) -> tuple[npt.NDArray, bool]:
+    def __call__(self, array: AnyArray, axis: int) -> tuple[AnyArray, bool]:
         """The gathered array, and whether it is a copy."""
         before = (slice(None),) * axis
         if self.is_slice:

@@ -7,9 +7,9 @@ import threading
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.plan.grow_tensor import TensorGrowth
 
 __all__ = ["GrownTensor"]
@@ -57,5 +57,5 @@ class GrownTensor(ir.LazyTensor):
             file.write(_bytes(self._growth.rows(array, start, min(start + step, count))))
 
 
-def _bytes(array: npt.NDArray) -> memoryview:
+def _bytes(array: AnyArray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.axes.dims import Offspring, atoms_of, dim_from_json, dim_to_json
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import MissingEnvironment, UsageError
@@ -190,7 +191,7 @@ class SplitPlan:
             realised_change=self.realised_change if epsilon == self.epsilon else None,
         )
 
-    def grow_parameter(self, name: str, array: npt.NDArray) -> npt.NDArray:
+    def grow_parameter(self, name: str, array: AnyArray) -> AnyArray:
         """The grown parameter. A parameter that the plan does not touch is returned as it is."""
         layout = self.layouts.get(name)
         if layout is None:
@@ -198,7 +199,7 @@ class SplitPlan:
         displacements = {g.group: g.displacements[name] for g in self.groups if name in g.displacements}
         return grow_tensor(array, layout, self.offspring, displacements, self.epsilon)
 
-    def check_belongs(self, read: Callable[[str], npt.NDArray], where: str) -> None:
+    def check_belongs(self, read: Callable[[str], AnyArray], where: str) -> None:
         """Refuse a model that the plan was not made for.
 
         Args:
@@ -268,8 +269,8 @@ class SplitPlan:
                 raise UsageError(f"it has format version {version!r}; this is {FORMAT_VERSION}")
             return _deserialise(validated(PlanDocument, document), tensors)
 
-    def _serialise(self) -> tuple[dict[str, Any], dict[str, npt.NDArray]]:
-        tensors: dict[str, npt.NDArray] = {}
+    def _serialise(self) -> tuple[dict[str, Any], dict[str, AnyArray]]:
+        tensors: dict[str, AnyArray] = {}
         groups = []
         for group in self.groups:
             tensors[f"{group.group}/source"] = group.source
@@ -324,8 +325,8 @@ def plan_files(folder: Path) -> tuple[str, ...]:
     return (_DOCUMENT, _TENSORS) if is_plan else ()
 
 
-def _deserialise(document: PlanDocument, tensors: Mapping[str, npt.NDArray]) -> SplitPlan:
-    def tensor(name: str, kind: type[np.generic]) -> npt.NDArray:
+def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> SplitPlan:
+    def tensor(name: str, kind: type[np.generic]) -> AnyArray:
         if name not in tensors or not np.issubdtype(tensors[name].dtype, kind):
             raise UsageError(f"it has no tensor {name!r} of type {kind.__name__}")
         if kind is np.floating and not np.isfinite(tensors[name]).all():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.axes.dims import Offspring, atoms_of, axis_map, channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 
@@ -27,7 +28,7 @@ def is_low_precision(dtype: npt.DTypeLike) -> bool:
     return found.kind in "fV" and found.itemsize < 4
 
 
-def is_exact(array: npt.NDArray, layout: TensorLayout, offspring: Mapping[str, Offspring]) -> bool:
+def is_exact(array: AnyArray, layout: TensorLayout, offspring: Mapping[str, Offspring]) -> bool:
     """Whether the array's type holds every product with a coefficient of ``offspring`` exactly."""
     for position, axis in enumerate(layout.axes):
         if axis.role != "mixed" or not any(atom.name in offspring for atom in atoms_of(axis.dim)):
@@ -40,7 +41,7 @@ def is_exact(array: npt.NDArray, layout: TensorLayout, offspring: Mapping[str, O
     return True
 
 
-def _holds(values: npt.NDArray, coefficient: float) -> bool:
+def _holds(values: AnyArray, coefficient: float) -> bool:
     wanted = values.astype(np.float64) * coefficient
     with np.errstate(over="ignore", invalid="ignore"):
         stored = (values * np.asarray(coefficient).astype(values.dtype)).astype(values.dtype)
@@ -57,9 +58,9 @@ class StoredChannels:
     """
 
     def __init__(
-        self, group: str, layouts: Mapping[str, TensorLayout], read: Callable[[str], npt.NDArray]
+        self, group: str, layouts: Mapping[str, TensorLayout], read: Callable[[str], AnyArray]
     ) -> None:
-        self._mixing: list[tuple[npt.NDArray, npt.NDArray[np.int64]]] = []
+        self._mixing: list[tuple[AnyArray, npt.NDArray[np.int64]]] = []
         for name, layout in layouts.items():
             for position, axis in enumerate(layout.axes):
                 if axis.role == "mixed" and any(atom.name == group for atom in atoms_of(axis.dim)):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growpipe.analyser.schemes import Scheme, exact_rows
+from growpipe.graph_ops.arrays import AnyArray
 
 __all__ = ["Candidates"]
 
@@ -31,7 +32,7 @@ class Candidates:
     worth: float | None = None
 
     @staticmethod
-    def of(group: str, low: npt.NDArray, high: npt.NDArray, scheme: Scheme) -> Candidates:
+    def of(group: str, low: AnyArray, high: AnyArray, scheme: Scheme) -> Candidates:
         """From the extreme eigenvalues λ−, λ+ of the group's channels, float [width] each."""
         best = [exact_rows(low, high, scheme.c, m) for m in range(2, scheme.max_copies + 1)]
         return Candidates(group, np.stack([b[0] for b in best]), np.stack([b[1] for b in best]))

@@ -25,6 +25,7 @@ from scipy.optimize import lsq_linear
 
 from growpipe.checks.measure.latency import Timing, paired_latency
 from growpipe.checks.measure.sessions import Device
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.cost.cost import CostTerm
 from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.edit.grow_graph import grow_graph
@@ -67,7 +68,7 @@ class MeasuredLatency:
     """
 
     graph: ir.Model
-    inputs: Mapping[str, npt.NDArray]
+    inputs: Mapping[str, AnyArray]
     threads: int = 1
     device: Device = "cpu"
     told: Callable[[str], None] = lambda line: None

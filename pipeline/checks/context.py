@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
@@ -25,6 +24,7 @@ from growpipe.checks.measure.inputs import Dataset, InputSpec, input_specs
 from growpipe.checks.measure.memory import MemoryRoom, bytes_of
 from growpipe.checks.measure.sessions import Device
 from growpipe.checks.policy import Policy
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.graph_ops.files.load_save import read_model
 from growpipe.graph_ops.onnx_tools.width_check import ShapeInference, infer_with_problems
@@ -99,7 +99,7 @@ class Context:
     torch: TorchReference | None = None
     datasets: Sequence[Dataset] = ()
     baseline: Baseline | None = None
-    _reference_runs: dict[str, dict[str, npt.NDArray]] = field(default_factory=dict)
+    _reference_runs: dict[str, dict[str, AnyArray]] = field(default_factory=dict)
 
     @cached_property
     def _read(self) -> tuple[onnx.ModelProto, ir.Model]:
@@ -155,7 +155,7 @@ class Context:
 
     def _try(self, maker: InputMaker) -> Runs:
         ran: list[InputSet] = []
-        outputs: dict[str, dict[str, npt.NDArray]] = {}
+        outputs: dict[str, dict[str, AnyArray]] = {}
         errors: dict[str, CheckFailed] = {}
         for planned in maker.plan(self.datasets):
             try:
@@ -181,9 +181,7 @@ class Context:
             raise NotRunnable(str(reason or "there is nothing to run it on: give inputs with --data"))
         return self.runs.ran[0]
 
-    def run(
-        self, inputs: Inputs, *, optimised: bool = True, path: Path | None = None
-    ) -> dict[str, npt.NDArray]:
+    def run(self, inputs: Inputs, *, optimised: bool = True, path: Path | None = None) -> dict[str, AnyArray]:
         """One run in the child process.
 
         Args:
@@ -196,7 +194,7 @@ class Context:
         """
         return self.process.run(path or self.path, inputs, self.device, optimised=optimised, room=self.room)
 
-    def reference_inputs(self, inputs: Inputs) -> dict[str, npt.NDArray]:
+    def reference_inputs(self, inputs: Inputs) -> dict[str, AnyArray]:
         """The same inputs under the reference's names.
 
         Raises:
@@ -216,7 +214,7 @@ class Context:
             return dict(zip(ours, theirs, strict=True))
         raise UsageError(f"the reference has inputs {theirs}, the model {ours}: they cannot be compared")
 
-    def reference_run(self, given: InputSet) -> dict[str, npt.NDArray]:
+    def reference_run(self, given: InputSet) -> dict[str, AnyArray]:
         """The reference's outputs on the same inputs, each set run once."""
         if given.label not in self._reference_runs:
             assert self.reference is not None

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from growpipe.checks.child.model_process import ModelHung, ModelProcess
 from growpipe.checks.input_sets import DYNAMIC_SIZES
@@ -25,6 +24,7 @@ from growpipe.checks.measure.memory import MemoryRoom
 from growpipe.checks.measure.tolerance import default_relative
 from growpipe.checks.measure.trace import OtherModel
 from growpipe.environment import require_installed
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, GrowpipeError, MissingEnvironment, UsageError
 from growpipe.graph_ops.files.load_save import load_model
 
@@ -41,7 +41,7 @@ sigmoid of 1e-7 is the difference of two numbers near 1."""
 _FEW = 0.01
 """The share of integers of an output, such as classes, that rounding may decide."""
 
-Outputs = Mapping[str, npt.NDArray]
+Outputs = Mapping[str, AnyArray]
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class _Comparison:
             self._judge(expected[level], actual, feed)
         self.count += 1
 
-    def _run(self, path: Path, feed: Outputs, optimised: bool) -> dict[str, npt.NDArray]:
+    def _run(self, path: Path, feed: Outputs, optimised: bool) -> dict[str, AnyArray]:
         return self.process.run(path, feed, "cpu", optimised=optimised)
 
     def _judge(self, expected: Outputs, actual: Outputs, feed: Outputs) -> None:
@@ -204,7 +204,7 @@ class _Comparison:
         return f"; the first comparable node that differs is {place.operator} {place.node or place.tensor!r}"
 
 
-def _feeds(specs: tuple[InputSpec, ...], size: int) -> Iterator[dict[str, npt.NDArray]]:
+def _feeds(specs: tuple[InputSpec, ...], size: int) -> Iterator[dict[str, AnyArray]]:
     batches = _BATCHES if batch_dims(specs) else _BATCHES[:1]
     for seed in _SEEDS:
         for batch in batches:
@@ -218,7 +218,7 @@ def _worst(each: Mapping[str, Divergence]) -> Divergence:
     return max(each.values(), key=lambda divergence: divergence.relative)
 
 
-def _is_rounding(divergence: Divergence, before: npt.NDArray, after: npt.NDArray) -> bool:
+def _is_rounding(divergence: Divergence, before: AnyArray, after: AnyArray) -> bool:
     if before.dtype.kind == "f":
         return divergence.max_abs <= _ROUNDING
     return bool(np.mean(before != after) <= _FEW)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy.typing as npt
-
 from growpipe.checks.measure.dimensions import computed_from
 from growpipe.checks.measure.inputs import (
     Dataset,
@@ -23,11 +21,12 @@ from growpipe.checks.measure.inputs import (
 )
 from growpipe.checks.measure.memory import MemoryRoom, bytes_of
 from growpipe.checks.policy import NumericsPolicy
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["InputMaker", "InputSet", "Inputs", "PlannedSet", "Runs"]
 
-Inputs = Mapping[str, npt.NDArray]
+Inputs = Mapping[str, AnyArray]
 
 DYNAMIC_SIZES = (8, 16, 32, 64, 224)
 """Tried in turn for symbolic dimensions that nothing names: a network can be too deep for a small image."""
@@ -75,7 +74,7 @@ class Runs:
     """
 
     ran: tuple[InputSet, ...]
-    outputs: Mapping[str, Mapping[str, npt.NDArray]]
+    outputs: Mapping[str, Mapping[str, AnyArray]]
     errors: Mapping[str, CheckFailed]
     maker: InputMaker
 

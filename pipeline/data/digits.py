@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -42,7 +44,7 @@ def loaders(batch_size: int, seed: int) -> Loaders:
         rest, test_size=_VALIDATION, stratify=targets[rest], random_state=_SPLIT_SEED
     )
 
-    def part(index: np.ndarray, size: int, shuffle: bool = False) -> DataLoader:
+    def part(index: np.ndarray, size: int, shuffle: bool = False) -> DataLoader[Any]:
         chosen = torch.from_numpy(np.sort(index))
         return DataLoader(
             TensorDataset(images[chosen], targets[chosen]),

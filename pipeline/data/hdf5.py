@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.reading import opened, reading
 
@@ -28,7 +28,7 @@ MAX_FILE = 256 << 20
 _SECONDS = 300.0  # by the clock: a busy machine may take long
 
 
-def read_numbers(path: Path, names: Sequence[str]) -> list[npt.NDArray]:
+def read_numbers(path: Path, names: Sequence[str]) -> list[AnyArray]:
     """The arrays of these names at the root of an HDF5 file.
 
     Raises:

@@ -6,6 +6,7 @@ Batches are float32 [N, 3, size, size], RGB, pixel / 255; the models of the ship
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def loaders(
     train, validation = held_out(learn.labels, 0.02)
     train = first_of_each(learn.labels, train, train_samples)
 
-    def part(images: ImageSet, training: bool) -> DataLoader:
+    def part(images: ImageSet, training: bool) -> DataLoader[Any]:
         return DataLoader(
             Photographs(images, size, training),
             batch_size,

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from growpipe.data import Loaders
 from growpipe.data.loader_items import as_tuple, pairs
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run.store import Run
 from growpipe.seeding import seed_everything
@@ -118,7 +118,7 @@ class Task:
 
     def gathered(
         self, loader: Iterable[tuple[Any, Any]], names: list[str], limit: int | None = None
-    ) -> tuple[dict[str, npt.NDArray], npt.NDArray]:
+    ) -> tuple[dict[str, AnyArray], AnyArray]:
         """All inputs of a loader by graph input name, and the targets, as arrays.
 
         Args:
@@ -136,7 +136,7 @@ class Task:
         columns = [torch.cat(column) for column in zip(*inputs, strict=True)]
         return as_feed(names, columns), to_numpy(torch.cat(targets))
 
-    def one_sample(self, graph: ir.Model) -> dict[str, npt.NDArray]:
+    def one_sample(self, graph: ir.Model) -> dict[str, AnyArray]:
         """The first validation sample, a batch of one, by input name: what latency is measured on."""
         feed, _ = self.gathered(self.objective.loaders.validation, input_names(graph), limit=1)
         return {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
@@ -147,7 +147,7 @@ def input_names(graph: ir.Model) -> list[str]:
     return [str(value.name) for value in graph.graph.inputs]
 
 
-def as_feed(names: list[str], tensors: Iterable[torch.Tensor]) -> dict[str, npt.NDArray]:
+def as_feed(names: list[str], tensors: Iterable[torch.Tensor]) -> dict[str, AnyArray]:
     """Positional tensors as what onnxruntime is fed."""
     return {name: np.ascontiguousarray(to_numpy(t)) for name, t in zip(names, tensors, strict=True)}
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
+
+from growpipe.graph_ops.arrays import AnyArray
 
 __all__ = ["LossFunction", "evaluation_mode", "output_tensors", "to_numpy", "to_torch"]
 
@@ -43,7 +44,7 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(list(leaf))
 
 
-def to_numpy(tensor: torch.Tensor) -> npt.NDArray:
+def to_numpy(tensor: torch.Tensor) -> AnyArray:
     """The tensor's values; bfloat16 as ``ml_dtypes.bfloat16``, as onnx-ir has it."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
@@ -51,7 +52,7 @@ def to_numpy(tensor: torch.Tensor) -> npt.NDArray:
     return tensor.numpy()
 
 
-def to_torch(array: npt.NDArray) -> torch.Tensor:
+def to_torch(array: AnyArray) -> torch.Tensor:
     """The inverse of `to_numpy`."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)

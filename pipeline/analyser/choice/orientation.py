@@ -26,14 +26,13 @@ from growpipe.analyser.program.program import Program
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import ROWS
 from growpipe.analyser.spectra.spectra import Directions
+from growpipe.graph_ops.arrays import FloatArray
 from growpipe.torch_module.outputs import LossFunction
 
 __all__ = ["STEP", "best_signs"]
 
 STEP = 0.1
 """The step of the second difference, in the metric's unit: about that of a plan."""
-
-FloatArray = npt.NDArray[np.floating]
 
 
 def best_signs(

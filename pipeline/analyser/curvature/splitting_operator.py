@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
@@ -17,14 +16,13 @@ from growpipe.analyser.options import AnalysisOptions, GrowthOptions, SpectraOpt
 from growpipe.analyser.preparation import default_memory, device_of, prepare
 from growpipe.analyser.samples import check_mean_loss, collect
 from growpipe.data.loader_items import as_tuple
+from growpipe.graph_ops.arrays import FloatArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.suggestions import did_you_mean
 from growpipe.torch_module.export import GrowthExport
 from growpipe.torch_module.outputs import LossFunction, to_numpy
 
 __all__ = ["SplittingOperator"]
-
-Array = npt.NDArray[np.floating]
 
 
 class SplittingOperator(LinearOperator):
@@ -107,7 +105,7 @@ class SplittingOperator(LinearOperator):
         total = sum(width * d for width, d in self.shapes.values())
         super().__init__(dtype=to_numpy(torch.empty(0, dtype=prepared.dtype)).dtype, shape=(total, total))
 
-    def split(self, vectors: Array) -> dict[str, Array]:
+    def split(self, vectors: FloatArray) -> dict[str, FloatArray]:
         """By group [width, d] of one vector [n], or [k, width, d] of the columns of [n, k]."""
         parts, start = {}, 0
         for name, (width, d) in self.shapes.items():
@@ -116,7 +114,7 @@ class SplittingOperator(LinearOperator):
             start += width * d
         return parts
 
-    def join(self, parts: Mapping[str, Array]) -> Array:
+    def join(self, parts: Mapping[str, FloatArray]) -> FloatArray:
         """The inverse of `split`."""
         rows = [parts[name].reshape(*parts[name].shape[:-2], -1).T for name in self.shapes]
         return np.concatenate(rows)
@@ -142,14 +140,14 @@ class SplittingOperator(LinearOperator):
         if not 0 <= channel < width:
             raise UsageError(f"group {name!r} has the channels 0 to {width - 1}, and no channel {channel}")
 
-        def products(columns: Array) -> Array:
+        def products(columns: FloatArray) -> FloatArray:
             vectors = np.zeros((columns.shape[1], width, d), dtype=self.dtype)
             vectors[:, channel] = columns.T
             return self._apply({name: vectors})[name][:, channel : channel + 1]
 
         return self._linear(d, products)
 
-    def matrices(self, name: str) -> Array:
+    def matrices(self, name: str) -> FloatArray:
         """S of every channel of a group, dense: [width, d, d], from d products.
 
         Raises:
@@ -164,10 +162,10 @@ class SplittingOperator(LinearOperator):
             raise UsageError(f"there is no splittable group {name!r}{did_you_mean(name, self.shapes)}")
         return self.shapes[name]
 
-    def _linear(self, size: int, products: Callable[[Array], Array]) -> LinearOperator:
+    def _linear(self, size: int, products: Callable[[FloatArray], FloatArray]) -> LinearOperator:
         """An operator from products of columns [size, k] to blocks [k, …]."""
 
-        def apply(columns: Array) -> Array:
+        def apply(columns: FloatArray) -> FloatArray:
             return products(columns.reshape(size, -1)).reshape(-1, size).T
 
         return LinearOperator(
@@ -175,7 +173,7 @@ class SplittingOperator(LinearOperator):
             matvec=lambda v: apply(v)[:, 0], rmatvec=lambda v: apply(v)[:, 0],
         )  # fmt: skip
 
-    def _apply(self, blocks: Mapping[str, Array]) -> dict[str, Array]:
+    def _apply(self, blocks: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """S·v of some groups: [k, width, d] to the same."""
         positions = {name: position for position, name in enumerate(self.shapes)}
         device = self._products.zeros()[0].device
@@ -187,10 +185,10 @@ class SplittingOperator(LinearOperator):
             whole, _ = self._products.apply_halves(vectors)
         return {name: whole[positions[name]].cpu().numpy() for name in blocks}
 
-    def _matmat(self, columns: Array) -> Array:
+    def _matmat(self, columns: FloatArray) -> FloatArray:
         return self.join(self._apply(self.split(columns.reshape(self.shape[0], -1))))
 
-    def _matvec(self, vector: Array) -> Array:
+    def _matvec(self, vector: FloatArray) -> FloatArray:
         return self._matmat(vector.reshape(-1, 1))[:, 0]
 
     def _adjoint(self) -> SplittingOperator:

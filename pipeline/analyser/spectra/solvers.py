@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,10 +22,10 @@ from growpipe.analyser.spectra.dense import Columns
 from growpipe.analyser.spectra.drive import Extremes, Iteration, StoppingRule, drive
 from growpipe.analyser.spectra.recurrence import Estimate, Recurrence
 from growpipe.analyser.spectra.refinement import FirstBlock, Refinement
+from growpipe.graph_ops.arrays import FloatArray
 
 __all__ = ["Contrasts", "FloatArray", "Solution", "Start", "cheaper_solver", "counted_work", "solve"]
 
-FloatArray = npt.NDArray[np.floating]
 Contrasts = tuple[list[FloatArray], list[FloatArray]]
 
 PRODUCTS_TO_NOISE, PRODUCTS_TO_TOLERANCE = 10, 26

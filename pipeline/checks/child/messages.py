@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from growpipe.checks.measure.memory import in_words
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.onnx_tools.process_main import HEADER
 
 __all__ = ["Arrays", "NotAMessage", "Source", "TooLarge", "pack", "read_message"]
 
-Arrays = Mapping[str, npt.NDArray]
+Arrays = Mapping[str, AnyArray]
 
 MAX_DOCUMENT = 64 * 2**20
 _KIND = b"m"
@@ -70,7 +70,7 @@ def pack(document: Mapping[str, Any], arrays: Arrays | None = None) -> list[byte
     return [HEADER.pack(_KIND, len(body)) + body, *payload]
 
 
-def read_message(source: Source, room: int) -> tuple[dict[str, Any], dict[str, npt.NDArray]]:
+def read_message(source: Source, room: int) -> tuple[dict[str, Any], dict[str, AnyArray]]:
     """The next message.
 
     Args:
@@ -114,7 +114,7 @@ class _Described:
     def bytes(self) -> int:
         return 0 if self.strings is not None else self.dtype.itemsize * math.prod(self.shape)
 
-    def read(self, source: Source) -> npt.NDArray:
+    def read(self, source: Source) -> AnyArray:
         if self.strings is not None:
             return np.array(self.strings, dtype=object).reshape(self.shape)
         array = np.empty(self.shape, self.dtype)

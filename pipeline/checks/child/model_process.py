@@ -17,8 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy.typing as npt
-
 from growpipe.checks.child.messages import Arrays, NotAMessage, TooLarge, pack, read_message
 from growpipe.checks.child.requests import (
     Classify,
@@ -41,6 +39,7 @@ from growpipe.checks.measure.memory import MemoryRoom, child_memory_mb
 from growpipe.checks.measure.sessions import Device
 from growpipe.checks.measure.trace import KnownValues, OtherModel, Place
 from growpipe.graph_ops import errors
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, GrowpipeError, MissingEnvironment
 from growpipe.graph_ops.onnx_tools.child_process import ChildEnded, ChildProcess, ChildTimedOut
 
@@ -90,8 +89,8 @@ class TorchOutputs:
         inner: by the name of a submodule, the tensor that it gave.
     """
 
-    outputs: Sequence[npt.NDArray]
-    inner: Mapping[str, npt.NDArray]
+    outputs: Sequence[AnyArray]
+    inner: Mapping[str, AnyArray]
 
 
 class ModelProcess:
@@ -139,14 +138,14 @@ class ModelProcess:
         *,
         optimised: bool = True,
         room: MemoryRoom | None = None,
-    ) -> dict[str, npt.NDArray]:
+    ) -> dict[str, AnyArray]:
         """The outputs of one run, by name; a `CheckFailed` if they do not fit into ``room``."""
         room = room or MemoryRoom(self.memory_mb)
         return self._ask(RunModel(str(model), device, optimised, room.left), inputs, room)[1]
 
     def run_float64(
         self, model: Path, inputs: Arrays, seconds: float, room: MemoryRoom | None = None
-    ) -> dict[str, npt.NDArray]:
+    ) -> dict[str, AnyArray]:
         """The outputs of one run with every float32 made a float64, by name."""
         room = room or MemoryRoom(self.memory_mb)
         return self._ask(RunFloat64(str(model), room.left), inputs, room, seconds)[1]
@@ -189,12 +188,12 @@ class ModelProcess:
         self,
         model: Path,
         inputs: Arrays,
-        targets: npt.NDArray,
+        targets: AnyArray,
         device: Device,
         *,
         batch_size: int,
         output: str | None,
-    ) -> npt.NDArray:
+    ) -> AnyArray:
         """See `growpipe.checks.measure.accuracy.correct_samples`."""
         request = Classify(str(model), device, batch_size, output, _TARGETS)
         return self._ask(request, {**inputs, _TARGETS: targets})[1]["right"]
@@ -245,7 +244,7 @@ class ModelProcess:
         arrays: Arrays | None = None,
         room: MemoryRoom | None = None,
         seconds: float | None = None,
-    ) -> tuple[dict[str, Any], dict[str, npt.NDArray]]:
+    ) -> tuple[dict[str, Any], dict[str, AnyArray]]:
         room = room or MemoryRoom(self.memory_mb)
         limit = self.seconds if seconds is None else seconds
         deadline = time.monotonic() + limit

@@ -17,19 +17,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy.typing as npt
-
 from growpipe.checks.child import requests
 from growpipe.checks.child.messages import NotAMessage, TooLarge, pack, read_message
 from growpipe.checks.measure.memory import bytes_of, in_words
 from growpipe.checks.measure.sessions import Device, Session
 from growpipe.environment import how_to_install
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, GrowpipeError
 
 __all__ = ["serve"]
 
-Arrays = dict[str, npt.NDArray]
-Answer = tuple[dict[str, Any], Mapping[str, npt.NDArray]]
+Arrays = dict[str, AnyArray]
+Answer = tuple[dict[str, Any], Mapping[str, AnyArray]]
 
 KEPT_SESSIONS = 4
 MAX_MESSAGE = 4000

@@ -86,7 +86,7 @@ def _by_prefix(signature: inspect.Signature, names: Sequence[str]) -> Iterator[C
         yield Call({owner: _nested(inner, sequence) for owner, inner in paths.items()})
 
 
-def _nested(inner: Mapping[str, str], sequence: type[list] | type[tuple]) -> Any:
+def _nested(inner: Mapping[str, str], sequence: type[list[Any]] | type[tuple[Any, ...]]) -> Any:
     if list(inner) == [""]:
         return inner[""]
     if all(key.isdecimal() for key in inner):

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from growpipe.checks.child.torch_arguments import Call, ways_to_call
 from growpipe.environment import how_to_install
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
 from growpipe.user_code import call_user_code, load_reference
 
@@ -66,12 +66,12 @@ def call_ways(module: Any, names: Sequence[str]) -> list[Call]:
 
 def run_module(
     module: Any,
-    inputs: Mapping[str, npt.NDArray],
+    inputs: Mapping[str, AnyArray],
     call: Call,
     *,
     double: bool = False,
     modules: Sequence[str] = (),
-) -> tuple[list[npt.NDArray], dict[str, npt.NDArray]]:
+) -> tuple[list[AnyArray], dict[str, AnyArray]]:
     """Run a module as the ONNX model would be run.
 
     Args:
@@ -96,7 +96,7 @@ def run_module(
     feed = {name: torch.from_numpy(np.array(value)) for name, value in inputs.items()}
     if double:
         feed = {name: t.double() if t.is_floating_point() else t for name, t in feed.items()}
-    inner: dict[str, npt.NDArray] = {}
+    inner: dict[str, AnyArray] = {}
     kept = 0
 
     def keep(name: str) -> Any:
@@ -125,7 +125,7 @@ def run_module(
     return [_array(tensor) for tensor in output_tensors(output)], inner
 
 
-def _array(tensor: Any) -> npt.NDArray:
+def _array(tensor: Any) -> AnyArray:
     """The tensor's values, in a type that numpy has itself."""
     from growpipe.torch_module.outputs import to_numpy
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 from growpipe.checks.measure.sessions import Device, Model, Session, open_session
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["Accuracy", "accuracy", "correct_samples", "wilson_interval"]
@@ -56,8 +57,8 @@ def wilson_interval(value: float, samples: int, level: float = 0.95) -> tuple[fl
 
 def accuracy(
     model: Model,
-    inputs: Mapping[str, npt.NDArray],
-    targets: npt.NDArray,
+    inputs: Mapping[str, AnyArray],
+    targets: AnyArray,
     *,
     batch_size: int = 64,
     output: str | None = None,
@@ -95,8 +96,8 @@ def accuracy(
 
 def correct_samples(
     session: Session,
-    inputs: Mapping[str, npt.NDArray],
-    targets: npt.NDArray,
+    inputs: Mapping[str, AnyArray],
+    targets: AnyArray,
     *,
     batch_size: int = 64,
     output: str | None = None,
@@ -131,8 +132,8 @@ def correct_samples(
 
 def _correct_padded(
     session: Session,
-    feed: Mapping[str, npt.NDArray],
-    targets: npt.NDArray,
+    feed: Mapping[str, AnyArray],
+    targets: AnyArray,
     output: str | None,
     batch_size: int,
 ) -> npt.NDArray[np.float64]:
@@ -144,7 +145,7 @@ def _correct_padded(
 
 
 def _correct(
-    session: Session, feed: Mapping[str, npt.NDArray], targets: npt.NDArray, output: str | None
+    session: Session, feed: Mapping[str, AnyArray], targets: AnyArray, output: str | None
 ) -> npt.NDArray[np.float64]:
     outputs = session.run(feed)
     name = next(iter(outputs)) if output is None else output

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growpipe.checks.measure.sessions import Device, Model, open_session
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
 __all__ = ["Divergence", "compare", "compare_each", "run_model"]
@@ -20,11 +21,11 @@ _BLOCK = 2**20
 
 def run_model(
     model: Model,
-    inputs: Mapping[str, npt.NDArray],
+    inputs: Mapping[str, AnyArray],
     *,
     optimised: bool = True,
     device: Device = "cpu",
-) -> dict[str, npt.NDArray]:
+) -> dict[str, AnyArray]:
     """The outputs of a model by name, from onnxruntime in this process.
 
     Args:
@@ -73,7 +74,7 @@ class Divergence:
 
 
 def compare(
-    reference_outputs: Mapping[str, npt.NDArray], candidate_outputs: Mapping[str, npt.NDArray]
+    reference_outputs: Mapping[str, AnyArray], candidate_outputs: Mapping[str, AnyArray]
 ) -> Divergence:
     """How far the candidate is from the reference, worst output first.
 
@@ -99,7 +100,7 @@ def compare(
 
 
 def compare_each(
-    reference_outputs: Mapping[str, npt.NDArray], candidate_outputs: Mapping[str, npt.NDArray]
+    reference_outputs: Mapping[str, AnyArray], candidate_outputs: Mapping[str, AnyArray]
 ) -> dict[str, Divergence]:
     """`compare`, output by output, under the candidate's names.
 
@@ -122,7 +123,7 @@ def compare_each(
     }
 
 
-def _compare_arrays(name: str, reference: npt.NDArray, candidate: npt.NDArray) -> Divergence:
+def _compare_arrays(name: str, reference: AnyArray, candidate: AnyArray) -> Divergence:
     if reference.shape != candidate.shape:
         raise CheckFailed(f"output {name!r} has shape {candidate.shape}; the reference has {reference.shape}")
     if not (_is_number(reference) and _is_number(candidate)):
@@ -157,7 +158,7 @@ def _compare_arrays(name: str, reference: npt.NDArray, candidate: npt.NDArray) -
     )
 
 
-def _blocks(*arrays: npt.NDArray) -> Iterator[tuple[npt.NDArray[np.float64], ...]]:
+def _blocks(*arrays: AnyArray) -> Iterator[tuple[npt.NDArray[np.float64], ...]]:
     """The values in float64, some at a time: as many copies of a large output would not fit into memory."""
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, flat[0].size, _BLOCK):
@@ -184,7 +185,7 @@ def _largest(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.floa
     return values if values.size <= count else np.partition(values, -count)[-count:]
 
 
-def _top1_agreement(reference: npt.NDArray, candidate: npt.NDArray) -> float | None:
+def _top1_agreement(reference: AnyArray, candidate: AnyArray) -> float | None:
     """The share of rows whose largest entry is in the same place; None if there are no such rows."""
     columns = reference.shape[-1] if reference.ndim >= 2 else 0
     if reference.dtype.kind != "f" or columns < 2 or not reference.size:
@@ -199,7 +200,7 @@ def _top1_agreement(reference: npt.NDArray, candidate: npt.NDArray) -> float | N
     return same / len(rows[0])
 
 
-def _is_number(array: npt.NDArray) -> bool:
+def _is_number(array: AnyArray) -> bool:
     # Kind V is what the extension types (bfloat16, float8) have; numpy casts them to float64.
     return array.dtype.kind in "biufV"
 

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from growpipe.checks.measure.protos import all_graphs, all_nodes
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.operators import is_onnx
 
@@ -34,7 +34,7 @@ _RANDOM = {
 }
 
 
-def run_in_double(path: str | os.PathLike[str], inputs: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+def run_in_double(path: str | os.PathLike[str], inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     """The outputs of the model with every float32 made a float64.
 
     onnxruntime runs it where it has float64 kernels for all operators, else ONNX's reference evaluator.

@@ -10,11 +10,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from growpipe.checks.measure.dimensions import computed_from, size_of
 from growpipe.checks.measure.memory import MemoryRoom
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.arrays import MAX_ARRAYS, read_npz
 
@@ -72,8 +72,8 @@ class Dataset:
     """User data: inputs by name [samples, ...], and the classes [samples, ...] where there are any."""
 
     path: str
-    inputs: Mapping[str, npt.NDArray]
-    targets: npt.NDArray | None
+    inputs: Mapping[str, AnyArray]
+    targets: AnyArray | None
 
 
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...] | None:
@@ -163,7 +163,7 @@ def can_be_random(spec: InputSpec) -> bool:
 
 def random_inputs(
     specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int, room: MemoryRoom
-) -> dict[str, npt.NDArray]:
+) -> dict[str, AnyArray]:
     """Seeded inputs: normal numbers, bytes over their whole range, integers below their bound.
 
     Integers without a bound are 0 or 1, and the first of every row is 1: as a mask they mask something and
@@ -186,7 +186,7 @@ def random_inputs(
     return {spec.name: _random(spec, shape, random) for spec, shape in zip(specs, shapes, strict=True)}
 
 
-def _random(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray:
+def _random(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) -> AnyArray:
     if not can_be_random(spec):
         raise UsageError(
             f"no random input of type {spec.dtype} can be made for {spec.name!r}; give inputs with --data"
@@ -203,7 +203,7 @@ def _random(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator
     return array
 
 
-def _random_block(spec: InputSpec, count: int, random: np.random.Generator) -> npt.NDArray:
+def _random_block(spec: InputSpec, count: int, random: np.random.Generator) -> AnyArray:
     match spec.dtype.kind:
         case "b":
             return random.integers(0, 2, count).astype(bool)

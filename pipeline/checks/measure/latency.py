@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy.special import ndtri, stdtrit
 
 from growpipe.checks.measure.sessions import Device, Model, Session, open_session, readable_errors
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["LatencyRatio", "Timing", "Verdict", "paired_latency", "ratio_interval"]
@@ -124,10 +125,10 @@ class Timing:
 def paired_latency(
     reference: Model,
     candidate: Model,
-    inputs: Mapping[str, npt.NDArray],
+    inputs: Mapping[str, AnyArray],
     timing: Timing | None = None,
     *,
-    candidate_inputs: Mapping[str, npt.NDArray] | None = None,
+    candidate_inputs: Mapping[str, AnyArray] | None = None,
 ) -> LatencyRatio:
     """Measure candidate over reference latency.
 
@@ -174,7 +175,7 @@ def paired_latency(
         looks = math.ceil(1.3 * len(samples))
 
 
-def _runner(session: Session, feed: dict[str, npt.NDArray]) -> Callable[[], object]:
+def _runner(session: Session, feed: dict[str, AnyArray]) -> Callable[[], object]:
     run = session.raw.run
     return lambda: run(None, feed)
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from growpipe.graph_ops.errors import CheckFailed
 
 if TYPE_CHECKING:  # a policy is read without numpy
-    import numpy.typing as npt
-
+    from growpipe.graph_ops.arrays import AnyArray
 __all__ = ["MemoryRoom", "NotEnoughRoom", "bytes_of", "child_memory_mb", "default_memory_mb", "in_words"]
 
 MOST_MB = 16384
@@ -76,7 +75,7 @@ def child_memory_mb(memory_mb: int) -> int:
     return max(1, memory_mb - int(PARENT_SHARE * memory_mb))
 
 
-def bytes_of(arrays: Mapping[str, npt.NDArray]) -> int:
+def bytes_of(arrays: Mapping[str, AnyArray]) -> int:
     """How much memory the arrays take; a text counts as its characters."""
     return sum(a.nbytes if a.dtype.kind != "O" else sum(len(str(x)) for x in a.flat) for a in arrays.values())
 

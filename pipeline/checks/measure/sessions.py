@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from growpipe.environment import PROVIDERS, Device, how_to_install
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, MissingEnvironment, UsageError
 
 __all__ = ["PROVIDERS", "Device", "Model", "Session", "open_session", "readable_errors"]
@@ -50,7 +50,7 @@ class Session:
         self.outputs: tuple[str, ...] = tuple(o.name for o in raw.get_outputs())
         self.providers: tuple[str, ...] = tuple(raw.get_providers())
 
-    def prepared(self, inputs: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def prepared(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """The part of ``inputs`` that the model asks for, contiguous, and floats in the model's precision.
 
         A model of float16 and its float32 original can so be given the same inputs.
@@ -68,7 +68,7 @@ class Session:
             for name, (_, kind) in self.inputs.items()
         }
 
-    def run(self, inputs: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """All outputs by name. Sequences and maps come out as several arrays, ``name[0]``, ``name[key]``.
 
         Raises:
@@ -78,20 +78,20 @@ class Session:
         feed = self.prepared(inputs)
         with readable_errors("onnxruntime could not run the model"):
             values = self.raw.run(None, feed)
-        outputs: dict[str, npt.NDArray] = {}
+        outputs: dict[str, AnyArray] = {}
         for name, value in zip(self.outputs, values, strict=True):
             _flatten(name, value, outputs)
         return outputs
 
 
-def _in_precision(array: npt.NDArray, kind: str) -> npt.NDArray:
+def _in_precision(array: AnyArray, kind: str) -> AnyArray:
     """The array in the floating-point type that onnxruntime names; itself if either is of another kind."""
     wanted = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
     dtype = wanted.get(kind)
     return array if dtype is None or array.dtype.kind != "f" else array.astype(dtype, copy=False)
 
 
-def _flatten(name: str, value: Any, into: dict[str, npt.NDArray]) -> None:
+def _flatten(name: str, value: Any, into: dict[str, AnyArray]) -> None:
     if isinstance(value, Mapping):
         for key, part in value.items():
             _flatten(f"{name}[{key}]", part, into)

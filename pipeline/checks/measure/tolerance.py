@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy.typing as npt
 import onnx_ir as ir
 
 from growpipe.checks.measure.compare import Divergence, compare, compare_each
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.operators import is_onnx
 
@@ -92,7 +92,7 @@ class Tolerance:
         return problems
 
     def judge(
-        self, reference: Mapping[str, npt.NDArray], candidate: Mapping[str, npt.NDArray]
+        self, reference: Mapping[str, AnyArray], candidate: Mapping[str, AnyArray]
     ) -> tuple[Divergence, list[str]]:
         """Compare all outputs.
 
@@ -148,7 +148,7 @@ def _relative(model: ir.Model) -> float:
 
 
 def with_float64(
-    tolerance: Tolerance, doubles: Mapping[str, npt.NDArray], reference: Mapping[str, npt.NDArray]
+    tolerance: Tolerance, doubles: Mapping[str, AnyArray], reference: Mapping[str, AnyArray]
 ) -> tuple[Tolerance, float, str]:
     """Scale the relative limit by the reference's own rounding error.
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from growpipe.checks.measure.compare import compare
 from growpipe.checks.measure.sessions import Device, open_session
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed
 
 __all__ = [
@@ -69,7 +69,7 @@ class OtherModel:
 class KnownValues:
     """Right values of a model's inner tensors, by the names of the tensors."""
 
-    values: Mapping[str, npt.NDArray]
+    values: Mapping[str, AnyArray]
 
 
 def module_of(node: onnx.NodeProto) -> str:
@@ -113,7 +113,7 @@ def _place(node: onnx.NodeProto, tensor: str, detail: str) -> Place:
 
 
 def first_not_finite(
-    path: str | os.PathLike[str], inputs: Mapping[str, npt.NDArray], *, device: Device = "cpu"
+    path: str | os.PathLike[str], inputs: Mapping[str, AnyArray], *, device: Device = "cpu"
 ) -> Place | None:
     """The first node that makes a NaN or an infinity, in the order of the graph; None where none does."""
     model = onnx.load(path)
@@ -130,7 +130,7 @@ def first_not_finite(
 
 def first_diverging(
     path: str | os.PathLike[str],
-    inputs: Mapping[str, npt.NDArray],
+    inputs: Mapping[str, AnyArray],
     limit: float,
     against: OtherModel | KnownValues,
     *,
@@ -166,12 +166,12 @@ def first_diverging(
     return None
 
 
-_Pairs = Iterator[tuple[str, npt.NDArray, npt.NDArray]]
+_Pairs = Iterator[tuple[str, AnyArray, AnyArray]]
 """The name of a tensor of the candidate, its value, and the value that it should have."""
 
 
 def _beside_model(
-    model: onnx.ModelProto, inputs: Mapping[str, npt.NDArray], reference: OtherModel, device: Device
+    model: onnx.ModelProto, inputs: Mapping[str, AnyArray], reference: OtherModel, device: Device
 ) -> _Pairs:
     other = onnx.load(reference.path)
     pairs = _matched(model, other)
@@ -190,8 +190,8 @@ def _beside_model(
 
 def _beside_values(
     model: onnx.ModelProto,
-    inputs: Mapping[str, npt.NDArray],
-    known: Mapping[str, npt.NDArray],
+    inputs: Mapping[str, AnyArray],
+    known: Mapping[str, AnyArray],
     device: Device,
 ) -> _Pairs:
     wanted = [name for name in _producers(model) if name in known]
@@ -224,11 +224,11 @@ def _matched(model: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, str]:
 def _intermediates(
     model: onnx.ModelProto,
     tensors: list[str],
-    inputs: Mapping[str, npt.NDArray],
+    inputs: Mapping[str, AnyArray],
     *,
     device: Device,
     optimised: bool,
-) -> Iterator[dict[str, npt.NDArray]]:
+) -> Iterator[dict[str, AnyArray]]:
     """The values of these tensors, in their order, some at a time."""
     declared = {o.name: o for o in model.graph.output}
     for start in range(0, len(tensors), PER_RUN):

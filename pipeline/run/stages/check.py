@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 
 from growpipe.checks.measure.accuracy import Accuracy, accuracy, wilson_interval
 from growpipe.checks.measure.compare import compare, run_model
 from growpipe.checks.measure.latency import Timing, paired_latency
 from growpipe.checks.runner import run_checks
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.atomic import write_text
@@ -166,7 +166,7 @@ def _check_split(task: Task, number: int, rewritten: StageRecord[RewriteFacts], 
     )
 
 
-def _worst_difference(parent: Path, child: Path, feed: Mapping[str, npt.NDArray]) -> float:
+def _worst_difference(parent: Path, child: Path, feed: Mapping[str, AnyArray]) -> float:
     """The largest difference as a share of the output's scale, over batch sizes and optimisation levels."""
     differences = []
     for size in (*BATCH_SIZES, len(next(iter(feed.values())))):

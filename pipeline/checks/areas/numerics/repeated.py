@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from growpipe.checks.areas.numerics.places import figures, in_words, tolerance_of, where, worse
 from growpipe.checks.context import Context
@@ -19,12 +18,13 @@ from growpipe.checks.measure.tolerance import with_float64
 from growpipe.checks.measure.trace import OtherModel
 from growpipe.checks.registry import register
 from growpipe.checks.report import Finding, Outcome, failed, passed, skipped, warned
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import GrowpipeError
 from growpipe.graph_ops.operators import is_onnx
 
 __all__: list[str] = []
 
-Outputs = Mapping[str, npt.NDArray]
+Outputs = Mapping[str, AnyArray]
 _RECURRENT = ("RNN", "LSTM", "GRU", "Scan", "Loop", "CumSum")
 
 
@@ -182,11 +182,11 @@ def _axes_of(dim: str, specs: Sequence[InputSpec]) -> dict[str, int]:
     return {spec.name: spec.shape.index(dim) for spec in specs if dim in spec.shape}
 
 
-def _sample(array: npt.NDArray, axis: int, position: int) -> npt.NDArray:
+def _sample(array: AnyArray, axis: int, position: int) -> AnyArray:
     return array.take([position], axis)
 
 
-def _list_axis(together: npt.NDArray, alone: npt.NDArray) -> int | None:
+def _list_axis(together: AnyArray, alone: AnyArray) -> int | None:
     """The axis on which an output lists the samples; None if it is no list of samples."""
     if together.ndim != alone.ndim:
         return None

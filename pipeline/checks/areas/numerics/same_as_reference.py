@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy.typing as npt
-
 from growpipe.checks.areas.numerics.places import figures, in_words, tolerance_of, where, worse
 from growpipe.checks.context import Context, TorchReference
 from growpipe.checks.input_sets import InputSet
@@ -17,11 +15,12 @@ from growpipe.checks.measure.tolerance import Tolerance, with_float64
 from growpipe.checks.measure.trace import KnownValues, OtherModel, Place, last_of_module
 from growpipe.checks.registry import register
 from growpipe.checks.report import Outcome, failed, passed, skipped
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, GrowpipeError, UsageError
 
 __all__: list[str] = []
 
-Outputs = Mapping[str, npt.NDArray]
+Outputs = Mapping[str, AnyArray]
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _way_to_call(context: Context, module: TorchReference, names: Sequence[str])
     return 0
 
 
-def _by_name(names: Sequence[str], values: Sequence[npt.NDArray]) -> dict[str, npt.NDArray]:
+def _by_name(names: Sequence[str], values: Sequence[AnyArray]) -> dict[str, AnyArray]:
     """The outputs of a torch module under the names of the model's outputs."""
     if len(names) != len(values):
         raise CheckFailed(f"the torch module gives {len(values)} outputs, the model {len(names)}")

@@ -267,8 +267,8 @@ class Problem:
     loss_fn: Loss
     x: Tensor
     y: Tensor
-    export: GrowthExport
     prepared: Prepared | None
+    export: GrowthExport | None = None
 
     @functools.cached_property
     def operator(self) -> SplittingProducts:
@@ -321,4 +321,4 @@ def _exported(name: str) -> tuple[Problem, dict[str, Tensor], Tensor]:
         loss_fn, y = functional.cross_entropy, torch.randint(0, 3, (24,))
     export = export_growth_form(model, (x[:2],))
     weights = {key: value.clone() for key, value in named_tensors(model).items()}
-    return Problem(model, loss_fn, x, y, export, None), weights, torch.get_rng_state()
+    return Problem(model, loss_fn, x, y, None, export), weights, torch.get_rng_state()

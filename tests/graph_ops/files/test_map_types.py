@@ -96,21 +96,25 @@ def test_a_map_beside_an_operator_without_a_rule_is_no_obstacle(tmp_path):
     assert [group.width for group in groups.groups if group.splittable] == [6]
 
 
+def zip_map(read: str) -> onnx.NodeProto:
+    return helper.make_node("ZipMap", [read], ["m"], domain="ai.onnx.ml", classlabels_int64s=[7, 8, 9])
+
+
 @pytest.mark.parametrize("place", ["branch", "function"])
 def test_a_map_that_is_declared_elsewhere_is_read(tmp_path, place):
     model = classifier()
-    mapped = model.graph.output[0]
+    mapped = onnx.ValueInfoProto(name="m", type=model.graph.output[0].type)
     if place == "branch":
         branches = {}
         for name in ("then_branch", "else_branch"):
             given = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-            node = helper.make_node("Relu", ["s"], [name])
-            branches[name] = helper.make_graph([node], name, [], [given], value_info=[mapped])
+            nodes = [zip_map("s"), helper.make_node("Relu", ["s"], [name])]
+            branches[name] = helper.make_graph(nodes, name, [], [given], value_info=[mapped])
         model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
         model.graph.node.insert(4, helper.make_node("If", ["flag"], ["z"], **branches))
     else:
-        node = helper.make_node("Relu", ["a"], ["b"])
-        function = helper.make_function("own", "f", ["a"], ["b"], [node], model.opset_import)
+        nodes = [zip_map("a"), helper.make_node("Relu", ["a"], ["b"])]
+        function = helper.make_function("own", "f", ["a"], ["b"], nodes, model.opset_import)
         function.value_info.append(mapped)
         model.functions.append(function)
         model.opset_import.append(helper.make_opsetid("own", 1))

@@ -5,7 +5,7 @@ A request crosses to the child as its name and its fields; arrays travel beside 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,26 +36,32 @@ class Request:
 
 
 @dataclass(frozen=True)
-class UsedProviders(Request):
-    """The execution providers of a session of the model."""
+class ModelRequest(Request):
+    """A request about one model on one device.
+
+    Attributes:
+        model: path of the model.
+        device: where it runs.
+    """
 
     model: str
     device: Device
 
 
 @dataclass(frozen=True)
-class RunModel(Request):
+class UsedProviders(ModelRequest):
+    """The execution providers of a session of the model."""
+
+
+@dataclass(frozen=True)
+class RunModel(ModelRequest):
     """One run on the arrays, which are the inputs by name; the outputs come back by name.
 
     Attributes:
-        model: path of the model.
-        device: where it runs.
         optimised: whether onnxruntime optimises the graph.
         room: bytes that the outputs may take.
     """
 
-    model: str
-    device: Device
     optimised: bool
     room: int
 
@@ -69,28 +75,21 @@ class RunFloat64(Request):
 
 
 @dataclass(frozen=True)
-class FindNotFinite(Request):
+class FindNotFinite(ModelRequest):
     """The first node whose output is not finite."""
-
-    model: str
-    device: Device
 
 
 @dataclass(frozen=True)
-class FindDivergence(Request):
+class FindDivergence(ModelRequest):
     """The first node at which the model departs from another model, or from known values.
 
     Attributes:
-        model: path of the model.
-        device: where both run.
         limit: of the relative difference.
         reference: path of the other model; empty if values are given.
         reference_optimised: whether onnxruntime optimises the other model.
         values: by the name of a tensor of the model, the name of the array that holds its right value.
     """
 
-    model: str
-    device: Device
     limit: float
     reference: str
     reference_optimised: bool
@@ -115,38 +114,28 @@ class TimePair(Request):
 
 
 @dataclass(frozen=True)
-class Classify(Request):
+class Classify(ModelRequest):
     """Whether the class of each sample is right.
 
     Attributes:
-        model: path of the model.
-        device: where it runs.
         batch_size: samples of one run.
         output: the output that holds scores or classes; None for the first.
         targets: the name of the array that holds the right classes.
     """
 
-    model: str
-    device: Device
     batch_size: int
     output: str | None
     targets: str
 
 
 @dataclass(frozen=True)
-class MeasureMemory(Request):
+class MeasureMemory(ModelRequest):
     """How far the child's resident memory rises by loading the model and running it once."""
-
-    model: str
-    device: Device
 
 
 @dataclass(frozen=True)
-class CountNodes(Request):
+class CountNodes(ModelRequest):
     """The nodes that remain after optimisation, and the provider of each."""
-
-    model: str
-    device: Device
 
 
 @dataclass(frozen=True)
@@ -163,42 +152,40 @@ class TorchTarget(Request):
 
 
 @dataclass(frozen=True)
-class ListCalls(Request):
+class ListCalls(TorchTarget):
     """The ways to call a torch module with inputs of these names.
 
     Attributes:
-        target: as in `TorchTarget`.
-        weights: as in `TorchTarget`.
         names: of the model's inputs, in order.
     """
 
-    target: str
-    weights: str | None
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class RunTorch(Request):
+class RunTorch(TorchTarget):
     """One run of a torch module.
 
     Attributes:
-        target: as in `TorchTarget`.
-        weights: as in `TorchTarget`.
         way: which of the ways to call the module, by position.
         double: whether a copy in float64 runs.
         modules: names of submodules whose outputs are wanted too.
         room: bytes that the outputs may take.
     """
 
-    target: str
-    weights: str | None
     way: int
     double: bool
     modules: tuple[str, ...]
     room: int
 
 
-_REQUESTS: Mapping[str, type[Request]] = {kind.__name__: kind for kind in Request.__subclasses__()}
+def _below(kind: type[Request]) -> Iterator[type[Request]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from _below(inner)
+
+
+_REQUESTS: Mapping[str, type[Request]] = {kind.__name__: kind for kind in _below(Request)}
 
 
 def to_fields(request: Request) -> dict[str, Any]:

@@ -85,11 +85,13 @@ class _Clock:
     """Ends an input whose time is over: the alarm of every second, in which it looks at the time."""
 
     def __init__(self) -> None:
-        self._begin = _seconds()
+        self._begin: float | None = None
         self._ticks = 0
 
     def tick(self, number: int, frame: object) -> None:
         self._ticks += 1  # alarms that come while this process is stopped are one
+        if self._begin is None:  # most inputs end before the first alarm, and the time costs a millisecond
+            self._begin = _seconds() - 1.0
         if _seconds() - self._begin > SECONDS:
             raise _TooLong(f"more than {SECONDS:.0f} s of processor time")
         if self._ticks > WAITING_SECONDS:

@@ -10,6 +10,7 @@ from torch import nn
 from growpipe.analyser.samples import MicroBatch, check_mean_loss
 from growpipe.data.loader_items import as_tuple, described, pairs, to_device
 from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.progress import log
 from growpipe.run.task import Task
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.outputs import evaluation_mode
@@ -29,6 +30,8 @@ def rehearse(task: Task, model: nn.Module) -> None:
     Raises:
         UsageError: the network or the loss fails, the loss is not finite or not a mean over samples, or
             accuracy cannot be measured.
+
+    A network that ends in Softmax before the task's cross entropy is told in a warning on stderr.
     """
     objective, device = task.objective, task.run.device
     seed_everything(task.run.seed, "rehearsal")
@@ -45,12 +48,26 @@ def rehearse(task: Task, model: nn.Module) -> None:
             if objective.metric is not None:
                 output = call_user_code("the network", model, *inputs)
                 samples_right(objective.metric, output, target)
+                _warn_of_softmax(task, output)
         except CheckFailed:
             value = float(objective.loss_fn(model(*inputs), target))
             raise UsageError(f"the loss is {value} on the first training batch; look at the data") from None
         except UsageError as error:
             batch = f"the first training batch has inputs {described(inputs)} and targets {described(target)}"
             raise UsageError(f"{error}{_hint(task, target)}; {batch}") from error
+
+
+def _warn_of_softmax(task: Task, output: Any) -> None:
+    """Say so if scores are probabilities already: the task's own loss takes the softmax of them again."""
+    recipe = task.run.recipe
+    if recipe.task != "classification" or recipe.loss or not isinstance(output, torch.Tensor):
+        return
+    sums = output.sum(1)
+    if output.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        log(
+            "warning: the network's outputs are probabilities, and the loss of a classification task applies "
+            "softmax itself, so training will be poor; remove the network's last Softmax"
+        )
 
 
 def _hint(task: Task, target: Any) -> str:

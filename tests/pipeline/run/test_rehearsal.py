@@ -25,7 +25,8 @@ class Net(nn.Module):
         self.layer = nn.Linear(4, outputs)
     def forward(self, x):
         y = self.layer(x)
-        return {"tensor": y, "tuple": (y, x), "dict": {"scores": y, "x": x}, "flat": y.flatten()}[self.form]
+        return {"tensor": y, "tuple": (y, x), "dict": {"scores": y, "x": x}, "flat": y.flatten(),
+                "softmax": y.softmax(1)}[self.form]
 
 def loaders(batch_size, seed, target):
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
@@ -107,3 +108,11 @@ def test_tasks_that_do_not_fit_are_one_line(
     with pytest.raises(UsageError, match=message) as refusal:
         tried(tmp_path, target, **keys)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("form", "warned"), [("softmax", True), ("tensor", False)])
+def test_a_softmax_before_cross_entropy_is_told(
+    form: str, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried(tmp_path, "classes", model_options={"form": form})
+    assert ("remove the network's last Softmax" in capsys.readouterr().err) == warned

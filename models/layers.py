@@ -39,7 +39,7 @@ def activation(name: str) -> nn.Module:
 
 
 class Normalise(nn.Module):
-    """Pixels in [0, 1] to zero mean and unit variance by channel, so that nobody need know the constants.
+    """Pixels in [0, 1] to zero mean and unit variance by channel, so that no constants are needed beside it.
 
     Args:
         mean: of each channel.

@@ -38,7 +38,7 @@ class Barrier:
     Attributes:
         operator: the operator type, ``"Input"``/``"Output"`` for the graph's own, ``""`` for none.
         node: the name of the node, or of the value where it has none.
-        axis: the axis of the node's input or output that stands in the way; None where all do.
+        axis: the axis of the node's input or output that stands in the way; None if all do.
         reason: why, in words.
     """
 

@@ -44,7 +44,7 @@ class Arithmetic:
 
 
 Expression = int | Size | Arithmetic | None
-"""One integer; None is a value nobody knows."""
+"""One integer; None is an unknown value."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -67,7 +67,7 @@ class Ints:
 
 
 def evaluate(expression: Expression, size_of: Callable[[Axis], int | None]) -> int | None:
-    """The value when every axis has the length that ``size_of`` says; None where it is unknown."""
+    """The value when every axis has the length that ``size_of`` says; None if it is unknown."""
     match expression:
         case Size(axis):
             return size_of(axis)

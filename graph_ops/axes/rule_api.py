@@ -69,7 +69,7 @@ class AxisInference:
     # -- what a rule reads ---------------------------------------------------------------------------
 
     def input(self, node: ir.Node, index: int) -> ir.Value | None:
-        """The input, None where it is absent."""
+        """The input, None if it is absent."""
         return node.inputs[index] if index < len(node.inputs) else None
 
     def axes_of(self, node: ir.Node, index: int) -> Axes:

@@ -97,7 +97,7 @@ _MULTIPLIES = (
 
 
 def _multiplies(node: ir.Node) -> bool:
-    """Whether a node may hold multiply-accumulates: by its operator, in a subgraph, or if nobody knows."""
+    """Whether a node may hold multiply-accumulates: by its operator, in a subgraph, or if that is unknown."""
     holds_graph = any(
         attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for attribute in node.attributes.values()

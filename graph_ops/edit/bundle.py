@@ -79,7 +79,7 @@ class _Card(BaseModel):
 
 
 def bundle_files(folder: Path) -> tuple[str, ...]:
-    """The names of the files that `write_bundle` wrote into a folder and that nobody has changed since.
+    """The names of the files that `write_bundle` wrote into a folder and that have not been changed since.
 
     Empty if the folder holds no bundle.
     """

@@ -312,7 +312,7 @@ def _integers(numbers: Sequence[int | None]) -> npt.NDArray[np.int64]:
 
 
 def _drop_orphans(values: Iterable[ir.Value | None]) -> None:
-    """Remove what computed a value that nobody reads any more."""
+    """Remove what computed a value that nothing reads any more."""
     stack = list(values)
     while stack:
         value = stack.pop()

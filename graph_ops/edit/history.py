@@ -31,7 +31,7 @@ class GrowthStep:
         epsilon: the step ε.
         widths: by group that split, its width before and after.
         predicted_change: predicted change of loss; None without a prediction.
-        realised_change: measured change of loss at the split; None where nobody measured.
+        realised_change: measured change of loss at the split; None if it was not measured.
     """
 
     parent_hash: str

@@ -41,7 +41,7 @@ def read_npz(path: Place, what: str, *, most: int = MAX_ARRAYS) -> dict[str, Any
 
     Raises:
         MissingFile: there is no such file.
-        UsageError: it is no such file, is damaged, holds something else than plain arrays, or more than
+        UsageError: it is not such a file, is damaged, holds something else than plain arrays, or more than
             ``most`` bytes of them.
     """
     with reading(what, path), opened(path, most=most) as file:
@@ -98,7 +98,7 @@ def _array(file: BinaryIO, size: int, name: str) -> AnyArray:
     if file.read(1):  # a zip compares its checksum at the end
         raise UsageError(f"{name!r} goes on after its last number")
     if dtype.kind == "b" and flat.size and flat.view(np.uint8).max() > 1:
-        raise UsageError(f"{name!r} holds bytes that are no booleans")
+        raise UsageError(f"{name!r} holds bytes that are not booleans")
     native = flat.astype(dtype.newbyteorder("="), copy=False)
     if dtype.kind == "U" and flat.size and native.view(np.uint32).max() > _LAST_CHARACTER:
         raise UsageError(f"{name!r} holds text that is not Unicode")

@@ -52,7 +52,7 @@ def read_json(path: Place, what: str, *, inside: Place | None = None, most: int 
 
     Raises:
         MissingFile: there is no such file.
-        UsageError: it cannot be read, or is no JSON within the limits of `parse_json`.
+        UsageError: it cannot be read, or is not JSON within the limits of `parse_json`.
     """
     text = read_text(path, what, most=most, inside=inside)
     with reading(what, path):
@@ -64,7 +64,7 @@ def read_toml(path: Place, what: str, *, most: int = MAX_TOML) -> dict[str, Any]
 
     Raises:
         MissingFile: there is no such file.
-        UsageError: it cannot be read, or is no TOML within the limits of `parse_toml`.
+        UsageError: it cannot be read, or is not TOML within the limits of `parse_toml`.
     """
     text = read_text(path, what, most=most)
     with reading(what, path):

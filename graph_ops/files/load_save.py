@@ -81,7 +81,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, ir.Model]
     except Exception as error:
         # The file is anybody's: whatever the libraries stumble over is a fault of the file.
         reason = shortened(str(error) or type(error).__name__)
-        raise UnsafeModel(f"{place} is no readable ONNX model: {reason}") from None
+        raise UnsafeModel(f"{place} is not a readable ONNX model: {reason}") from None
     return proto, model
 
 
@@ -91,7 +91,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise UnsafeModel("it is no regular file")
+            raise UnsafeModel("it is not a regular file")
         if status.st_size == 0:
             raise UnsafeModel("it is empty")
         if status.st_size > MAX_MODEL_BYTES:
@@ -102,7 +102,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         try:
             proto.ParseFromString(file.read())
         except DecodeError:
-            raise UnsafeModel("it is no ONNX model, or is truncated") from None
+            raise UnsafeModel("it is not an ONNX model, or is truncated") from None
     return proto
 
 

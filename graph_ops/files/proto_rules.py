@@ -70,7 +70,7 @@ def check_proto(proto: onnx.ModelProto, folder: Path) -> bool:
     if not proto.graph.node and not proto.graph.output:
         raise UnsafeModel("it holds no graph: it is empty, or no ONNX model")
     if proto.ir_version < 1:
-        raise UnsafeModel("it has no IR version: it is no ONNX model")
+        raise UnsafeModel("it has no IR version: it is not an ONNX model")
     if not proto.opset_import:
         raise UnsafeModel("it imports no operator set")
     _check_text(proto, "the model")
@@ -103,13 +103,13 @@ def _check_text(message: Message, where: str) -> None:
     """Documentation and metadata must be text; protobuf hands out bytes where they are not UTF-8."""
     entries = [text for entry in message.metadata_props for text in (entry.key, entry.value)]
     if not all(isinstance(text, str) for text in (message.doc_string, *entries)):
-        raise UnsafeModel(f"{where} has documentation or metadata that is no UTF-8 text")
+        raise UnsafeModel(f"{where} has documentation or metadata that is not UTF-8 text")
 
 
 def _check_names(names: Iterable[str], where: str) -> None:
     for name in names:
         if not isinstance(name, str):
-            raise UnsafeModel(f"{where} has a name that is no UTF-8 text: {shortened(name)}")
+            raise UnsafeModel(f"{where} has a name that is not UTF-8 text: {shortened(name)}")
         if len(name) > MAX_NAME:
             raise UnsafeModel(f"{where} has a name of {len(name)} characters; {MAX_NAME} are the limit")
 
@@ -224,7 +224,7 @@ def _check_attribute(
 ) -> None:
     _check_names((attribute.name, attribute.ref_attr_name), where)
     if not isinstance(attribute.doc_string, str):
-        raise UnsafeModel(f"{where} has documentation that is no UTF-8 text")
+        raise UnsafeModel(f"{where} has documentation that is not UTF-8 text")
     for type_ in (attribute.tp, *attribute.type_protos):
         _check_type(type_, where)
     if not attribute.ref_attr_name and attribute.type == onnx.AttributeProto.UNDEFINED:
@@ -372,7 +372,7 @@ def _check_external(tensor: onnx.TensorProto, nbytes: int, findings: _Findings, 
 
 def _number(text: str, name: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 19):
-        raise UnsafeModel(f"{name} has an external offset or length that is no number: {shortened(text)}")
+        raise UnsafeModel(f"{name} has an external offset or length that is not a number: {shortened(text)}")
     return int(text)
 
 
@@ -397,7 +397,7 @@ def _external_length(location: str, folder: Path, name: str) -> int:
             f"{name}: its external data {shortened(location)} cannot be read: {error.strerror}"
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        raise UnsafeModel(f"{name}: {shortened(location)} is no regular file")
+        raise UnsafeModel(f"{name}: {shortened(location)} is not a regular file")
     if status.st_nlink > 1:
         raise UnsafeModel(f"{name}: {shortened(location)} is a hard link; copy the file instead")
     return status.st_size

@@ -24,7 +24,7 @@ MAX_VARINT_BYTES = 2**28
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 100  # protobuf's own limit
-_TRUNCATED = "it is no ONNX model, or is truncated"
+_TRUNCATED = "it is not an ONNX model, or is truncated"
 _PACKED_VARINTS = frozenset(
     {
         FieldDescriptor.TYPE_INT32,
@@ -42,7 +42,7 @@ def check_wire(file: IO[bytes]) -> None:
 
     Raises:
         UnsafeModel: more than `MAX_FIELDS` fields, more than `MAX_VARINT_BYTES` of packed integers, messages
-            nested deeper than protobuf reads, or bytes that are no protobuf.
+            nested deeper than protobuf reads, or bytes that are not protobuf.
     """
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         _walk(data, onnx.ModelProto.DESCRIPTOR)

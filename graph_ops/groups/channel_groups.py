@@ -66,7 +66,7 @@ class ChannelGroup:
             several groups on one weight apart, and ``:in`` marks channels that no weight makes.
         width: the number of channels.
         members: in graph order.
-        barrier: why the channels cannot split; None where they can.
+        barrier: why the channels cannot split; None if they can.
     """
 
     name: str
@@ -86,7 +86,7 @@ class ChannelGroups:
     Attributes:
         groups: splittable or not, in graph order.
         layouts: every initializer that a splittable group touches, under its name, which is that of the
-            torch parameter or buffer in a growth form. It may hold constants that are no parameters, such as
+            torch parameter or buffer in a growth form. It may hold constants that are not parameters, such as
             folded zero biases; a plan may leave those out, `grow_graph` widens them all the same.
         graph_hash: SHA-256 of the structure: operators, attributes, topology, names and shapes, no values.
         cost: parameters and multiply-accumulates as functions of the widths.
@@ -319,7 +319,7 @@ def _name_groups(
         made = [member for member in held if member.role == "made"]
         mixed = [member for member in held if member.role == "mixed"]
         if atom.size is None or not (made or any(atom in whole[m.tensor, m.axis] for m in mixed)):
-            continue  # pixels of a flattened feature map and the like are no channels
+            continue  # pixels of a flattened feature map and the like are not channels
         base = made[0].tensor if made else f"{mixed[0].tensor}:in"
         name, number = base, 1
         while name in used:

@@ -34,7 +34,7 @@ def clear_shapes(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model, *, strict: bool = True) -> ir.Model:
-    """A copy of the model with the shape of every value inferred anew from the inputs and the initializers.
+    """A copy of the model with the shape of every value inferred again from the inputs and the initializers.
 
     What the file declares of a value that a node computes is a claim, and is not used; see
     `restore_output_shapes`. An initializer that a caller may replace counts by its shape, not by its values.

@@ -1,7 +1,7 @@
 """Do the widths of a graph fit together? ONNX's own checker accepts a convolution with the wrong channels.
 
-Shapes are inferred anew, then every operator that relates the widths of its inputs is looked at. Only what is
-known counts: a dimension without a number is never a problem.
+Shapes are inferred again. Then every operator that relates the widths of its inputs is looked at. Only what
+is known counts: a dimension without a number is never a problem.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ShapeInference:
 
 
 def infer_with_problems(model: ir.Model) -> ShapeInference:
-    """Infer all shapes anew; go on without strictness if they contradict each other."""
+    """Infer all shapes again; go on without strictness if they contradict each other."""
     try:
         return ShapeInference(infer_shapes(model), ())
     except CheckFailed as error:

@@ -104,7 +104,7 @@ def reshape(inference: AxisInference, node: ir.Node) -> None:
 
 
 def reshape_view(before: list[int | None], after: list[int | None]) -> list[tuple[int, ...]] | None:
-    """For each axis after a reshape, the axes before it whose elements it runs over; None where unknown."""
+    """For each axis after a reshape, the axes before it whose elements it runs over; None if unknown."""
     if None in before or None in after or 0 in before:
         return None
     old = [size for size in before if size is not None]

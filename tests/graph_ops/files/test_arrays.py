@@ -94,7 +94,7 @@ def test_cut_archives_are_told_at_every_length(tmp_path: Path) -> None:
         (npy(np.zeros(3), descr=[("a", "<f8")]), "not numbers, booleans or text"),
         (npy(np.zeros(3), descr="|S0", shape=(2**50,)), "not numbers, booleans or text"),
         (npy(np.zeros(3), descr="nonsense"), "descr is not a valid dtype"),
-        (npy(np.array([2], np.uint8), descr="|b1"), "no booleans"),
+        (npy(np.array([2], np.uint8), descr="|b1"), "not booleans"),
         (npy(np.array([2**31], np.uint32), descr="<U1"), "not Unicode"),
         (b"\x93NUMPY\x09\x00", "unknown format version"),
         (b"no array", "magic string is not correct"),

@@ -72,9 +72,9 @@ def test_a_sound_model_loads_from_a_bare_file_name(tmp_path, monkeypatch):
     ("content", "match"),
     [
         (b"", "empty"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(200), "no ONNX model"),
-        (np.random.default_rng(0).bytes(5000), "no ONNX model"),
-        (b"\0" * 5000, "no ONNX model"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(200), "not an ONNX model"),
+        (np.random.default_rng(0).bytes(5000), "not an ONNX model"),
+        (b"\0" * 5000, "not an ONNX model"),
         (gemm().SerializeToString()[:-20], "truncated"),
         (gemm().graph.SerializeToString(), "no"),
         (onnx.ModelProto(ir_version=10).SerializeToString(), "no graph"),
@@ -90,9 +90,9 @@ def test_files_that_are_no_model(tmp_path, content, match):
 
 def test_places_that_are_no_file(tmp_path):
     assert_refused(tmp_path / "absent.onnx", "cannot be read: No such file")
-    assert_refused(tmp_path, "cannot be read: Is a directory|no regular file")
+    assert_refused(tmp_path, "cannot be read: Is a directory|not a regular file")
     os.mkfifo(tmp_path / "pipe.onnx")
-    assert_refused(tmp_path / "pipe.onnx", "no regular file")
+    assert_refused(tmp_path / "pipe.onnx", "not a regular file")
     assert_refused(tmp_path / ("a" * 300 + ".onnx"), "File name too long")
 
 
@@ -125,19 +125,19 @@ class TestExternalData:
         path = write(tmp_path, gemm(external()))
         assert_refused(path, "cannot be read: No such file")
         (tmp_path / "w.bin").mkdir()
-        assert_refused(path, "no regular file")
+        assert_refused(path, "not a regular file")
         (tmp_path / "w.bin").rmdir()
         os.mkfifo(tmp_path / "w.bin")
-        assert_refused(path, "no regular file")
+        assert_refused(path, "not a regular file")
 
     @pytest.mark.parametrize(
         ("entries", "match"),
         [
             ({}, "which has 47"),
             ({"offset": 1}, "reaches to byte 49"),
-            ({"offset": -1}, "no number"),
-            ({"offset": "1e3"}, "no number"),
-            ({"offset": "9" * 5000}, "no number"),
+            ({"offset": -1}, "not a number"),
+            ({"offset": "1e3"}, "not a number"),
+            ({"offset": "9" * 5000}, "not a number"),
             ({"length": 47}, "is 48 bytes"),
             ({"length": 2**62}, "is 48 bytes"),
             ({"basepath": "/etc"}, "unknown or repeated"),
@@ -314,7 +314,7 @@ class TestGraphs:
                 payload = key + _varint(len(payload)) + payload
         path = tmp_path / "deep.onnx"
         path.write_bytes(b"\x08\x0a\x3a" + _varint(len(payload)) + payload)
-        assert_refused(path, "no ONNX model")
+        assert_refused(path, "not an ONNX model")
 
     def test_functions_that_never_end(self, tmp_path):
         def calls(name: str, *called: str) -> onnx.FunctionProto:

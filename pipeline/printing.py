@@ -84,7 +84,7 @@ def for_xml(text: str) -> str:
 
 
 def json_text(document: Any, indent: int = 1) -> str:
-    """A JSON document whose lines are no workflow commands; a reader finds every text as it was."""
+    """A JSON document whose lines are not workflow commands; a reader finds every text as it was."""
     text = json_document(document, indent=indent)
     return text.replace(_OLD_COMMAND, "#\\u0023[") + "\n"
 

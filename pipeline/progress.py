@@ -23,7 +23,7 @@ class Advance(Protocol):
 
 
 def console() -> Console:
-    """The console of stderr; plain when it is no terminal, or ``NO_COLOR`` or ``CI`` is set.
+    """The console of stderr; plain when it is not a terminal, or ``NO_COLOR`` or ``CI`` is set.
 
     Of several processes under ``torchrun`` the first alone talks.
     """

@@ -27,7 +27,7 @@ def load_reference(reference: str, folder: Path | None) -> Callable[..., Any]:
             on the module path, so that it can import its neighbours.
 
     Raises:
-        UsageError: there is no such file, module or name, it is no callable, or its import fails.
+        UsageError: there is no such file, module or name, it is not a callable, or its import fails.
     """
     place, _, attribute = reference.rpartition(":")
     if place.endswith(".py"):
@@ -55,7 +55,7 @@ def load_reference(reference: str, folder: Path | None) -> Callable[..., Any]:
         hint = did_you_mean(attribute, [name for name in vars(module) if not name.startswith("_")])
         raise UsageError(f"{place} has no {attribute!r}{hint}") from None
     if not callable(found):
-        raise UsageError(f"{reference} is no function or class but {type(found).__name__}")
+        raise UsageError(f"{reference} is not a function or class but {type(found).__name__}")
     function: Callable[..., Any] = found
     return function
 

@@ -248,7 +248,7 @@ KEPT = 0.5
 With what a product takes on the way it then peaks below two training steps of that size."""
 
 ALWAYS_KEPT = 2**24
-"""Bytes that are kept by default however small the network is: little is not worth computing anew."""
+"""Bytes that are kept by default however small the network is: little is not worth computing again."""
 
 
 def default_memory(program: Program, inputs: Any, device: torch.device) -> int:

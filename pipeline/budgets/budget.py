@@ -65,10 +65,10 @@ class Expenses:
     Attributes:
         model: parameters and MACs.
         own: the widths of all its groups.
-        budget: None where it may cost anything.
+        budget: None if it may cost anything.
 
     Raises:
-        UsageError: the budget bounds MACs, and the network has operators whose MACs nobody counts.
+        UsageError: the budget bounds MACs, and the network has operators whose MACs are not counted.
     """
 
     model: CostModel

@@ -1,7 +1,7 @@
 """Milliseconds by the widths of the channel groups: measured in onnxruntime, so that a budget can be of them.
 
-Latency is no sum over groups and not proportional to MACs: small layers wait for memory, and a kernel's speed
-depends on its shape. What is fitted to networks of several widths, by bounded least squares, is
+Latency is not a sum over groups and not proportional to MACs: small layers wait for memory, and the speed of
+a kernel depends on its shape. What is fitted to networks of several widths, by bounded least squares, is
 
     t(w) = t₀ + Σ_n a_n · macs_n(w) / macs_n + Σ_g b_g · w_g / width_g,
 

@@ -81,7 +81,7 @@ def load_baseline(path: str | os.PathLike[str]) -> Baseline:
     """Read what `write_baseline` wrote.
 
     Raises:
-        UsageError: the file is not there, or is no baseline of this version.
+        UsageError: the file is not there, or is not a baseline of this version.
     """
     file = Path(path)
     with reading("the baseline", file):

@@ -24,7 +24,7 @@ class Batches:
         shuffle: a new order at every iteration; an incomplete last batch is then left out, unless it is
             the only one.
         transform: from the slice of ``inputs`` to what the network is fed.
-        draw: with ``shuffle``, an iteration ends after so many samples, drawn anew each time; None for all.
+        draw: with ``shuffle``, an iteration ends after so many samples, drawn again each time; None for all.
 
     Raises:
         UsageError: there are no samples, not as many inputs as targets, or fewer than are to be drawn.

@@ -60,7 +60,7 @@ def cifar10(
         augment: random crops and flips of the training images.
         padding: of the crops, in pixels; 0 leaves flips alone: better in short training of small networks.
         train_samples: train on the first so many images of each class in turn; None for all.
-        epoch_samples: an epoch ends after so many training images, drawn anew each time; None for all.
+        epoch_samples: an epoch ends after so many training images, drawn again each time; None for all.
         test_share: of a zip or folder of images, the share that is the test set.
 
     Returns:
@@ -106,7 +106,7 @@ def cifar100(
     names = ("cifar-100-binary.tar.gz", "cifar-100-binary")
     place = locate(path, names, "CIFAR-100", SOURCE)
     if not _is_binary(place, "train.bin"):
-        raise UsageError(f"{place} is no binary version of CIFAR-100: it has no train.bin; see {SOURCE}")
+        raise UsageError(f"{place} is not a binary version of CIFAR-100: it has no train.bin; see {SOURCE}")
     images, labels = _read(place, ["train.bin"], 2, 100)
     test = _read(place, ["test.bin"], 2, 100)
     return _loaders(images, labels, test, batch_size, augment, padding, train_samples, epoch_samples)

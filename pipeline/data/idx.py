@@ -84,7 +84,7 @@ def images(
         augment: random crops and mirroring of the training images. Digits and letters must not be mirrored.
         padding: of the crops, in pixels; 0 mirrors alone.
         train_samples: train on the first so many images, the classes in turn; None for all.
-        epoch_samples: an epoch ends after so many training images, drawn anew each time; None for all.
+        epoch_samples: an epoch ends after so many training images, drawn again each time; None for all.
 
     Returns:
         Batches of images float32 [N, 1, height, width] in [0, 1] and classes int64 [N].
@@ -130,8 +130,8 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     What the array takes is known from the header before it is read.
 
     Raises:
-        UsageError: the file cannot be read, is no idx file of unsigned bytes, says that it holds more than
-            1 GiB, or holds more or less than it says.
+        UsageError: the file cannot be read, is not an idx file of unsigned bytes, says that it holds more
+            than 1 GiB, or holds more or less than it says.
     """
     with reading("the idx file", path), opened(path, most=MAX_BYTES) as file, contextlib.ExitStack() as stack:
         packed = file.read(2) == b"\x1f\x8b"
@@ -152,7 +152,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 def _shape(stream: BinaryIO) -> tuple[int, ...]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != _UNSIGNED_BYTES:
-        raise UsageError("it is no idx file of unsigned bytes")
+        raise UsageError("it is not an idx file of unsigned bytes")
     axes = magic[3]
     if not 1 <= axes <= MAX_AXES:
         raise UsageError(f"it says that it has {axes} axes")

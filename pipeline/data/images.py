@@ -113,7 +113,7 @@ def open_images(source: Path) -> ImageSet:
     """List the images of a folder or zip.
 
     A zip may hold the class folders inside other folders, as long as all of them lie side by side. Hidden
-    files and files that are no images are passed over.
+    files and files that are not images are passed over.
 
     Raises:
         UsageError: there are no images, they do not lie in class folders, or the zip is damaged, encrypted,

@@ -44,7 +44,7 @@ def parse_off(text: str, where: str) -> Mesh:
         lines = _lines(text)
         first = next(lines, "")
         if not first.startswith("OFF"):
-            raise UsageError("it is no OFF file: it does not begin with OFF")
+            raise UsageError("it is not an OFF file: it does not begin with OFF")
         words = (first.removeprefix("OFF").strip() or next(lines, "")).split()
         if len(words) < 2 or not all(word.isascii() and word.isdecimal() for word in words[:2]):
             raise UsageError("it gives no numbers of vertices and faces")

@@ -42,7 +42,7 @@ def loaders(
         path: a text file in any encoding. None takes Python's own documentation; see `python_topics`.
         length: of a window, in bytes.
         held_out: the share of the text that is the validation set, and as much again the test set.
-        epoch_samples: an epoch ends after so many training windows, drawn anew each time; None for all.
+        epoch_samples: an epoch ends after so many training windows, drawn again each time; None for all.
 
     Returns:
         Batches of texts int64 [N, length] and their next bytes int64 [N, length], 0 to 255.

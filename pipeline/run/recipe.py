@@ -77,7 +77,7 @@ class Table(Section):
 
 
 class BudgetSection(Section):
-    """The most that the finished network may cost; None is no limit.
+    """The most that the finished network may cost; None for no limit.
 
     ``milliseconds`` are those of one sample through the deploy form in onnxruntime on the machine of the run,
     on its CPU, with so many ``threads`` within an operator; see `growpipe.budgets.measured_latency`.

@@ -72,7 +72,7 @@ class Task:
         """The seed network as the recipe's ``model`` builds it, initialised from the run's seed.
 
         Raises:
-            UsageError: it is no ``nn.Module``.
+            UsageError: it is not an ``nn.Module``.
         """
         recipe = self.run.recipe
         seed_everything(self.run.seed, "seed network")
@@ -176,7 +176,7 @@ def load_task(run: Run) -> Task:
         if isinstance(loader, Iterator):
             raise UsageError(
                 f"the {part} loader of {recipe.data} can be read only once ({type(loader).__name__}); give a "
-                "list of batches, a DataLoader, or an object whose __iter__ begins anew"
+                "list of batches, a DataLoader, or an object whose __iter__ starts from the beginning"
             )
     loss = _LOSSES[recipe.task] if recipe.loss is None else load_reference(recipe.loss, run.folder)
     loss_fn = functools.partial(call_user_code, recipe.loss or f"the loss of a {recipe.task} task", loss)

@@ -70,7 +70,7 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def wrapped_in(model: nn.Module) -> str | None:
-    """Where DistributedDataParallel, torch.compile and the like keep the network; None where it is itself."""
+    """Where DistributedDataParallel, torch.compile and the like keep the network; None if it is itself."""
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return "module"
     return "_orig_mod" if hasattr(model, "_orig_mod") else None

@@ -58,7 +58,7 @@ def grow(model: Module, plan: SplitPlan, optimizer: torch.optim.Optimizer | None
 
     Raises:
         UsageError: the plan was not made for this module, the module is wrapped, or the optimizer keeps
-            state that nobody has taught us to grow.
+            state that growpipe has no rule for.
     """
     inside = wrapped_in(model)
     if inside is not None:
@@ -113,7 +113,7 @@ def plan_for_module(plan: SplitPlan, model: nn.Module) -> SplitPlan:
     """A plan that was made on the graph alone, as a plan for the module too.
 
     The graph may hold constants that the exporter made, such as the unit scales of a normalisation. They grow
-    with the graph and are no parameters of ``model``: the plan no longer vouches for them.
+    with the graph and are not parameters of ``model``: the plan no longer vouches for them.
     """
     tensors = named_tensors(model)
     layouts = {name: layout for name, layout in plan.layouts.items() if name in tensors}

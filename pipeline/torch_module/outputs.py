@@ -32,7 +32,7 @@ def output_tensors(output: Any) -> list[torch.Tensor]:
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    # torch.export flattens by torch's registry of containers; what nobody registered is a leaf there.
+    # torch.export flattens by torch's registry of containers; an unregistered container is a leaf there.
     for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, torch.Tensor):
             yield leaf

@@ -1,4 +1,4 @@
-"""Running statistics of batch norm, estimated anew: growth at ε > 0 leaves stale ones behind."""
+"""Running statistics of batch norm, estimated again: growth at ε > 0 leaves stale ones behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Any, Any]], *, samples
         samples: how many are looked at, rounded up to whole batches; at least 1.
 
     Returns:
-        The samples that were looked at: 0 where there are no running statistics.
+        The samples that were looked at: 0 if there are no running statistics.
 
     Raises:
         UsageError: ``batches`` is empty, or a running statistic is not finite.

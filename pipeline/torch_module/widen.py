@@ -22,7 +22,7 @@ _MOST_FACTOR = 1024.0  # bounds may hold back every group
 
 
 def reinitialise(model: Module) -> Module:
-    """Draw all parameters anew, in place, as their modules do at construction (``reset_parameters``).
+    """Draw all parameters again, in place, as their modules do at construction (``reset_parameters``).
 
     Raises:
         UsageError: a module has parameters and no ``reset_parameters``.

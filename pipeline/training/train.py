@@ -89,7 +89,7 @@ def train(
 ) -> list[Epoch]:
     """Train ``model`` in place; it is left in evaluation mode.
 
-    With ``options.recalibrate`` the running statistics of batch norm are estimated anew at the end. The last
+    With ``options.recalibrate`` the running statistics of batch norm are estimated again at the end. The last
     epoch's validation figures are then those of the recalibrated network.
 
     Args:
@@ -173,7 +173,7 @@ class _Trainer:
         return self._judged(Epoch(stage.name, number + 1, rate, train_loss, math.nan, None, samples))
 
     def recalibrated(self, last: Epoch) -> Epoch:
-        """Average the running statistics of batch norm anew; the last epoch with the figures after it."""
+        """Average the running statistics of batch norm again; the last epoch with the figures after it."""
         stage, options, peers = self.stage, self.options, self.peers
         # Seeded by itself, so that a training resumed after its last epoch gets the same statistics.
         seed_everything(stage.seed, stage.name, "recalibrate")

@@ -12,7 +12,7 @@ kinds, with equal weight.
 
 A decrease is the mean of differences that vary more from sample to sample than groups differ, and the largest
 of several noisy figures is mostly noise. So the step is found on a few samples, the decrease at that step is
-measured anew on more of them, and what groups compete by is that decrease drawn towards the mean of all
+measured again on more of them, and what groups compete by is that decrease drawn towards the mean of all
 groups as far as its standard error says: the linear empirical Bayes estimate (Efron and Morris, 1973).
 """
 
@@ -67,7 +67,7 @@ class Calibration:
 
     Attributes:
         step: by group the ε of least loss; 0 where none lowered it.
-        decrease: by group the decrease of loss at its step, measured anew, of any sign; groups without a
+        decrease: by group the decrease of loss at its step, measured again, of any sign; groups without a
             split that promises anything are absent.
         error: by group its standard error.
     """

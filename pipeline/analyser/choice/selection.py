@@ -1,7 +1,7 @@
 """Which channels split, and into how many copies: the best gain per added cost within the limits.
 
 A channel that goes from one copy to m adds m − 1 channels. What one more channel costs depends on the widths
-of the neighbouring groups, which grow too, so marginal costs are taken anew as the widths change.
+of the neighbouring groups, which grow too, so marginal costs are taken again as the widths change.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def select(
 
     A step that adds k channels to a group has the rate ``gain / (k · priceᵉ)``: gain is the decrease of
     ``Σ w δᵀSδ`` it brings, price what one more channel costs at the current widths of all groups, e the cost
-    exponent. The step of the highest rate is taken until a limit is reached. Prices are taken anew as widths
+    exponent. The step of the highest rate is taken until a limit is reached. Prices are taken again as widths
     change, since a wider group makes its consumers dearer.
 
     A group with a measured ``worth`` competes by that instead, so that all such groups speak of one loss: a

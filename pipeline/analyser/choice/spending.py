@@ -31,7 +31,7 @@ class Spending:
     Attributes:
         selection: which channels split.
         spent: whether the budget leaves room for no more.
-        cost: of the grown network in the unit of the budget's own cost; None where it has none.
+        cost: of the grown network in the unit of the budget's own cost; None if it has none.
     """
 
     selection: Selection

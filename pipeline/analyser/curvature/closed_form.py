@@ -94,7 +94,7 @@ def _operator_name(node: Node) -> str:
 
 
 def find_chain(group: BoundGroup) -> Chain | None:
-    """The group as a chain, or None where it is something else."""
+    """The group as a chain, or None if it is something else."""
     if len(group.blocks) != 1 or len(group.cut) != 1 or len(group.parameters) != 1:
         return None
     (block,) = group.blocks
@@ -114,7 +114,7 @@ def find_chain(group: BoundGroup) -> Chain | None:
             return None
         (node,) = users
         walked.add(node)
-        # A convolution that is no consumer of the group is depthwise; a filter of its own would be a block.
+        # A convolution that does not consume the group is depthwise; a filter of its own would be a block.
         if node.target in ACTIVATIONS or node.target in NORMS or node.target in CONVOLUTIONS:
             steps.append(node)
         elif not (_operator_name(node) == "getitem" and steps and steps[-1].target in NORMS):
@@ -137,7 +137,7 @@ class _Bend:
     """An activation, and the scale γ̂ of a normalisation that no weight before it could take up; in full size.
 
     Attributes:
-        slope: ``γ̂ φ'(y)``; None for the last activation, whose slope nobody needs.
+        slope: ``γ̂ φ'(y)``; None for the last activation, whose slope is not needed.
         curvature: ``γ̂² (∂L/∂a) φ''(y)``.
     """
 

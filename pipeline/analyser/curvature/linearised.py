@@ -1,4 +1,4 @@
-"""S·v of a group that is no chain: by automatic differentiation along its paths."""
+"""S·v of a group that is not a chain: by automatic differentiation along its paths."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class SplittingProducts:
             keep: whether constants that only chains read are to stay.
 
         Returns:
-            The constants, and the gradients of groups that are no chains.
+            The constants, and the gradients of groups that are not chains.
         """
         recording = self._recording(positions)
         chains = {i: self._chains[i] for i in positions if i in self._chains}
@@ -316,7 +316,7 @@ class SplittingProducts:
 
         Args:
             vectors: by position of the group [block, width, d], any number of vectors per channel; groups
-                that are left out cost nothing. What is not kept of a micro-batch is computed anew once.
+                that are left out cost nothing. What is not kept of a micro-batch is computed again once.
             batches: over how many micro-batches, those added first; over all by default.
 
         Returns:

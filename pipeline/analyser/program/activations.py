@@ -53,8 +53,8 @@ class Surrogate:
 class Activation:
     """φ and its first two derivatives; ``second`` takes the surrogate as its second argument.
 
-    ``both`` gives φ' (None where it is not wanted) and ``g φ''`` in fewer passes over memory, from u, g and
-    whether φ' is wanted; None where there is no shorter way.
+    ``both`` gives φ' (None if it is not wanted) and ``g φ''`` in fewer passes over memory, from u, g and
+    whether φ' is wanted; None if there is no shorter way.
     """
 
     value: Callable[[Tensor], Tensor]

@@ -122,7 +122,7 @@ class BoundGroup:
 
 
 def placeholders(program: ExportedProgram) -> dict[Node, str]:
-    """The name of the parameter, buffer or constant behind every placeholder that is no user input."""
+    """The name of the parameter, buffer or constant behind every placeholder that is not a user input."""
     names = {
         spec.arg.name: spec.target
         for spec in program.graph_signature.input_specs

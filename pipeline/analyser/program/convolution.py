@@ -157,7 +157,7 @@ def convolution(
 
 
 class _Frozen(Function):
-    """x * w with constant filters. torch's own holds x for a gradient by w that nobody asks for."""
+    """x * w with constant filters. torch's own holds x for a gradient by w that is not asked for."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, conv: Convolution) -> Tensor:

@@ -21,7 +21,7 @@ __all__ = ["FROZEN", "FoldedNorm", "foldable_norms", "is_fixed"]
 
 
 FROZEN: dict[Any, Callable[..., Tensor]] = dict.fromkeys(CONVOLUTIONS, partial(conv_nd, frozen=True))
-"""What stands in for an operator whose parameters nobody differentiates by."""
+"""What stands in for an operator whose parameters need no gradient."""
 
 # Producers whose output channels are axis 0 of their weight, the second argument; a bias is the third.
 _AFFINE = {*CONVOLUTIONS, aten.linear.default}

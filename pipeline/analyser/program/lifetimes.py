@@ -37,7 +37,7 @@ class Schedule:
         last_use: see `last_uses`.
         folded: by producer the normalisation behind it, in one with it.
         passed: those normalisations, which have nothing left to do.
-        frozen: convolutions whose parameters nobody differentiates by.
+        frozen: convolutions whose parameters need no gradient.
     """
 
     consumed: Mapping[Node, Sequence[Node]]

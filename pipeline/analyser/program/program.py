@@ -132,7 +132,7 @@ class Program:
         """The mean loss of one batch.
 
         Raises:
-            UsageError: the loss is no scalar.
+            UsageError: the loss is not a scalar.
         """
         with torch.no_grad():
             values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
@@ -162,7 +162,7 @@ class Program:
 
         Raises:
             CheckFailed: the loss is not finite.
-            UsageError: the loss is no scalar.
+            UsageError: the loss is not a scalar.
         """
         with torch.no_grad():
             return self._run(inputs, target, loss_fn, replace(recording, inner=frozenset()), {})[0]
@@ -188,7 +188,7 @@ class Program:
 
         Raises:
             CheckFailed: the loss or a gradient is not finite.
-            UsageError: the loss is no scalar, or cannot be differentiated.
+            UsageError: the loss is not a scalar, or cannot be differentiated.
         """
         along: dict[Edge | Node, Tensor] = {}
         with torch.enable_grad():

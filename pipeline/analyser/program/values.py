@@ -23,7 +23,7 @@ __all__ = [
 
 
 def scalar_loss(loss: Any) -> Tensor:
-    """The loss, or a `UsageError` where it is no single number."""
+    """The loss, or a `UsageError` where it is not a single number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise UsageError(

@@ -14,7 +14,7 @@ __all__ = ["Columns", "dense_extremes"]
 
 
 _BLOCK = 1 << 18
-"""About how many entries are asked for at once: what is computed anew per call is so for all of them."""
+"""About how many entries are asked for at once: what is computed again per call is so for all of them."""
 
 
 class Columns:

@@ -1,7 +1,7 @@
 """Batched block Lanczos: both ends of the spectrum of many symmetric matrices at once, from products alone.
 
 Every channel of every group has Krylov spaces of its own; one call of the operator advances all of them by a
-block of vectors. What the operator computes anew at every call it so computes for several vectors at once.
+block of vectors. What the operator computes again at every call it so computes for several vectors at once.
 Full reorthogonalisation keeps the small projected matrices honest (without it, converged ends come back as
 ghosts). A channel's recurrence ends early when its Krylov space is exhausted.
 """
@@ -101,7 +101,7 @@ class Iteration(Protocol):
         """
 
     def preview(self) -> Estimate | None:
-        """What is known so far, with error bounds; None where that is nothing yet."""
+        """What is known so far, with error bounds; None if that is nothing yet."""
 
     def ends(self) -> Ends:
         """The result."""

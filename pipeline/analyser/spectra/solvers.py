@@ -84,7 +84,7 @@ class Start:
         products: by group how many products Lanczos will need, for the solver ``auto``; None for those of a
             random start.
         earlier: the number of micro-batches, those that were added first, whose ends the start vectors are;
-            None if they are no ends.
+            None if they are not ends.
     """
 
     vectors: Sequence[Tensor]

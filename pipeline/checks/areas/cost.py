@@ -46,7 +46,7 @@ def parameters(context: Context) -> Outcome:
 def macs(context: Context) -> Outcome:
     """Multiply-accumulates of convolutions, matrix products and recurrent layers for one sample; an axis of
     unknown length other than the batch counts as 1. A budget fails if the model has operators whose
-    multiply-accumulates nobody counts.
+    multiply-accumulates are not counted.
 
     Policy: `cost.macs.max` and `cost.macs.max_growth`.
     """

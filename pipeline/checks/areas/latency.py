@@ -25,7 +25,7 @@ __all__: list[str] = []
 )
 def ratio(context: Context) -> Outcome:
     """Both models run in turn in one process: fixed threads, spinning off, alternating order, sessions made
-    anew in every block. The interval of the median ratio is bootstrapped, and two equal sessions of the
+    again in every block. The interval of the median ratio is bootstrapped, and two equal sessions of the
     reference are measured in the same rounds (A/A). When the machine is too noisy for the budget the verdict
     is inconclusive, exit code 5, never a guess.
 

@@ -201,7 +201,7 @@ class ModelProcess:
     def peak_memory(self, model: Path, inputs: Arrays, device: Device) -> int | None:
         """How far the child's resident memory rises by loading the model and running it once, in bytes.
 
-        None where the system does not tell.
+        None if the system does not tell.
         """
         peak = self._ask(MeasureMemory(str(model), device), inputs)[0]["bytes"]
         return None if peak is None else int(peak)

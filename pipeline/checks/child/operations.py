@@ -201,7 +201,7 @@ def _measure_memory(request: requests.MeasureMemory, arrays: Arrays) -> Answer:
     _sessions.clear()
     _give_memory_back()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
     except OSError:
         return {"bytes": None}, {}
     before = _status_bytes("VmRSS")

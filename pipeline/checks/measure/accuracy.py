@@ -80,7 +80,7 @@ def accuracy(
 
     Raises:
         UsageError: inputs and targets do not fit each other, or there is no such output.
-        CheckFailed: the model cannot be run, or its output is no score for such targets.
+        CheckFailed: the model cannot be run, or its output is not a score for such targets.
     """
     right = correct_samples(
         open_session(model, optimised=optimised, device=device),

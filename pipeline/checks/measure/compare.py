@@ -54,7 +54,7 @@ class Divergence:
         quantile: the 99.9 % quantile of |candidate - reference| over ``scale``, of the same output.
         cosine: the lowest cosine similarity of any output, flattened; 1 for two zero outputs.
         top1_agreement: the lowest share of rows whose largest entry is in the same place, over floating
-            outputs of at least two dimensions and two columns; None where there is no such output.
+            outputs of at least two dimensions and two columns; None if there is no such output.
         non_finite: how many values of the candidate are NaN or infinite, over all outputs.
         output: the output with the largest ``relative``; empty where nothing was compared.
     """
@@ -174,7 +174,7 @@ def _difference(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """|b - a|, and where both are finite."""
     finite = np.isfinite(a) & np.isfinite(b)
-    # A mask of -inf or a NaN that is in both is no divergence; one that is in one of them alone is.
+    # A mask of -inf or a NaN that is in both is not a divergence; one that is in one of them alone is.
     alike = finite | (a == b) | (np.isnan(a) & np.isnan(b))
     difference = np.where(finite, np.abs(np.where(finite, b, 0.0) - np.where(finite, a, 0.0)), 0.0)
     difference[~alike] = math.inf

@@ -48,7 +48,7 @@ class InputSpec:
         name: of the input.
         shape: per axis a size, or the name of a symbolic dimension (made up where it has none).
         dtype: numpy's.
-        bound: integers must lie below it; None where nothing is known.
+        bound: integers must lie below it; None if nothing is known.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Dataset:
 
 
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...] | None:
-    """What a model asks for; None when an input is no tensor or has no known rank.
+    """What a model asks for; None when an input is not a tensor or has no known rank.
 
     Integer inputs that index a table get its length as their bound.
     """

@@ -2,7 +2,7 @@
 
 Three sessions run in turn: the reference A, the candidate B and the reference once more, A'. B over the
 mean of A and A' is what is asked; A'/A, measured in the same rounds, is what the machine makes of two equal
-models. Sessions are made anew in every block, because where the allocator happened to put one is worth
+models. Sessions are made again in every block, because where the allocator happened to put one is worth
 several percent.
 """
 
@@ -95,7 +95,7 @@ class Timing:
         seconds: the most time spent on settling the verdict for ``limit``; a target, not a hard limit.
         limit: of the ratio. None for a single look, after ``min_runs`` and ``blocks``.
         level: confidence level of the intervals.
-        blocks: number of times that the sessions are made anew before the first look at the result.
+        blocks: number of times that the sessions are made again before the first look at the result.
         device: where the models run.
         seed: of the order and of the bootstrap.
 

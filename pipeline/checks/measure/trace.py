@@ -115,7 +115,7 @@ def _place(node: onnx.NodeProto, tensor: str, detail: str) -> Place:
 def first_not_finite(
     path: str | os.PathLike[str], inputs: Mapping[str, AnyArray], *, device: Device = "cpu"
 ) -> Place | None:
-    """The first node that makes a NaN or an infinity, in the order of the graph; None where none does."""
+    """The first node that makes a NaN or an infinity, in the order of the graph; None if none does."""
     model = onnx.load(path)
     producer = _producers(model)
     for values in _intermediates(model, list(producer), inputs, device=device, optimised=False):

@@ -97,7 +97,7 @@ def _train_rival(
         spent: the most training MACs.
 
     Raises:
-        UsageError: the network cannot be initialised anew, or training fails.
+        UsageError: the network cannot be initialised again, or training fails.
         CheckFailed: the graph is wrong, or computes something else than the module.
     """
     run, recipe = task.run, task.run.recipe

@@ -128,9 +128,9 @@ def test_training_may_draw_and_augment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no idx file of unsigned bytes"),
-        (b"no idx file", "no idx file of unsigned bytes"),
-        (encoded(np.zeros((2, 2), np.uint8), code=0x0D), "no idx file of unsigned bytes"),
+        (b"", "not an idx file of unsigned bytes"),
+        (b"no idx file", "not an idx file of unsigned bytes"),
+        (encoded(np.zeros((2, 2), np.uint8), code=0x0D), "not an idx file of unsigned bytes"),
         (b"\0\0\x08\0", "it says that it has 0 axes"),
         (b"\0\0\x08\xff" + bytes(4 * 255), "it says that it has 255 axes"),
         (b"\0\0\x08\x03\0\0\0\x01", "it ends within its header"),

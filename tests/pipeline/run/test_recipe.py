@@ -104,7 +104,7 @@ def test_user_code_can_import_its_neighbours(tmp_path: Path) -> None:
         ("import no_such_package_here\n", "net.py:build", "cannot be imported.*line 1.*no_such_package_here"),
         ("def build(:\n", "net.py:build", r"cannot be imported \(line 1\): SyntaxError"),
         ("def biuld():\n    pass\n", "net.py:build", "has no 'build'; did you mean 'biuld'"),
-        ("build = 3\n", "net.py:build", "is no function or class but int"),
+        ("build = 3\n", "net.py:build", "is not a function or class but int"),
         ("", "no_such_package_here.models:build", "cannot be imported"),
     ],
 )

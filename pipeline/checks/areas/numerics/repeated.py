@@ -119,7 +119,7 @@ def batch(context: Context) -> Outcome:
     fixed in a Reshape, and normalisation over the wrong axis make them differ.
 
     The batch is the symbolic dimension whose name says so (`batch`, `N`), or that of `numerics.batch_dim`; an
-    input is cut on the axis where that dimension stands. Outputs that are no list of samples are left out. In
+    input is cut on the axis where that dimension stands. Outputs that do not list samples are left out. In
     the profile `release` a dimension of another name on axis 0 is tried too, and a difference is a warning.
 
     Policy: `numerics.batch_dim`; `numerics.relative` or the default of the model's precision.
@@ -187,7 +187,7 @@ def _sample(array: AnyArray, axis: int, position: int) -> AnyArray:
 
 
 def _list_axis(together: AnyArray, alone: AnyArray) -> int | None:
-    """The axis on which an output lists the samples; None if it is no list of samples."""
+    """The axis on which an output lists the samples; None if it is not a list of samples."""
     if together.ndim != alone.ndim:
         return None
     differing = [axis for axis, (n, m) in enumerate(zip(together.shape, alone.shape, strict=True)) if n != m]

@@ -53,14 +53,14 @@ def widths(context: Context) -> Outcome:
 @register(
     "structure/shapes",
     "strict shape inference agrees with the declared shapes",
-    "remove the declared shapes (value_info) and infer them anew, or export again",
+    "remove the declared shapes (value_info) and infer them again, or export again",
 )
 def shapes(context: Context) -> Outcome:
     """Shape inference with data propagation, where any contradiction is an error: stale shapes after an edit,
     operators that get inputs of wrong rank or type. Without strictness onnx leaves such models silently as
     they are.
 
-    Remove stale `value_info` and infer anew, or export again.
+    Remove stale `value_info` and infer again, or export again.
     """
     inference = context.inference
     problems = list(inference.problems)

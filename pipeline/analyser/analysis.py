@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,13 +23,14 @@ from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare
-from growpipe.analyser.report import Analysis, AnalysisReport
+from growpipe.analyser.report import AddedCost, Analysis, AnalysisReport
 from growpipe.analyser.samples import MicroBatch, check_mean_loss, collect
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import growing
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.data.loader_items import as_tuple
+from growpipe.graph_ops.cost.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.parallel.processes import processes
@@ -91,6 +92,7 @@ def analysis_of(
         selection=selection.notes,
         budget_spent=choice.spending.spent,
         cost=choice.spending.cost,
+        added=_added(subject.prepared.groups.cost, selection.widths),
         calibration=None if choice.calibration is None else choice.calibration.trials(),
         rigid=subject.prepared.rigid,
         base_loss=proposals.base,
@@ -104,6 +106,17 @@ def analysis_of(
         plan.predicted_change or 0.0, realised, plan.epsilon,
     )  # fmt: skip
     return Analysis(replace(plan, realised_change=realised, notes={"analysis": report.notes()}), report)
+
+
+def _added(cost: CostModel, widths: Mapping[str, int]) -> dict[str, AddedCost]:
+    """What the growth of each group costs if no other group grows."""
+    parameters, macs = cost.parameters(), cost.macs()
+    return {
+        name: AddedCost(
+            int(cost.parameters({name: width}) - parameters), int(cost.macs({name: width}) - macs)
+        )
+        for name, width in widths.items()
+    }
 
 
 @contextmanager

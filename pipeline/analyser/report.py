@@ -12,7 +12,20 @@ from growpipe.analyser.choice.line_search import LineSearch
 from growpipe.analyser.spectra.spectra import AnalysisStage, GroupReport
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 
-__all__ = ["Analysis", "AnalysisReport"]
+__all__ = ["AddedCost", "Analysis", "AnalysisReport"]
+
+
+@dataclass(frozen=True)
+class AddedCost:
+    """What the growth of one group costs if no other group grows.
+
+    Attributes:
+        parameters: the parameters more.
+        macs: the multiply-accumulates more, per sample.
+    """
+
+    parameters: int
+    macs: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class AnalysisReport:
         selection: why the selection ended, and which least widths took splits that promise nothing.
         budget_spent: whether the budget leaves room for no more.
         cost: the cost of the grown network in the unit of the budget's own cost; None if it has none.
+        added: by group that grows what its growth alone costs.
         calibration: by group its trials by itself; None if groups are ranked by prediction.
         rigid: by group why ``forward`` cannot grow it.
         base_loss: the mean loss of the module on the trial samples.
@@ -48,6 +62,7 @@ class AnalysisReport:
     selection: str
     budget_spent: bool
     cost: float | None
+    added: Mapping[str, AddedCost]
     calibration: Mapping[str, GroupTrial] | None
     rigid: Mapping[str, str]
     base_loss: float

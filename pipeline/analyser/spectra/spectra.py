@@ -61,6 +61,8 @@ class GroupReport:
         dimension: d, the displaced entries per channel.
         lowest: the least λ−.
         highest: the greatest λ+.
+        low: λ− of every channel, to four digits.
+        high: λ+ of every channel, to four digits.
         standard_error: the median standard error of its eigenvalues.
         splits: by name of the optimal split the number of channels that split so.
     """
@@ -69,6 +71,8 @@ class GroupReport:
     dimension: int
     lowest: float
     highest: float
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     standard_error: float
     splits: Mapping[str, int]
 
@@ -132,9 +136,16 @@ class Spectra:
             dimension=int(self.directions.minus[name].shape[1]),
             lowest=float(self.low[name].min()),
             highest=float(self.high[name].max()),
+            low=_shown(self.low[name]),
+            high=_shown(self.high[name]),
             standard_error=float(np.median(errors)),
             splits={split: count for split, count in counts.items() if count},
         )
+
+
+def _shown(values: FloatArray) -> tuple[float, ...]:
+    """Eigenvalues for people: a plan of thousands of channels stays small."""
+    return tuple(float(f"{value:.4g}") for value in values)
 
 
 @dataclass(frozen=True, eq=False)

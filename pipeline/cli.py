@@ -18,6 +18,7 @@ SECTIONS = {
         "inspect": "growpipe.commands.inspect:inspect",
         "plan": "growpipe.commands.plan:plan",
         "grow": "growpipe.commands.grow:grow",
+        "diff": "growpipe.commands.diff:diff",
         "check": "growpipe.commands.check:check",
         "deploy": "growpipe.commands.deploy:deploy",
     },

@@ -29,15 +29,16 @@ ALLOWED = {
     "parallel": "data environment graph_ops progress seeding",
     "torch_module": "data graph_ops user_code",
     "signals": "",
+    "pages": "graph_ops printing",
     "training": "data environment graph_ops parallel progress seeding torch_module user_code validation",
     "checks": "environment graph_ops printing suggestions torch_module user_code validation",
     "testing": "checks graph_ops torch_module",
     "budgets": "checks environment graph_ops parallel progress suggestions torch_module",
     "analyser": "budgets data environment graph_ops parallel progress seeding suggestions torch_module "
     "user_code validation",
-    "run": "analyser budgets checks data environment graph_ops models parallel printing progress seeding "
-    "suggestions torch_module training user_code validation",
-    "commands": "checks environment graph_ops parallel printing run suggestions",
+    "run": "analyser budgets checks data environment graph_ops models pages parallel printing progress "
+    "seeding suggestions torch_module training user_code validation",
+    "commands": "checks environment graph_ops pages parallel printing run suggestions",
     "cli": "environment graph_ops printing signals",
     "__main__": "cli",
     "": "analyser budgets checks data environment graph_ops torch_module",  # growpipe/__init__.py, lazily
@@ -51,7 +52,7 @@ ORDER = {
     "checks": "measure policy child report baseline input_sets equivalence context registry request "
     "same_defect runner areas formats",
     "run": "locate lock recipe store task recipe_limits facts announce rehearsal stages leftovers verdict "
-    "summary picture finish family_picture family_finish family loop",
+    "summary picture story finish family_picture family_finish family loop",
 }
 
 LONGEST_MODULE = 420

@@ -205,6 +205,7 @@ def _report(folder: Path) -> None:
     from growpipe.cli import cli
 
     cli.main(["report", str(folder / "run")], standalone_mode=False)
+    cli.main(["report", str(folder / "run"), "--html", str(folder / "page.html")], standalone_mode=False)
 
 
 def _locked(folder: Path) -> None:

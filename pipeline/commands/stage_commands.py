@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from growpipe.commands.output import print_json, tell
 from growpipe.environment import is_follower, require_installed, resolve_device
+from growpipe.graph_ops.errors import UsageError
 from growpipe.run.locate import RUN_FILE, read_recipe, require_run
 from growpipe.run.lock import hold
+
+if TYPE_CHECKING:
+    from growpipe.run.facts import FinalFacts
+    from growpipe.run.store import Run
 
 __all__ = ["analyse", "check_round", "export", "report", "rewrite", "train"]
 
@@ -118,19 +124,36 @@ def check_round(directory: Path, number: int | None) -> None:
 @click.command()
 @_directory
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def report(directory: Path, as_json: bool) -> None:
-    """Print the summary of a run, finished or not."""
+@click.option(
+    "--html",
+    "page",
+    is_flag=False,
+    flag_value="",
+    metavar="FILE",
+    help="Write the page of the run instead; DIR/report.html if no FILE is given.",
+)
+def report(directory: Path, as_json: bool, page: str | None) -> None:
+    """Print the summary of a run, or write its page.
+
+    The run may be unfinished. The page is one HTML file that needs no network. No code that the run names is
+    imported.
+    """
+    if as_json and page is not None:
+        raise UsageError("--json prints and --html writes; give one of them")
     require_installed("torch", "train", "growpipe report")
     require_run(directory)
     from growpipe.graph_ops.files.reading import reading
-    from growpipe.run.stages.names import FINAL
+    from growpipe.run.stages.names import FINAL, PAGE
     from growpipe.run.store import Run
     from growpipe.run.summary import print_summary, rows_of, summary_document, title_of
 
     opened = Run.open(directory)
     with reading("the run", directory):  # its stages may report anything
-        rows = rows_of(opened)
         final = opened.published(FINAL)
+        if page is not None:
+            _write_page(opened, None if final is None else final.facts, Path(page or directory / PAGE))
+            return
+        rows = rows_of(opened)
         document = summary_document(opened, rows, final.facts if final else None)
         if as_json:
             print_json(document)
@@ -138,3 +161,12 @@ def report(directory: Path, as_json: bool) -> None:
         print_summary(rows, title_of(opened))
         if final is not None:
             tell(final.facts.verdict)
+
+
+def _write_page(run: Run, final: FinalFacts | None, path: Path) -> None:
+    from growpipe.graph_ops.files.atomic import write_text
+    from growpipe.pages.page import run_page
+    from growpipe.run.story import story_of
+
+    write_text(path, run_page(story_of(run, final)))
+    tell(str(path))

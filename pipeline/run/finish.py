@@ -1,4 +1,4 @@
-"""The end of a run: the final network in deploy form, the summary and the picture."""
+"""The end of a run: the final network in deploy form, the summary, the picture and the page."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from growpipe.checks.measure.compare import compare, run_model
 from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.load_save import load_model, save_model
+from growpipe.pages.page import run_page
 from growpipe.run.facts import FinalFacts
 from growpipe.run.picture import draw_run
 from growpipe.run.stages.names import (
@@ -21,6 +22,7 @@ from growpipe.run.stages.names import (
     EXPORT,
     FINAL,
     GROWTH_FORM,
+    PAGE,
     REPORT,
     RIVAL,
     SUMMARY,
@@ -29,6 +31,7 @@ from growpipe.run.stages.names import (
     previous_stage,
 )
 from growpipe.run.store import Run, StageRecord
+from growpipe.run.story import story_of
 from growpipe.run.summary import RoundRow, rows_of, summary_document, summary_markdown, title_of
 from growpipe.run.task import Task, input_names
 from growpipe.run.verdict import judge
@@ -39,7 +42,8 @@ _DEPLOY_TOLERANCE = 1e-5  # of the output's scale: fusing batch norm rounds
 
 
 def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
-    """Publish ``final``: deploy form, growth form and weights of the network that won, summary and picture.
+    """Publish ``final``: deploy form, growth form and weights of the network that won, summary, picture
+    and page.
 
     Args:
         task: the task of the run.
@@ -70,6 +74,7 @@ def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
         facts = FinalFacts(stopped, parity, verdict.deployed, verdict.words)
         write_summary(run, rows, facts, folder)
         draw_run(rows, run.path, folder / "run.png")
+        (folder / PAGE).write_text(run_page(story_of(run, facts)), encoding="utf-8")
         return facts
 
     rows = [dataclasses.asdict(row) for row in rows_of(run)]

@@ -27,6 +27,7 @@ __all__ = [
     "FINAL",
     "GROWTH_FORM",
     "OPTIMIZER",
+    "PAGE",
     "PLAN",
     "PLAN_FILES",
     "REPORT",
@@ -65,6 +66,7 @@ PLAN_FILES = (f"{PLAN}/plan.json", f"{PLAN}/plan.safetensors")
 REPORT = "report.json"
 DEPLOYED = "model.onnx"
 SUMMARY = "summary.json"
+PAGE = "report.html"
 
 
 def round_stage(number: int, stage: Stage[Facts]) -> Stage[Facts]:

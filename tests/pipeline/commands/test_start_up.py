@@ -94,5 +94,12 @@ def test_the_help_has_a_section_for_files_and_one_for_run_directories() -> None:
     for heading, place, end in zip(SECTIONS, places, [*places[1:], None], strict=True):
         listed = [line.split()[0] for line in printed[place:end].splitlines()[2:] if line.strip()]
         assert listed == list(SECTIONS[heading])
-    assert list(SECTIONS["Commands for an ONNX file"]) == ["inspect", "plan", "grow", "check", "deploy"]
+    assert list(SECTIONS["Commands for an ONNX file"]) == [
+        "inspect",
+        "plan",
+        "grow",
+        "diff",
+        "check",
+        "deploy",
+    ]
     assert "..." not in printed.split("[ARGS]...")[1]  # every command's line is whole

@@ -113,6 +113,18 @@ def test_the_final_artifacts_are_what_was_promised(undisturbed: tuple[Path, floa
     np.testing.assert_allclose(logits, growth_logits, atol=1e-5 * np.abs(growth_logits).max())
 
 
+def test_the_page_of_the_run_is_made_anew_alike(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+    folder, page = undisturbed[0], tmp_path / "page.html"
+    assert finished(growpipe("report", str(folder), "--html", str(page))) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text == (folder / "final" / "report.html").read_text(encoding="utf-8")
+    # Rounds with their groups' spectra and reasons; the rival and the control; marks for five networks.
+    assert text.count('class="spectrum"') == 8
+    assert text.count('class="split"') == 2
+    assert text.count('role="img" aria-label="round') == 3
+    assert len(text) < 200_000
+
+
 def test_every_round_is_accounted_for(undisturbed: tuple[Path, float]) -> None:
     folder = undisturbed[0]
     rows = json.loads((folder / "final" / "summary.json").read_text())["rows"]

@@ -82,9 +82,11 @@ def networks_chart(story: RunStory) -> Markup:
             text(bound - 6, _TOP + 12, "budget", "tick", "end"),
         ]
     places = [(frame.x(s), frame.y(_quality(n, by_accuracy))) for s, n in zip(sizes, networks, strict=True)]
-    grown = [place for place, n in zip(places, networks, strict=True) if n.kind in ("seed", "grown")]
-    if len(grown) > 1:
-        parts.append(tag("polyline", points=_points(grown), class_="line kind-grown", aria_hidden="true"))
+    for kinds in (("grown", "seed"), ("family",)):
+        joined = [place for place, n in zip(places, networks, strict=True) if n.kind in kinds]
+        if len(joined) > 1:
+            line = tag("polyline", points=_points(joined), class_=f"line kind-{kinds[0]}", aria_hidden="true")
+            parts.append(line)
     for network, place in zip(networks, places, strict=True):
         parts.append(_mark(network, place, frame.y if by_accuracy else None, len(networks) <= _MOST_LABELLED))
     return _chart("Quality of every network over its size", *parts)
@@ -170,7 +172,7 @@ def told(network: Network) -> str:
 
 def curves_chart(curves: Sequence[Curve]) -> Markup:
     """Validation loss over epochs; a vertical line where the network grew."""
-    epochs = max((len(curve.validation_loss) for curve in curves), default=0)
+    epochs = max((curve.start + len(curve.validation_loss) for curve in curves), default=0)
     judged = [loss for curve in curves for loss in curve.validation_loss if loss > 0]
     # A training loss that tends to zero would flatten all that matters.
     least = min(judged, default=1.0) / _BELOW
@@ -194,7 +196,7 @@ def curves_chart(curves: Sequence[Curve]) -> Markup:
 def _line(curve: Curve, losses: Sequence[float], class_: str, frame: _Frame) -> Iterator[Markup]:
     """A curve begins anew at each split: the network is another one."""
     for start, piece in _pieces(losses, curve.splits):
-        places = [(frame.x(start + i + 1), frame.y(loss)) for i, loss in enumerate(piece)]
+        places = [(frame.x(curve.start + start + i + 1), frame.y(loss)) for i, loss in enumerate(piece)]
         thin = places[:: math.ceil(len(places) / _MOST_VERTICES)]
         line = _points([*thin, places[-1]] if thin[-1] != places[-1] else thin)
         yield tag("polyline", points=line, class_=f"{class_} kind-{curve.kind}")
@@ -219,11 +221,10 @@ def _pieces(losses: Sequence[float], splits: Sequence[int]) -> Iterator[tuple[in
 
 def _at(curves: Sequence[Curve], epoch: int) -> Iterator[str]:
     for curve in curves:
-        if epoch <= len(curve.validation_loss):
-            training = (
-                f", training {curve.train_loss[epoch - 1]:.3g}" if epoch <= len(curve.train_loss) else ""
-            )
-            yield f"{curve.name}: validation {curve.validation_loss[epoch - 1]:.3g}{training}"
+        own = epoch - curve.start
+        if 0 < own <= len(curve.validation_loss):
+            training = f", training {curve.train_loss[own - 1]:.3g}" if own <= len(curve.train_loss) else ""
+            yield f"{curve.name}: validation {curve.validation_loss[own - 1]:.3g}{training}"
 
 
 def spectrum_chart(growth: GroupGrowth) -> Markup:

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 Kind = Literal["seed", "grown", "rival", "control", "family"]
-"""What a network of a run is; each kind has a colour and a mark of its own."""
+"""What a network of a run is, ``family`` for a branch of a family; each kind has its colour and its mark."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class Curve:
         validation_loss: after each epoch.
         train_loss: of each epoch.
         splits: after how many epochs the network grew.
+        start: after how many epochs of the grown network the training began.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Curve:
     validation_loss: tuple[float, ...]
     train_loss: tuple[float, ...]
     splits: tuple[int, ...] = ()
+    start: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.run.facts import FinalFacts, MemberFacts
 from growpipe.run.family_picture import draw_family
-from growpipe.run.finish import write_deployed, write_summary
+from growpipe.run.finish import write_deployed, write_page, write_summary
 from growpipe.run.stages.names import (
     BRANCH,
     CHECK,
@@ -36,7 +36,8 @@ _RIVAL = ".rival.onnx"  # of a member, while its latency is measured
 
 
 def finish_family(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
-    """Publish ``final``: a folder per size with deploy form, growth form and weights; summary and picture.
+    """Publish ``final``: a folder per size with deploy form, growth form and weights; summary, picture
+    and page.
 
     Args:
         task: the task of the run.
@@ -79,6 +80,7 @@ def finish_family(task: Task, number: int, stopped: str) -> StageRecord[FinalFac
         )
         write_summary(run, rows, facts, folder)
         draw_family(facts.members, folder / "run.png")
+        write_page(run, facts, folder)
         return facts
 
     config = {

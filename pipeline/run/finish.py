@@ -36,7 +36,7 @@ from growpipe.run.summary import RoundRow, rows_of, summary_document, summary_ma
 from growpipe.run.task import Task, input_names
 from growpipe.run.verdict import judge
 
-__all__ = ["finish", "write_deployed", "write_summary"]
+__all__ = ["finish", "write_deployed", "write_page", "write_summary"]
 
 _DEPLOY_TOLERANCE = 1e-5  # of the output's scale: fusing batch norm rounds
 
@@ -74,7 +74,7 @@ def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
         facts = FinalFacts(stopped, parity, verdict.deployed, verdict.words)
         write_summary(run, rows, facts, folder)
         draw_run(rows, run.path, folder / "run.png")
-        (folder / PAGE).write_text(run_page(story_of(run, facts)), encoding="utf-8")
+        write_page(run, facts, folder)
         return facts
 
     rows = [dataclasses.asdict(row) for row in rows_of(run)]
@@ -116,3 +116,8 @@ def write_summary(run: Run, rows: Sequence[RoundRow], facts: FinalFacts, folder:
     document = json.dumps(summary_document(run, rows, facts), indent=1) + "\n"
     (folder / SUMMARY).write_text(document, encoding="utf-8")
     (folder / "summary.md").write_text(summary_markdown(rows, title_of(run), facts), encoding="utf-8")
+
+
+def write_page(run: Run, facts: FinalFacts, folder: Path) -> None:
+    """Write ``report.html`` into a folder."""
+    (folder / PAGE).write_text(run_page(story_of(run, facts)), encoding="utf-8")

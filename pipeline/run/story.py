@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,12 +20,13 @@ from growpipe.pages.content import (
     RoundStory,
     RunStory,
 )
-from growpipe.run.facts import AnalyseFacts, CheckFacts, FinalFacts
-from growpipe.run.locate import shipped_recipes
-from growpipe.run.recipe import Recipe, load_recipe
+from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts
+from growpipe.run.recipe import Recipe
+from growpipe.run.repeat import command_of, environment_of, recipe_toml
 from growpipe.run.stages.check import PARITY_TOLERANCE
 from growpipe.run.stages.names import (
     ANALYSE,
+    BRANCH,
     CHECK,
     CONTROL,
     EXPORT,
@@ -35,12 +34,14 @@ from growpipe.run.stages.names import (
     REWRITE,
     RIVAL,
     TRAIN,
+    previous_stage,
+    rival_of_branch,
     round_stage,
 )
-from growpipe.run.store import METRICS, Run, StageRecord, read_metrics
+from growpipe.run.store import METRICS, Run, Stage, read_metrics
 from growpipe.run.summary import RoundRow, rows_of, title_of
 
-__all__ = ["recipe_toml", "story_of"]
+__all__ = ["story_of"]
 
 
 class _Document(BaseModel):
@@ -91,13 +92,6 @@ class _Plan(_Document):
     notes: _Notes = Field(default_factory=_Notes)
 
 
-class _Made(_Document):
-    """What a manifest says of how its stage was made."""
-
-    code: str = ""
-    libraries: dict[str, str] = Field(default_factory=dict)
-
-
 def story_of(run: Run, final: FinalFacts | None) -> RunStory:
     """The story of a run, finished or not.
 
@@ -111,18 +105,19 @@ def story_of(run: Run, final: FinalFacts | None) -> RunStory:
     rows = rows_of(run)
     verdict = "The run is not finished." if final is None else _sentence(final.verdict)
     size, limit = _size(run.recipe, rows)
+    networks = tuple(_networks(run, rows, final))
     return RunStory(
         title=title_of(run),
         verdict=verdict,
         stopped="the run is not finished" if final is None else final.stopped,
-        networks=tuple(_networks(run, rows, None if final is None else final.deployed)),
+        networks=networks,
         size=size,
         limit=limit,
         rounds=tuple(_rounds(run)),
-        curves=tuple(_curves(run)),
+        curves=tuple(_curves(run, networks)),
         checks=tuple(_checks(run, final)),
-        environment=tuple(_environment(run)),
-        command=_command(run),
+        environment=tuple(environment_of(run)),
+        command=command_of(run),
         recipe=recipe_toml(run.recipe),
     )
 
@@ -133,7 +128,9 @@ def _sentence(words: str) -> str:
 
 def _size(recipe: Recipe, rows: list[RoundRow]) -> tuple[str, float | None]:
     """What networks are compared by, and its limit."""
-    budget = recipe.budget
+    budget, family = recipe.budget, recipe.family
+    if family is not None:
+        return ("MACs" if family.measure == "macs" else "parameters"), None
     unit = next((row.unit for row in rows if row.unit and row.cost is not None), "")
     if unit and all(row.cost is not None for row in rows):
         return unit, budget.milliseconds or (None if budget.table is None else budget.table.limit)
@@ -145,61 +142,81 @@ def _size(recipe: Recipe, rows: list[RoundRow]) -> tuple[str, float | None]:
 # The networks.
 
 
-def _networks(run: Run, rows: list[RoundRow], deployed: str | None) -> Iterator[Network]:
-    names = [name for name in (row.name for row in rows) if name.startswith("round ")]
-    ships = names[-1] if deployed == "grown" and names else deployed
+def _networks(run: Run, rows: list[RoundRow], final: FinalFacts | None) -> Iterator[Network]:
+    ships = _shipped(rows, final)
     for row in rows:
-        widths, accuracy, milliseconds = _measured(run, row)
+        kind, number = _kind_of(row.name)
+        facts = _judged(run, kind, number)
         yield Network(
             name=row.name,
-            kind=_kind(row.name),
-            widths=widths,
+            kind=kind,
+            widths=facts[0],
             parameters=row.parameters,
             macs=row.macs,
             epochs=row.epochs,
             training_macs=row.training_macs,
-            accuracy=accuracy,
+            accuracy=None if facts[1] is None else Measured(facts[1].value, facts[1].low, facts[1].high),
             validation_loss=row.validation_loss,
-            milliseconds=milliseconds,
+            milliseconds=_milliseconds(run, kind, number, final),
             cost=row.cost,
             unit=row.unit if row.cost is not None else "",
-            deployed=row.name == ships,
+            deployed=row.name in ships,
         )
 
 
-def _kind(name: str) -> Kind:
-    kinds: Mapping[str, Kind] = {"round 0": "seed", "rival": "rival", "control": "control"}
-    return kinds.get(name, "grown")
+def _shipped(rows: list[RoundRow], final: FinalFacts | None) -> set[str]:
+    """The names of the networks that are deployed."""
+    if final is None:
+        return set()
+    if final.members:
+        return {f"{'rival' if m.deployed == 'rival' else 'branch'} {m.number}" for m in final.members}
+    rounds = [row.name for row in rows if row.name.startswith("round ")]
+    return {rounds[-1] if final.deployed == "grown" and rounds else final.deployed}
 
 
-def _measured(run: Run, row: RoundRow) -> tuple[Mapping[str, int], Measured | None, float | None]:
-    """The widths of a network by group, its accuracy with the interval, and its latency."""
-    stage = {"rival": RIVAL, "control": CONTROL}.get(row.name)
-    if stage is not None:
-        control = run.published(stage)
-        assert control is not None  # it has a row
-        return control.facts.size.widths, _interval(control.facts.test_accuracy), None
-    number = int(row.name.removeprefix("round "))
-    exported, checked = run.published(round_stage(number, EXPORT)), run.published(round_stage(number, CHECK))
-    assert exported is not None  # it has a row
-    assert checked is not None
-    return (
-        exported.facts.size.widths,
-        _interval(checked.facts.test_accuracy),
-        _milliseconds(run, number, checked),
-    )
+def _kind_of(name: str) -> tuple[Kind, int | None]:
+    """What a row is, and of which round."""
+    word, _, number = name.partition(" ")
+    kinds: Mapping[str, Kind] = {"round": "grown", "branch": "family", "rival": "rival", "control": "control"}
+    kind = "seed" if name == "round 0" else kinds[word]
+    return kind, int(number) if number else None
 
 
-def _interval(accuracy: Accuracy | None) -> Measured | None:
-    return None if accuracy is None else Measured(accuracy.value, accuracy.low, accuracy.high)
+def _beside(kind: Kind, number: int | None) -> Stage[JudgedFacts]:
+    """The stage of a network that stands beside the rounds."""
+    if kind == "control":
+        return CONTROL
+    if kind == "family" and number is not None:
+        return round_stage(number, BRANCH)
+    return RIVAL if number is None else rival_of_branch(number)
 
 
-def _milliseconds(run: Run, number: int, checked: StageRecord[CheckFacts]) -> float | None:
-    """The latency of a round's network, as it was measured beside its child's or its parent's."""
-    if checked.facts.split is not None:
-        return checked.facts.split.latency.reference_ms
-    before = run.published(round_stage(number - 1, CHECK)) if number else None
-    return before.facts.split.latency.candidate_ms if before and before.facts.split else None
+def _judged(run: Run, kind: Kind, number: int | None) -> tuple[Mapping[str, int], Accuracy | None]:
+    """The widths of a network by group, and its accuracy; it has a row, so its stages are there."""
+    if kind in ("seed", "grown"):
+        at = number or 0
+        size = previous_stage(run, at, EXPORT).facts.size
+        return size.widths, previous_stage(run, at, CHECK).facts.test_accuracy
+    judged = run.published(_beside(kind, number))
+    assert judged is not None
+    return judged.facts.size.widths, judged.facts.test_accuracy
+
+
+def _milliseconds(run: Run, kind: Kind, number: int | None, final: FinalFacts | None) -> float | None:
+    """The latency of a network, as it was measured beside another one; None if it was not."""
+    if kind in ("seed", "grown"):
+        at = number or 0
+        own = previous_stage(run, at, CHECK).facts.split
+        if own is not None:
+            return own.latency.reference_ms
+        before = previous_stage(run, at - 1, CHECK).facts.split if at else None
+        return None if before is None else before.latency.candidate_ms
+    for member in () if final is None else final.members:
+        if member.number == number:
+            if kind == "rival":
+                return None if member.rival_latency is None else member.rival_latency.candidate_ms
+            return member.latency.candidate_ms if member.deployed == "grown" else None
+    return None
 
 
 # The rounds.
@@ -265,28 +282,27 @@ def _round(run: Run, number: int, facts: AnalyseFacts, plan: _Plan) -> RoundStor
 # Training.
 
 
-def _curves(run: Run) -> Iterator[Curve]:
+def _curves(run: Run, networks: Iterable[Network]) -> Iterator[Curve]:
     validation: list[float] = []
     training: list[float] = []
     splits: list[int] = []
-    number = 0
-    while run.published(round_stage(number, TRAIN)) is not None:
-        if validation and run.published(round_stage(number - 1, REWRITE)) is not None:
+    ends: list[int] = []
+    while run.published(round_stage(len(ends), TRAIN)) is not None:
+        if validation and run.published(round_stage(len(ends) - 1, REWRITE)) is not None:
             splits.append(len(validation))
-        losses = _losses(run, round_stage(number, TRAIN).name)
+        losses = _losses(run, round_stage(len(ends), TRAIN).name)
         validation += losses[0]
         training += losses[1]
-        number += 1
+        ends.append(len(validation))
     if validation:
         yield Curve("grown", "grown", tuple(validation), tuple(training), tuple(splits))
-    names: tuple[tuple[str, Kind, str], ...] = (
-        ("rival", "rival", RIVAL.name),
-        ("control", "control", CONTROL.name),
-    )
-    for name, kind, stage in names:
-        found = _losses(run, stage)
-        if found[0]:
-            yield Curve(name, kind, tuple(found[0]), tuple(found[1]))
+    for network in networks:
+        kind, number = _kind_of(network.name)
+        if kind not in ("seed", "grown"):
+            found = _losses(run, _beside(kind, number).name)
+            start = ends[number] if kind == "family" and number is not None else 0
+            if found[0]:
+                yield Curve(network.name, kind, tuple(found[0]), tuple(found[1]), start=start)
 
 
 def _losses(run: Run, stage: str) -> tuple[list[float], list[float]]:
@@ -327,74 +343,9 @@ def _checks(run: Run, final: FinalFacts | None) -> Iterator[CheckLine]:
             told = f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]"
             yield CheckLine(child, "latency of the child over its parent", told)
         number += 1
+    for member in () if final is None else final.members:
+        latency = member.latency
+        told = f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]"
+        yield CheckLine(member.folder, "latency of the deployed network over the smallest one", told)
     if final is not None:
         yield CheckLine("deployed", "deploy form against growth form", f"{final.deploy_parity:.1e}", "≤ 1e-5")
-
-
-# How to repeat it.
-
-
-def _environment(run: Run) -> Iterator[tuple[str, str]]:
-    yield "seed", str(run.seed)
-    yield "device", run.device
-    made = _made(run)
-    yield "growpipe", made.code or "not known"
-    yield from made.libraries.items()
-    number = 0
-    while (checked := run.published(round_stage(number, CHECK))) is not None:
-        if checked.facts.split is not None:
-            latency = checked.facts.split.latency
-            yield (
-                "latency",
-                f"{latency.threads} thread{'s' * (latency.threads != 1)}, {latency.clock} clock, batch 1",
-            )
-            return
-        number += 1
-
-
-def _made(run: Run) -> _Made:
-    file = run.path / round_stage(0, TRAIN).name / "manifest.json"
-    with reading("the manifest", file):
-        try:
-            return validated(_Made, read_json(file, "the manifest", inside=run.path))
-        except MissingFile:
-            return _Made()
-
-
-def _command(run: Run) -> str:
-    tail = f"--out DIR --seed {run.seed} --device {run.device}"
-    name = run.recipe.name  # it may be anybody's, and is read as a file only if growpipe ships it
-    if run.folder is None and name in shipped_recipes() and load_recipe(name)[0] == run.recipe:
-        return f"growpipe run {name} {tail}"
-    note = "# save the recipe below as recipe.toml, beside the files that it names"
-    return f"{note}\ngrowpipe run recipe.toml {tail}"
-
-
-def recipe_toml(recipe: Recipe) -> str:
-    """A recipe as TOML. Keys without a value are left out, and of a file of weights its folder."""
-    document = recipe.model_dump(mode="json", exclude_none=True)
-    if recipe.train.weights is not None:
-        document["train"]["weights"] = Path(recipe.train.weights).name
-    lines = [f"{_key(key)} = {_toml(value)}" for key, value in document.items() if not _is_table(recipe, key)]
-    for key, value in document.items():
-        if _is_table(recipe, key) and value:
-            lines += ["", f"[{key}]", *(f"{_key(name)} = {_toml(each)}" for name, each in value.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _is_table(recipe: Recipe, key: str) -> bool:
-    return isinstance(getattr(recipe, key), BaseModel)
-
-
-def _key(key: str) -> str:
-    plain = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if plain else json.dumps(key)
-
-
-def _toml(value: Any) -> str:
-    """A JSON value in TOML; JSON's strings, numbers, true and false are TOML's."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items()) + " }" if value else "{}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

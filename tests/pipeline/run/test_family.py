@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnxruntime import InferenceSession
 
+from growpipe.pages.page import run_page
 from growpipe.parallel.processes import ALONE
 from growpipe.run import family_finish, loop
 from growpipe.run.facts import FinalFacts
@@ -19,6 +20,7 @@ from growpipe.run.stages import check
 from growpipe.run.stages.names import ANALYSE, BRANCH, FINAL, TRAIN, previous_stage, rival_of_branch
 from growpipe.run.stages.training_cost import TRAIN_COST
 from growpipe.run.store import Run, StageRecord
+from growpipe.run.story import story_of
 from growpipe.run.summary import rows_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -63,6 +65,11 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_family_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, final = run_in(tmp_path / "run", recipe())
     facts, folder = final.facts, final.folder
+
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page == run_page(story_of(run, facts))
+    assert page.count('role="img" aria-label="branch') == 2
+    assert page.count("(deployed)") == 2 * len(facts.members)  # said, and shown
 
     # One deployed network per size, within it, and each an annealed branch or its rival.
     assert [member.folder for member in facts.members] == ["3500-macs", "6000-macs"]

@@ -15,8 +15,9 @@ from growpipe.cli import cli
 from growpipe.graph_ops.errors import UsageError
 from growpipe.run.locate import shipped_recipes
 from growpipe.run.recipe import Recipe, load_recipe, parse_recipe
+from growpipe.run.repeat import recipe_toml
 from growpipe.run.store import Run
-from growpipe.run.story import recipe_toml, story_of
+from growpipe.run.story import story_of
 
 
 @pytest.fixture

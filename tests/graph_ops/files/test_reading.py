@@ -249,6 +249,7 @@ ELSEWHERE = {
     "pipeline/data/cifar.py": "within the border",
     "pipeline/data/hdf5.py": "the answer of our own child",
     "pipeline/data/hdf5_main.py": "standard input, which the border has opened",
+    "pipeline/data/idx.py": "within the border",
     "pipeline/data/images.py": "within the border",
     "pipeline/environment.py": "growpipe's own sources",
     "pipeline/parallel/distributed.py": "messages of our own processes",

@@ -106,7 +106,7 @@ def test_a_network_trained_and_grown_elsewhere_has_the_same_weights() -> None:
     model = build("depthwise").model
     expected, loss = stages(copy.deepcopy(model), "cpu")
     with other_device() as device:
-        weights, there = stages(model, str(device))
+        weights, there = stages(copy.deepcopy(model), str(device))
     assert there == pytest.approx(loss, rel=1e-6)
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-6, msg=name)

@@ -60,7 +60,6 @@ class Activation:
     value: Callable[[Tensor], Tensor]
     first: Callable[[Tensor], Tensor]
     second: Callable[[Tensor, Surrogate], Tensor]
-    kinked: bool
     both: Callable[[Tensor, Tensor, bool], tuple[Tensor | None, Tensor]] | None = None
 
     def bend(
@@ -124,7 +123,7 @@ def _kinks(
         terms += [_times(surrogate.spike(u - where if where else u), jump) for where, jump in kinks if jump]
         return functools.reduce(Tensor.add_, terms) if terms else torch.zeros_like(u)
 
-    return Activation(value, first, second, True)
+    return Activation(value, first, second)
 
 
 def _times(u: Tensor, factor: float) -> Tensor:
@@ -195,17 +194,16 @@ def _tanh_gelu_second(u: Tensor, _: Surrogate) -> Tensor:
     return (1 - t * t) * (slope + 0.5 * u * (bend - 2 * t * slope * slope))
 
 
-SILU = Activation(torch.nn.functional.silu, _silu_first, _silu_second, False, _silu_both)
-SIGMOID = Activation(torch.sigmoid, _sigmoid_first, _sigmoid_second, False)
-TANH = Activation(torch.tanh, lambda u: 1 - torch.tanh(u) ** 2, _tanh_second, False)
+SILU = Activation(torch.nn.functional.silu, _silu_first, _silu_second, _silu_both)
+SIGMOID = Activation(torch.sigmoid, _sigmoid_first, _sigmoid_second)
+TANH = Activation(torch.tanh, lambda u: 1 - torch.tanh(u) ** 2, _tanh_second)
 GELU = Activation(
     torch.nn.functional.gelu,
     lambda u: 0.5 * (1 + torch.erf(u / math.sqrt(2.0))) + u * _density(u),
     lambda u, _: (2 - u * u) * _density(u),
-    False,
 )
 TANH_GELU = Activation(
-    lambda u: torch.nn.functional.gelu(u, approximate="tanh"), _tanh_gelu_first, _tanh_gelu_second, False
+    lambda u: torch.nn.functional.gelu(u, approximate="tanh"), _tanh_gelu_first, _tanh_gelu_second
 )
 RELU = _kinks(torch.relu, _step, (0.0, 1.0))
 HARDSWISH = _kinks(
@@ -258,7 +256,7 @@ class _Prelu(Function):
         u, first, slope = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return g * first, None, None
-        bend = Activation(lambda x: x, lambda x: x, lambda x, s: (1 - slope) * s.spike(x), True)
+        bend = Activation(lambda x: x, lambda x: x, lambda x, s: (1 - slope) * s.spike(x))
         return _Slope.apply(g, u, first, bend, ctx.surrogate), None, None
 
 

@@ -224,15 +224,9 @@ def outcomes(work: Path, journal: Path, kills: int) -> list[Outcome]:
     code = record.code_hash()
     done = {outcome.trial: outcome for outcome in _entries(journal) if outcome.code == code}
     runs = Runs(work)
-    reference = work / "undisturbed"
-    shutil.rmtree(reference, ignore_errors=True)
-    started = time.monotonic()
-    fault = runs.end(reference)
-    if fault:
-        raise CheckFailed(f"the undisturbed run is no reference: {fault}")
-    seconds = time.monotonic() - started
+    reference = work / f"undisturbed-{code}"
+    seconds, renames = undisturbed(runs, reference)
     wanted = contents(reference)
-    renames = int(Path(f"{reference}.renames").read_text())
     for trial in _trials(renames, lambda: kills - _count(done.values(), "at random")):
         if trial in done:
             continue
@@ -250,6 +244,21 @@ def outcomes(work: Path, journal: Path, kills: int) -> list[Outcome]:
         if not fault:
             shutil.rmtree(run)
     return list(done.values())
+
+
+def undisturbed(runs: Runs, run: Path) -> tuple[float, int]:
+    """The seconds and the renames of the run that nobody kills; it is made if it is not there."""
+    facts = Path(f"{run}.json")
+    if not facts.exists():
+        shutil.rmtree(run, ignore_errors=True)
+        started = time.monotonic()
+        fault = runs.end(run)
+        if fault:
+            raise CheckFailed(f"the undisturbed run is no reference: {fault}")
+        seconds = time.monotonic() - started
+        facts.write_text(json.dumps([seconds, int(Path(f"{run}.renames").read_text())]))
+    seconds, renames = json.loads(facts.read_text())
+    return seconds, renames
 
 
 def _trials(renames: int, left: Callable[[], int]) -> Iterator[Trial]:

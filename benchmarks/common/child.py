@@ -11,7 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.common.processor_time import processor_seconds
+
 __all__ = ["Ended", "limit_memory", "run_child"]
+
+_PATIENCE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,8 @@ def run_child(
 
     Args:
         command: the program and its arguments.
-        seconds: the time it may take.
+        seconds: the processor time that it and its children may take, so that a busy machine ends nothing;
+            and a `_PATIENCE`-th of the time that it may take at all.
         megabytes: the address space each of its processes may take.
         folder: where it runs.
         environment: variables beside those of this process.
@@ -88,12 +93,16 @@ def run_child(
         preexec_fn=limit_memory(megabytes),
     )
     timed_out = False
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        timed_out = True
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
+    ticks = 0  # a second that this process is stopped does not count
+    while True:
+        try:
+            out, err = process.communicate(timeout=1.0)
+            break
+        except subprocess.TimeoutExpired:
+            ticks += 1
+            if not timed_out and (processor_seconds(process.pid) > seconds or ticks > _PATIENCE * seconds):
+                timed_out = True
+                os.killpg(process.pid, signal.SIGKILL)
     return Ended(
         process.returncode,
         timed_out,

@@ -200,7 +200,7 @@ def _parity(command: str, *arguments: object) -> Ended:
 
 def _how(ended: Ended) -> str:
     if ended.timed_out:
-        return f"no end after {SECONDS:.0f} s"
+        return f"no end after {SECONDS:.0f} s of processor time"
     if ended.signal:
         return f"ended by {ended.signal}"
     return f"exit {ended.code}: {ended.last_line[:400]}"

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.common import batches
 from benchmarks.common.batches import read_journal, run_batches
+from benchmarks.common.child import run_child
 
 PROGRAM = """
 import json, os, signal, sys, time
@@ -70,3 +71,14 @@ def test_the_journal_goes_on_over_revisions_and_repeats_what_failed(run, monkeyp
     assert faults(entries) == {}
     assert [entry["code"] for entry in entries] == ["old", "old", "new", "old", "new", "new"]
     assert read_journal(tmp_path / "journal.jsonl") == {entry["number"]: entry for entry in entries}
+
+
+def test_a_command_is_ended_after_its_processor_time_and_not_while_it_waits():
+    waits = run_child(
+        [sys.executable, "-c", "import time; time.sleep(2.5); print('done')"], seconds=1, megabytes=4096
+    )
+    assert (waits.code, waits.stdout, waits.timed_out) == (0, "done\n", False)
+    computes = run_child([sys.executable, "-c", "while True: pass"], seconds=0.5, megabytes=4096)
+    assert computes.timed_out
+    assert computes.signal is None
+    assert computes.code == -9

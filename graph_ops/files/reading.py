@@ -42,13 +42,17 @@ _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+_MOST_TEXT = 1000
+"""Characters of a message about a file."""
+
+
 class MissingFile(UsageError):
     """There is no file of that name."""
 
 
 @contextlib.contextmanager
 def reading(what: str, path: Place, *, error: type[GrowpipeError] = UsageError) -> Iterator[None]:
-    """Turn whatever is raised inside into one line that names the file.
+    """Turn whatever is raised inside into one line of bounded length that names the file.
 
     Args:
         what: the kind of file, for the message, such as ``"the policy"``.
@@ -63,9 +67,10 @@ def reading(what: str, path: Place, *, error: type[GrowpipeError] = UsageError) 
     try:
         yield
     except GrowpipeError as fault:
-        if place in str(fault):
-            raise
-        raise type(fault)(f"{what} {place} cannot be read: {fault}") from None
+        text = one_line(fault, _MOST_TEXT)  # it may show what the file holds
+        if place in text:
+            raise type(fault)(text) from None
+        raise type(fault)(f"{what} {place} cannot be read: {text}") from None
     except (FileNotFoundError, NotADirectoryError) as fault:
         kind = MissingFile if error is UsageError else error
         raise kind(f"{what} {place} cannot be read: {_reason(fault)}") from None

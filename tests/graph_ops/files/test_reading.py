@@ -116,6 +116,18 @@ def test_an_error_of_ours_keeps_its_class_and_gets_the_files_name() -> None:
         raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize(
+    "text", ["x" * 10**6, "it is wrong at 'a\nb\x1b[31m'", "a.json is wrong: " + "y" * 10**6]
+)
+def test_a_message_that_shows_what_the_file_holds_is_one_line_of_bounded_length(text: str) -> None:
+    with pytest.raises(UsageError) as told, reading("the plan", "a.json"):
+        raise UsageError(text)
+    line = str(told.value)
+    assert line.startswith(("the plan a.json cannot be read: ", "a.json is wrong: "))
+    assert len(line) < 1100
+    assert line.isprintable()
+
+
 DEEP = 100_000
 
 

@@ -30,6 +30,13 @@ class _Group(_Part):
     predicted_change: float | None
 
 
+class _ModuleSize(_Part):
+    module: str
+    attribute: str
+    dim: Any
+    times: Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class PlanDocument(_Part):
     """What ``plan.json`` holds; the fields are those of `growpipe.graph_ops.plan.split_plan.SplitPlan`.
 
@@ -52,3 +59,4 @@ class PlanDocument(_Part):
     widths: dict[str, Size]
     layouts: dict[str, list[_Axis]]
     notes: dict[str, Any]
+    module_sizes: list[_ModuleSize] = []

@@ -29,6 +29,7 @@ from growpipe.graph_ops.files.reading import MissingFile, reading
 from growpipe.graph_ops.files.tensors import read_tensors
 from growpipe.graph_ops.hashes import hash_contents, hash_parameters
 from growpipe.graph_ops.plan.grow_tensor import Displacement, grow_tensor
+from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.graph_ops.plan.plan_document import PlanDocument
 
 __all__ = ["GroupSplit", "SplitPlan", "hash_parameters", "plan_files"]
@@ -122,6 +123,8 @@ class SplitPlan:
         realised_change: change of loss at the plan's ε, measured on samples that the analysis did not see;
             None if it was not measured.
         notes: further facts about how the plan was made, as JSON values.
+        module_sizes: the integers that a torch module keeps beside its parameters and that follow the widths,
+            beyond those of torch's own modules.
     """
 
     groups: tuple[GroupSplit, ...]
@@ -136,6 +139,7 @@ class SplitPlan:
     predicted_change: float | None = None
     realised_change: float | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    module_sizes: tuple[ModuleSize, ...] = ()
 
     def __post_init__(self) -> None:
         names = [group.group for group in self.groups]
@@ -287,12 +291,9 @@ class SplitPlan:
                     "predicted_change": group.predicted_change,
                 }
             )
-        widths = {
-            atom.name: atom.size
-            for layout in self.layouts.values()
-            for axis in layout.axes
-            for atom in atoms_of(axis.dim)
-        }
+        dims = [axis.dim for layout in self.layouts.values() for axis in layout.axes]
+        dims += [size.dim for size in self.module_sizes]
+        widths = {atom.name: atom.size for dim in dims for atom in atoms_of(dim)}
         document = {
             "format_version": FORMAT_VERSION,
             "scheme": self.scheme,
@@ -312,6 +313,11 @@ class SplitPlan:
             },
             "notes": dict(self.notes),
         }
+        if self.module_sizes:
+            document["module_sizes"] = [
+                {"module": s.module, "attribute": s.attribute, "dim": dim_to_json(s.dim), "times": s.times}
+                for s in self.module_sizes
+            ]
         return document, {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
@@ -336,7 +342,7 @@ def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> Spl
     for entry in document.groups:
         if len(tensor(f"{entry.group}/source", np.int64)) != entry.grown_width:
             raise UsageError(f"group {entry.group!r} does not grow to its {entry.grown_width} channels")
-    facts = document.model_dump(exclude={"format_version", "groups", "layouts", "widths"})
+    facts = document.model_dump(exclude={"format_version", "groups", "layouts", "widths", "module_sizes"})
     return SplitPlan(
         groups=tuple(
             GroupSplit(
@@ -360,5 +366,9 @@ def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> Spl
             name: TensorLayout(tuple(AxisLayout(dim_from_json(a.dim, document.widths), a.role) for a in axes))
             for name, axes in document.layouts.items()
         },
+        module_sizes=tuple(
+            ModuleSize(s.module, s.attribute, dim_from_json(s.dim, document.widths), s.times)
+            for s in document.module_sizes
+        ),
         **facts,
     )

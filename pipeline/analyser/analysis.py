@@ -94,7 +94,7 @@ def analysis_of(
         cost=choice.spending.cost,
         added=_added(subject.prepared.groups.cost, selection.widths),
         calibration=None if choice.calibration is None else choice.calibration.trials(),
-        rigid=subject.prepared.rigid,
+        rigid=subject.prepared.fit.rigid,
         base_loss=proposals.base,
         epsilon=options.growth.epsilon,
         line_search=found,

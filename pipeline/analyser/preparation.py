@@ -25,8 +25,8 @@ from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageE
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.parallel.processes import Processes
 from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
+from growpipe.torch_module.module_fit import ModuleFit, fit_module
 from growpipe.torch_module.outputs import LossFunction
-from growpipe.torch_module.rigid_groups import rigid_groups
 
 __all__ = ["Prepared", "Subject", "default_memory", "device_of", "functional", "prepare"]
 
@@ -39,13 +39,13 @@ class Prepared:
         program: its exported program, with the groups that may split bound to it.
         groups: all its channel groups.
         dtype: the floating type of its parameters.
-        rigid: the groups whose length ``forward`` spells out, and where.
+        fit: which groups the module cannot follow, and which of its integers follow the others.
     """
 
     program: Program
     groups: ChannelGroups
     dtype: torch.dtype
-    rigid: Mapping[str, str]
+    fit: ModuleFit
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,18 +98,16 @@ def prepare(
         inputs = to_device(example_inputs, "cpu")
         export = export_growth_form(here, inputs)
     groups = export.groups(options.freeze)
-    rigid: dict[str, str] = {}
-    if any(group.splittable for group in groups.groups):
-        rigid = rigid_groups(here, export.graph, groups, inputs)
-    splittable = [group for group in groups.groups if group.splittable and group.name not in rigid]
+    fit = fit_module(here, export.graph, groups, inputs)
+    splittable = [group for group in groups.groups if group.splittable and group.name not in fit.rigid]
     if not splittable:
-        raise NothingToSplit(_why_nothing_splits(model, groups, rigid))
+        raise NothingToSplit(_why_nothing_splits(model, groups, fit.rigid))
     program = functional(export.program)
     aliases = _aliases(program.state_dict, groups)  # once moved, tied tensors are two
     program, state = _placed(program, model, device)
     bound = bind_groups(program, splittable, groups.layouts, aliases, options.displace)
     surrogate = Surrogate(options.surrogate_beta)
-    return Prepared(Program(program, state, bound, surrogate, aliases), groups, dtype, rigid)
+    return Prepared(Program(program, state, bound, surrogate, aliases), groups, dtype, fit)
 
 
 def _precision(model: nn.Module) -> torch.dtype:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,13 +17,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from growpipe.graph_ops.axes.dims import Dim, Product, grown_size
-from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_json
 from growpipe.graph_ops.files.reading import reading
+from growpipe.graph_ops.plan.module_size import ModuleSize, sizes_of_groups
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors, wrapped_in
+from growpipe.torch_module.integers import changed_integers, get_integer, set_integers
+from growpipe.torch_module.layer_sizes import grown_layer_sizes, layer_sizes
 from growpipe.torch_module.optimizer_state import carry_optimizer_state
 from growpipe.torch_module.outputs import to_numpy, to_torch
 from growpipe.torch_module.state_file import read_state
@@ -36,23 +36,15 @@ Module = TypeVar("Module", bound=nn.Module)
 SIZES_KEY = "growpipe.module_sizes"
 """The metadata key of files that `save_grown` wrote."""
 
-_SIZES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
-    nn.Linear: ("in_features", "out_features"),
-    nn.modules.batchnorm._NormBase: ("num_features",),
-    nn.GroupNorm: ("num_groups", "num_channels"),
-    nn.PReLU: ("num_parameters",),
-    nn.Embedding: ("num_embeddings", "embedding_dim"),
-}
-"""The sizes a torch module keeps beside its parameters."""
-
 
 def grow(model: Module, plan: SplitPlan, optimizer: torch.optim.Optimizer | None = None) -> Module:
     """The grown network: same class, wider, sharing nothing with ``model``.
 
     Args:
         model: the module the plan was made for. It is not changed.
-        plan: the split plan.
+        plan: the split plan. Beside the sizes of torch's own layers, the integers in its ``module_sizes``
+            change, each of one module. A configuration that modules share is never changed: a module whose
+            ``config.…`` has to change gets a copy of its own.
         optimizer: an optimizer of ``model``'s parameters. It is changed in place: it holds the grown
             parameters afterwards, with its state carried along (see `carry_optimizer_state`).
 
@@ -99,9 +91,41 @@ def grow_into(grown: Module, model: nn.Module, plan: SplitPlan) -> Module:
         grown, {name: to_torch(plan.grow_parameter(name, to_numpy(tensors[name]))) for name in plan.layouts}
     )
     for path, module in model.named_modules():
-        sizes = _grown_sizes(path, module, layouts, plan.widths)
-        _set_sizes(grown.get_submodule(path), {**_sizes(module), **sizes})
+        sizes = grown_layer_sizes(path, module, layouts, plan.widths)
+        _set_layer_sizes(grown.get_submodule(path), {**layer_sizes(module), **sizes})
+    set_module_sizes(grown, model, plan.module_sizes, plan.widths)
     return grown
+
+
+def set_module_sizes(
+    grown: nn.Module, model: nn.Module, sizes: Iterable[ModuleSize], widths: Mapping[str, int]
+) -> None:
+    """Give ``grown`` the integers of ``model``, those of ``sizes`` as they are at these widths of groups.
+
+    Args:
+        grown: a deep copy of ``model``, or what growth made of one; changed in place.
+        model: the module before growth.
+        sizes: the integers that follow the widths.
+        widths: the grown width by group.
+
+    Raises:
+        UsageError: ``model`` has no such integer, or another value.
+    """
+    for path, module in grown.named_modules():
+        before = model.get_submodule(path)
+        held = {name: get_integer(before, name) for name in changed_integers(module)}
+        set_integers(module, {name: value for name, value in held.items() if value is not None})
+    for size in sizes:
+        try:
+            value = get_integer(model.get_submodule(size.module), size.attribute)
+        except AttributeError:
+            value = None
+        if value != size.size:
+            raise UsageError(
+                f"the plan was not made for this {type(model).__name__}: {size.name} is {value}, not "
+                f"{size.size}"
+            )
+        set_integers(grown.get_submodule(size.module), {size.attribute: size.grown(widths)})
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
@@ -109,8 +133,15 @@ def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
     return tensor.data_ptr(), tensor.shape
 
 
-def plan_for_module(plan: SplitPlan, model: nn.Module) -> SplitPlan:
+def plan_for_module(plan: SplitPlan, model: nn.Module, sizes: Iterable[ModuleSize] = ()) -> SplitPlan:
     """A plan that was made on the graph alone, as a plan for the module too.
+
+    Args:
+        plan: the plan.
+        model: the module that the graph was exported from.
+        sizes: the integers of ``model`` that follow the widths, as
+            `growpipe.torch_module.module_fit.fit_module` finds them; those that follow no group of the plan
+            are left out.
 
     The graph may hold constants that the exporter made, such as the unit scales of a normalisation. They grow
     with the graph and are not parameters of ``model``: the plan no longer vouches for them.
@@ -121,6 +152,7 @@ def plan_for_module(plan: SplitPlan, model: nn.Module) -> SplitPlan:
         plan,
         layouts=layouts,
         parameters_hash=hash_parameters(layouts, lambda name: to_numpy(tensors[name])),
+        module_sizes=sizes_of_groups(sizes, plan.widths),
     )
 
 
@@ -132,7 +164,10 @@ def save_grown(model: nn.Module, path: str | os.PathLike[str], **facts: str) -> 
         path: the file.
         facts: further text for the file's metadata.
     """
-    sizes = {path_: _sizes(module) for path_, module in model.named_modules() if _sizes(module)}
+    found = {
+        path_: {**layer_sizes(module), **changed_integers(module)} for path_, module in model.named_modules()
+    }
+    sizes = {path_: values for path_, values in found.items() if values}
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in named_tensors(model).items()}
     save_file(tensors, path, metadata={SIZES_KEY: json.dumps(sizes, sort_keys=True), **facts})
 
@@ -156,7 +191,10 @@ def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
         _check_fits(model, tensors, sizes)
     _replace_tensors(model, tensors)
     for module_path, values in sizes.items():
-        _set_sizes(model.get_submodule(module_path), values)
+        module = model.get_submodule(module_path)
+        layer = layer_sizes(module).keys()
+        _set_layer_sizes(module, {name: value for name, value in values.items() if name in layer})
+        set_integers(module, {name: value for name, value in values.items() if name not in layer})
     return model
 
 
@@ -174,8 +212,12 @@ def _check_fits(model: nn.Module, tensors: Mapping[str, torch.Tensor], sizes: An
             raise UsageError(f"{name!r} has {tensor.ndim} axes, not {own[name].ndim}")
     modules = dict(model.named_modules())
     for path, values in sizes.items():
-        known = _sizes(modules[path]).keys() if path in modules else set()
-        if not isinstance(values, dict) or not values.keys() <= known:
+        module = modules.get(path)
+        if (
+            module is None
+            or not isinstance(values, dict)
+            or any(name not in layer_sizes(module) and get_integer(module, name) is None for name in values)
+        ):
             raise UsageError(f"they give sizes that {path!r} does not have")
         if not all(type(value) is int and value > 0 for value in values.values()):
             raise UsageError(f"they give {path!r} a size that is not a positive number")
@@ -211,92 +253,6 @@ def _replace_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> N
             store[attribute] = replaced[id(old)]
 
 
-def _sizes(module: nn.Module) -> dict[str, int]:
-    return {
-        attribute: getattr(module, attribute)
-        for kind, attributes in _SIZES.items()
-        if isinstance(module, kind)
-        for attribute in attributes
-    }
-
-
-def _set_sizes(module: nn.Module, sizes: Mapping[str, int]) -> None:
+def _set_layer_sizes(module: nn.Module, sizes: Mapping[str, int]) -> None:
     for attribute, value in sizes.items():
         setattr(module, attribute, value)
-
-
-def _grown_sizes(
-    path: str, module: nn.Module, layouts: Mapping[str, TensorLayout], widths: Mapping[str, int]
-) -> dict[str, int]:
-    """The sizes of ``module`` once its parameters, laid out so, have grown to these widths of groups."""
-    prefix = f"{path}." if path else ""
-    own = _own_names(prefix, module)
-    touched = next((layout for name, layout in layouts.items() if name in own), None)
-    layout = _weight_layout(prefix, module, layouts) or touched
-    if layout is None:
-        return {}
-    if len(layout.axes) < 2 and isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)):
-        raise UsageError(
-            f"{path}: its weight is computed from parameters of another shape, which cannot grow"
-        )
-    dims = [axis.dim for axis in layout.axes]
-    grown = [grown_size(dim, widths) for dim in dims]
-    match module:
-        case nn.modules.conv._ConvTransposeNd():
-            groups = _grown_groups(path, module.groups, dims[0], widths)
-            return {"in_channels": grown[0], "out_channels": grown[1] * groups, "groups": groups}
-        case nn.modules.conv._ConvNd():
-            groups = _grown_groups(path, module.groups, dims[0], widths)
-            return {"in_channels": grown[1] * groups, "out_channels": grown[0], "groups": groups}
-        case nn.Linear():
-            return {"in_features": grown[1], "out_features": grown[0]}
-        case nn.modules.batchnorm._NormBase():
-            return {"num_features": grown[0]}
-        case nn.GroupNorm():
-            groups = _grown_groups(path, module.num_groups, dims[0], widths)
-            return {"num_groups": groups, "num_channels": grown[0]}
-        case nn.PReLU():
-            return {"num_parameters": grown[0]}
-        case nn.Embedding():
-            return {"num_embeddings": grown[0], "embedding_dim": grown[1]}
-    return {}
-
-
-def _weight_layout(
-    prefix: str, module: nn.Module, layouts: Mapping[str, TensorLayout]
-) -> TensorLayout | None:
-    """The layout of the module's weight, or of the parameter of its shape that the weight is computed from.
-
-    Such parameters are ``weight_orig`` under a pruning mask, ``weight_v`` or
-    ``parametrizations.weight.original1`` under weight norm, ``parametrizations.weight.original`` under other
-    parametrizations.
-    """
-    if f"{prefix}weight" in layouts:
-        return layouts[f"{prefix}weight"]
-    stems = (f"{prefix}weight_", f"{prefix}parametrizations.weight.")
-    candidates = [layout for name, layout in layouts.items() if name.startswith(stems)]
-    if not candidates:
-        return None
-    with torch.no_grad():
-        shape = tuple(module.weight.shape) if isinstance(module.weight, torch.Tensor) else None
-    return next((layout for layout in candidates if layout.shape == shape), None)
-
-
-def _own_names(prefix: str, module: nn.Module) -> set[str]:
-    return {f"{prefix}{name}" for name in (*module._parameters, *module._buffers)}
-
-
-def _grown_groups(path: str, groups: int, out_axis: Dim, widths: Mapping[str, int]) -> int:
-    """The grown ``groups`` of a module whose axis 0 is (groups x channels per group), row-major."""
-    if groups == 1:
-        return 1
-    if groups == out_axis.size:
-        return grown_size(out_axis, widths)
-    if isinstance(out_axis, Product):
-        for count in range(1, len(out_axis.factors)):
-            leading = out_axis.factors[:count]
-            if math.prod(factor.size for factor in leading) == groups:
-                return math.prod(grown_size(factor, widths) for factor in leading)
-    if grown_size(out_axis, widths) == out_axis.size:
-        return groups
-    raise UsageError(f"{path}: a plan grows across its {groups} groups; freeze that channel group")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.graph_ops.plan.data_free import net2net_plan
+from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.torch_module.export import GrowthExport
 from growpipe.torch_module.grow_module import grow, plan_for_module
 
@@ -50,7 +51,11 @@ def obstacle_to_reinitialising(model: nn.Module) -> str | None:
 
 
 def with_widths(
-    model: Module, export: GrowthExport, groups: ChannelGroups, widths: Mapping[str, int]
+    model: Module,
+    export: GrowthExport,
+    groups: ChannelGroups,
+    widths: Mapping[str, int],
+    sizes: Iterable[ModuleSize] = (),
 ) -> Module:
     """A copy of ``model`` with these widths, freshly initialised.
 
@@ -59,6 +64,8 @@ def with_widths(
         export: of ``model``.
         groups: of ``export.graph``.
         widths: by group name; groups that are absent keep theirs. No width may be below the model's.
+        sizes: the integers of ``model`` that follow the widths; see
+            `growpipe.torch_module.module_fit.fit_module`.
 
     Raises:
         UsageError: a group cannot split, or would shrink.
@@ -73,7 +80,7 @@ def with_widths(
     if not added:
         return reinitialise(copy.deepcopy(model))
     plan = net2net_plan(groups, export.graph, growth=added)
-    return reinitialise(grow(model, plan_for_module(plan, model)))
+    return reinitialise(grow(model, plan_for_module(plan, model, sizes)))
 
 
 def uniform_widths(groups: ChannelGroups, *, macs: int) -> dict[str, int]:

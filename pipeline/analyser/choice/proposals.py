@@ -97,6 +97,7 @@ class Proposals:
             metric=self.metric,
             surrogate=program.surrogate.name if program.surrogate_used else None,
             predicted_change=sum(split.predicted_change or 0.0 for split in splits),
+            module_sizes=prepared.fit.sizes_of(split.group for split in splits),
         )
 
     def sealed(self, plan: SplitPlan) -> SplitPlan:

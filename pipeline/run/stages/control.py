@@ -29,7 +29,7 @@ from growpipe.run.store import Stage, StageRecord
 from growpipe.run.task import Task
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import GrowthExport
-from growpipe.torch_module.rigid_groups import rigid_groups
+from growpipe.torch_module.module_fit import ModuleFit, fit_module
 from growpipe.torch_module.widen import largest_multiple, with_widths
 from growpipe.training.train import make_optimizer
 
@@ -118,11 +118,12 @@ def _train_rival(
         seed = task.build_seed()
         export = task.export(seed)
         cost = budget_for(task, export.graph, bounds).cost
+        follows = fit_module(seed, export.graph, export.groups(), task.example_inputs())
         widths = run.peers.broadcast(
-            {} if run.peers.rank else _rival_widths(task, seed, export, cost, first.widths, final)
+            {} if run.peers.rank else _rival_widths(task, follows, export, cost, first.widths, final)
         )
         seed_everything(run.seed, "rival")
-        model = with_widths(seed, export, export.groups(), widths)
+        model = with_widths(seed, export, export.groups(), widths, follows.sizes)
         stage_macs = TRAIN_COST * NetworkSize.of(export.groups(), widths).macs * trained.samples
         epochs = max(1, spent * trained.epochs // stage_macs)
         facts = _from_scratch(task, stage, folder, model, epochs, {**config, "widths": dict(widths)})
@@ -155,7 +156,7 @@ def _from_scratch(
 
 def _rival_widths(
     task: Task,
-    seed: nn.Module,
+    follows: ModuleFit,
     export: GrowthExport,
     cost: NetworkCost | None,
     first: Mapping[str, int],
@@ -164,11 +165,10 @@ def _rival_widths(
     """The widths of the first round, uniformly multiplied to the cost of the final network."""
     recipe = task.run.recipe
     groups = export.groups(recipe.growth.freeze)
-    rigid = rigid_groups(seed, export.graph, groups, task.example_inputs())
     base = {
         group.name: first[group.name]
         for group in groups.groups
-        if group.splittable and group.name not in rigid
+        if group.splittable and group.name not in follows.rigid
     }
     own = {group.name: group.width for group in groups.groups}
     bounded = budget_of(recipe, 0)

@@ -13,7 +13,7 @@ from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow
-from growpipe.torch_module.rigid_groups import rigid_groups
+from growpipe.torch_module.module_fit import fit_module
 from tests.helpers.growing import session
 
 
@@ -39,7 +39,7 @@ def test_the_channels_of_a_computed_weight_grow_in_module_and_graph_alike(name: 
         expected = model(x)
         graph = export_growth_form(model, (x,)).graph
         groups = find_channel_groups(graph)
-        assert rigid_groups(model, graph, groups, (x,)) == {}
+        assert fit_module(model, graph, groups, (x,)).rigid == {}
         plan = random_plan(groups, graph, growth=0.5)
         assert {split.width for split in plan.groups} == {8, 6}
         grown = grow(model, plan)

@@ -11,7 +11,7 @@ from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow, plan_for_module
-from growpipe.torch_module.rigid_groups import rigid_groups
+from growpipe.torch_module.module_fit import fit_module
 from tests.helpers.networks import FAMILIES, seeded
 from tests.helpers.text_models import ort_run
 
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.slow
 # Groups whose length these modules spell out in forward; the graph grows them, the module cannot.
 RIGID: dict[str, set[str]] = {
     "resnet_padded": {"1.body.1.0.weight", "1.body.1.0.weight#2"},
-    "shufflenet_v1": {"0.0.weight"},
     "SplitBranches": {"stem.0.weight", *(f"stem.0.weight#{part}" for part in (2, 3, 4, 5))},
     "VisionTransformer": {
         "blocks.0.attention.qkv.weight",
@@ -38,7 +37,8 @@ def test_the_module_and_the_graph_grow_in_lockstep(family: str) -> None:
     inputs = torch.randn(7, *shape, generator=torch.Generator().manual_seed(1))
     graph = export_growth_form(model, (inputs[:2],)).graph
     groups = find_channel_groups(graph)
-    rigid = rigid_groups(model, graph, groups, (inputs[:2],))
+    fit = fit_module(model, graph, groups, (inputs[:2],))
+    rigid = fit.rigid
     assert set(rigid) == RIGID.get(family, set())
     growth = {
         group.name: max(1, group.width // 4)
@@ -46,7 +46,7 @@ def test_the_module_and_the_graph_grow_in_lockstep(family: str) -> None:
         if group.splittable and group.name not in rigid
     }
     plan = random_plan(groups, graph, growth=growth, epsilon=0.05, seed=3)
-    plan = plan_for_module(plan, model)
+    plan = plan_for_module(plan, model, fit.sizes)
     for epsilon in (0.0, plan.epsilon):
         at = plan.with_epsilon(epsilon)
         with torch.no_grad():

@@ -1,0 +1,126 @@
+"""Which integers of which modules may follow the width of a channel group, and in which ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, takewhile
+
+from torch import nn
+
+from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Product, atoms_of, grown_size
+from growpipe.graph_ops.plan.module_size import ModuleSize
+from growpipe.torch_module.integers import held_integers, own_integers
+from growpipe.torch_module.layer_sizes import layer_sizes
+from growpipe.torch_module.trial_growth import Trials
+
+__all__ = ["Change", "Place", "candidates_of", "common_module"]
+
+_MOST_TIMES = 64  # constants that multiply a width, such as the pixels of a patch
+
+Place = tuple[str, str]
+"""The path of a module and the name of one of its integers."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One integer, and what it becomes once a group has grown.
+
+    Attributes:
+        place: where the integer is.
+        grown: what it becomes in the trial.
+        sizes: the sizes that say so, those with the most groups first.
+    """
+
+    place: Place
+    grown: int
+    sizes: tuple[ModuleSize, ...]
+
+    @property
+    def name(self) -> str:
+        return self.sizes[0].name
+
+
+def candidates_of(trials: Trials, group: str, tier: int) -> list[Change]:
+    """What may have to change if ``group`` grows, the most likely first.
+
+    Args:
+        trials: of the module; the trial of this group has begun.
+        group: the name of the group.
+        tier: 0 for the integers of modules that equal a length the group is part of; 1 for those of objects
+            that modules hold, too; 2 for multiples of such lengths, too.
+    """
+    lengths = _lengths(trials, group)
+    found: list[Change] = []
+    for path, module in _modules_on_path(trials, group):
+        read = None if trials.reads is None else trials.reads.get(path, set())
+        integers = {k: v for k, v in own_integers(module).items() if k not in layer_sizes(module)}
+        if tier >= 1:
+            integers |= held_integers(module)
+        for name, value in integers.items():
+            if value > 0 and (read is None or _attribute(name) in read):
+                found += _changes((path, name), value, lengths, trials.widths, multiples=tier >= 2)
+    return found
+
+
+def common_module(trials: Trials, group: str) -> str:
+    """The path of the innermost module that holds every parameter of the group."""
+    owners = [name.split(".")[:-1] for name, layout in trials.layouts.items() if _touches(layout.axes, group)]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*owners, strict=False))
+    return ".".join(parts[0] for parts in shared)
+
+
+def _modules_on_path(trials: Trials, group: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules inside the common one, and those around it."""
+    common = common_module(trials, group)
+    for path, module in trials.model.named_modules():
+        if not common or not path or f"{path}.".startswith(f"{common}.") or common.startswith(f"{path}."):
+            yield path, module
+
+
+def _touches(axes: Sequence, group: str) -> bool:
+    return any(atom.name == group for axis in axes for atom in atoms_of(axis.dim))
+
+
+def _attribute(name: str) -> str:
+    return name.split(".")[0].split("[")[0]
+
+
+def _changes(
+    place: Place, value: int, lengths: Sequence[Dim], widths: Mapping[str, int], *, multiples: bool
+) -> list[Change]:
+    """The ways in which an integer may follow, one for every number that it may become."""
+    ways: dict[int, list[ModuleSize]] = {}
+    for dim in lengths:
+        times, rest = divmod(value, dim.size)
+        if rest == 0 and (times == 1 or (multiples and 1 < times <= _MOST_TIMES)):
+            ways.setdefault(times * grown_size(dim, widths), []).append(ModuleSize(*place, dim, times))
+    return [
+        Change(place, grown, tuple(sorted(sizes, key=lambda size: -len(size.groups))))
+        for grown, sizes in ways.items()
+    ]
+
+
+def _lengths(trials: Trials, group: str) -> list[Dim]:
+    """Every length of an axis, or of a part of one, that the group is part of; without repetitions."""
+    found: dict[Dim, None] = {}
+    for layout in trials.layouts.values():
+        for axis in layout.axes:
+            found |= dict.fromkeys(_parts_with(axis.dim, group))
+    return sorted(found, key=lambda dim: dim.size)
+
+
+def _parts_with(dim: Dim, group: str) -> Iterator[Dim]:
+    if all(atom.name != group for atom in atoms_of(dim)):
+        return
+    yield dim
+    if isinstance(dim, Atom):
+        return
+    parts = dim.factors if isinstance(dim, Product) else dim.parts if isinstance(dim, Concat) else ()
+    for part in parts:
+        yield from _parts_with(part, group)
+    for first, last in combinations(range(len(parts) + 1), 2):
+        if 1 < last - first < len(parts):
+            run = parts[first:last]
+            if any(atom.name == group for part in run for atom in atoms_of(part)):
+                yield Product(run) if isinstance(dim, Product) else Concat(run)

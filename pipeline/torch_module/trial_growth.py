@@ -1,0 +1,181 @@
+"""Trials of growth: groups get a channel more, integers of modules follow, ``forward`` shows if it fits."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from growpipe.graph_ops.axes.layouts import TensorLayout
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups
+from growpipe.graph_ops.plan.data_free import net2net_plan
+from growpipe.graph_ops.plan.module_size import ModuleSize
+from growpipe.torch_module.export import named_tensors
+from growpipe.torch_module.grow_module import grow_into, plan_for_module, set_module_sizes
+from growpipe.torch_module.outputs import output_tensors
+
+__all__ = ["Outcome", "Trials"]
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE = 1e-3  # of the output's scale: rounding is far below, a wrong reshape far above
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a trial showed.
+
+    Attributes:
+        fault: what went wrong; None if the grown module computes what the module computes.
+        steps: the number of torch's functions that were called.
+    """
+
+    fault: str | None
+    steps: int
+
+
+class Trials:
+    """Trials of one module.
+
+    Attributes:
+        model: the module, in eval mode; it is not changed.
+        groups: its channel groups.
+        reads: by path of a module the attributes that ``forward`` reads; None if that cannot be observed.
+        layouts: the layouts of all parameters and buffers that a splittable group touches.
+        widths: the widths in the trial that was begun last.
+        count: the number of trials so far.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: ir.Model, groups: ChannelGroups, inputs: tuple[Any, ...]
+    ) -> None:
+        self.model = model
+        self.groups = groups
+        self.widths: Mapping[str, int] = {}
+        self.count = 0
+        self._graph = graph
+        self._inputs = inputs
+        self._grown = copy.deepcopy(model)
+        self._expected = _floating(model(*inputs))
+        self.reads = _attributes_read(self._grown, inputs)
+        tensors = named_tensors(model)
+        self.layouts: dict[str, TensorLayout] = {
+            name: layout for name, layout in groups.layouts.items() if name in tensors
+        }
+
+    def begin(self, names: Sequence[str]) -> str | None:
+        """Give every one of these groups one more channel.
+
+        Returns:
+            Why the module cannot take the plan; None if it can.
+        """
+        plan = net2net_plan(self.groups, self._graph, growth=dict.fromkeys(names, 1))
+        self.widths = plan.widths
+        try:
+            grow_into(self._grown, self.model, plan_for_module(plan, self.model))
+        except Exception as error:  # sizes that cannot grow, and whatever a user's parametrization raises
+            return _one_line(error)
+        return None
+
+    def run(self, sizes: Iterable[ModuleSize] = ()) -> Outcome:
+        """What the grown module computes once these integers follow the widths."""
+        sizes = tuple(sizes)
+        self.count += 1
+        set_module_sizes(self._grown, self.model, sizes, self.widths)
+        counter = _StepCounter()
+        try:
+            with counter:
+                found = _floating(self._grown(*self._inputs))
+            fault = self._difference(found)
+        except Exception as error:  # the user's forward may raise anything
+            fault = _one_line(error) + _place(self._grown, error)
+        if sizes:
+            changes = ", ".join(f"{size.name} {size.size} to {size.grown(self.widths)}" for size in sizes)
+            logger.debug("tried %s: %s", changes, fault or "follows")
+        return Outcome(fault, counter.steps)
+
+    def together(self, names: Sequence[str], sizes: Iterable[ModuleSize] = ()) -> str | None:
+        """What goes wrong if all these groups grow at once; None if nothing does."""
+        return self.begin(names) or self.run(sizes).fault
+
+    def _difference(self, found: Sequence[torch.Tensor]) -> str | None:
+        for value, reference in zip(found, self._expected, strict=True):
+            if value.shape != reference.shape:
+                return f"the output has shape {tuple(value.shape)}, not {tuple(reference.shape)}"
+            scale = reference.abs().max() if reference.numel() else 0.0
+            if not torch.all((value - reference).abs() <= _TOLERANCE * scale):
+                return "the output changes"
+        return None
+
+
+class _StepCounter(TorchFunctionMode):
+    """Counts calls of torch's functions: how far ``forward`` came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.steps += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _floating(output: Any) -> list[torch.Tensor]:
+    return [tensor.float() for tensor in output_tensors(output) if tensor.is_floating_point()]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _place(model: nn.Module, error: Exception) -> str:
+    """The innermost module whose code raised, in words."""
+    inside, trace = None, error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        inside = owner if isinstance(owner, nn.Module) else inside
+        trace = trace.tb_next
+    path = next((path for path, module in model.named_modules() if module is inside), "")
+    return f" (in {path}, {type(inside).__name__})" if path else ""
+
+
+def _attributes_read(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, set[str]] | None:
+    """By module the attributes that ``forward`` reads; None if the module does not bear being watched."""
+    reads: dict[int, set[str]] = {id(module): set() for module in model.modules()}
+    try:
+        with _watched(model, reads):
+            model(*inputs)
+    except Exception:  # code that insists on its exact classes
+        logger.debug("%s cannot be watched: every integer may matter", type(model).__name__)
+        return None
+    return {path: reads[id(module)] for path, module in model.named_modules()}
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, reads: Mapping[int, set[str]]) -> Iterator[None]:
+    """Every module notes what is read of it inside."""
+    kinds = {module: type(module) for module in model.modules()}
+
+    def watching(kind: type[nn.Module]) -> type[nn.Module]:
+        def read(self: nn.Module, name: str) -> Any:
+            reads.get(id(self), set()).add(name)
+            return kind.__getattribute__(self, name)
+
+        return type(kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__})
+
+    watchers = {kind: watching(kind) for kind in set(kinds.values())}
+    try:
+        for module, kind in kinds.items():
+            module.__class__ = watchers[kind]
+        yield
+    finally:
+        for module, kind in kinds.items():
+            module.__class__ = kind

@@ -101,11 +101,14 @@ class _Fitting:
         group, trials = self._trials.groups[name], self._trials
         likeness = _likeness(trials, group)
         if quick and likeness in self._patterns:
-            pattern = self._patterns[likeness]
+            pattern, owner = self._patterns[likeness], self._owners[likeness]
+            if pattern.fault is not None:
+                here = common_module(trials, name)
+                return Found(frozenset(), pattern.fault.replace(owner, here) if owner else pattern.fault)
             if not pattern.changes:
                 return pattern
             trials.begin([name])
-            moved = self._moved(pattern.changes, self._owners[likeness], name)
+            moved = self._moved(pattern.changes, owner, name)
             if moved is not None:
                 return Found(moved)
         fault = trials.begin([name])

@@ -1,14 +1,15 @@
 """Which integers have to change with one channel group: found by trying, the most promising choice first.
 
 A wrong integer stops ``forward`` where it is used, so a choice that gets further than the one it extends is
-on the way. Choices are extended by one integer at a time, by two if no single one gets further.
+on the way. Choices are extended by one integer at a time; if none gets further, by two of those that have any
+effect, since two lengths of one reshape must change together.
 """
 
 from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 MOST_TRIALS = 160
 """For one group; a module that needs more stays as it is."""
 
-_MOST_PAIRED = 12  # candidates of which all pairs are tried
+_MOST_PAIRED = 8  # moves of which all pairs are tried
 _TIERS = (0, 1, 2)
 
 Choice = frozenset[Change]
@@ -96,16 +97,12 @@ class _Search:
         seen, number = {start}, 0
         while waiting:
             _, _, choice = heapq.heappop(waiting)
-            for options in (moves, _pairs(moves) if choice == start or self._stops(choice) else ()):
-                extended = list(dict.fromkeys(_extended(choice, options)))
+            for extended in self._extensions(choice, moves):
                 good = [other for other in extended if self._outcome(other).fault is None]
                 if good:
                     return self._smallest(good)
-                further = [
-                    other
-                    for other in extended
-                    if other not in seen and self._outcome(other).steps > self._outcome(choice).steps
-                ]
+                steps = self._outcome(choice).steps
+                further = [o for o in extended if o not in seen and self._outcome(o).steps > steps]
                 for other in further:
                     number += 1
                     seen.add(other)
@@ -114,6 +111,16 @@ class _Search:
                     break
         return []
 
+    def _extensions(self, choice: Choice, moves: Sequence[Choice]) -> Iterator[list[Choice]]:
+        """The choice with one move more, then with two that have an effect."""
+        yield _extended(choice, moves)
+        effective = [
+            move
+            for move in moves
+            if all(self._outcome(other) != self._outcome(choice) for other in _extended(choice, [move]))
+        ]
+        yield _extended(choice, [one | other for one, other in combinations(effective[:_MOST_PAIRED], 2)])
+
     def furthest(self) -> str:
         """The choice with which ``forward`` came furthest, and what went wrong then, in words."""
         choice = max(self._known, key=lambda choice: self._known[choice].steps, default=None)
@@ -121,11 +128,6 @@ class _Search:
             return ""
         changes = ", ".join(f"{change.name} {change.grown}" for change in sorted(choice, key=_order))
         return f"; with {changes}: {self._known[choice].fault}"
-
-    def _stops(self, choice: Choice) -> bool:
-        """Whether ``forward`` fails, so that it can get further."""
-        fault = self._outcome(choice).fault
-        return fault is not None and not fault.startswith("the output ")
 
     def _outcome(self, choice: Choice) -> Outcome:
         if choice not in self._known:
@@ -165,16 +167,12 @@ def _moves(candidates: Sequence[Change]) -> list[Choice]:
     return [*together, *(frozenset({change}) for change in candidates)]
 
 
-def _pairs(moves: Sequence[Choice]) -> list[Choice]:
-    return [first | second for first, second in combinations(moves[:_MOST_PAIRED], 2)]
-
-
-def _extended(choice: Choice, moves: Iterable[Choice]) -> Iterable[Choice]:
+def _extended(choice: Choice, moves: Iterable[Choice]) -> list[Choice]:
     """The choice with every move that adds something and gives no integer two values."""
-    for move in moves:
-        extended = choice | move
-        if len({change.place for change in extended}) == len(extended) > len(choice):
-            yield extended
+    extended = dict.fromkeys(choice | move for move in moves)
+    return [
+        other for other in extended if len({change.place for change in other}) == len(other) > len(choice)
+    ]
 
 
 def _order(change: Change) -> Place:

@@ -36,10 +36,12 @@ class Outcome:
     Attributes:
         fault: what went wrong; None if the grown module computes what the module computes.
         steps: the number of torch's functions that were called.
+        total: the sum of all outputs; 0 if there are none.
     """
 
     fault: str | None
     steps: int
+    total: float = 0.0
 
 
 class Trials:
@@ -90,17 +92,18 @@ class Trials:
         sizes = tuple(sizes)
         self.count += 1
         set_module_sizes(self._grown, self.model, sizes, self.widths)
-        counter = _StepCounter()
+        counter, total = _StepCounter(), 0.0
         try:
             with counter:
                 found = _floating(self._grown(*self._inputs))
             fault = self._difference(found)
+            total = sum(float(value.nan_to_num().sum()) for value in found)
         except Exception as error:  # the user's forward may raise anything
             fault = _one_line(error) + _place(self._grown, error)
         if sizes:
             changes = ", ".join(f"{size.name} {size.size} to {size.grown(self.widths)}" for size in sizes)
             logger.debug("tried %s: %s", changes, fault or "follows")
-        return Outcome(fault, counter.steps)
+        return Outcome(fault, counter.steps, total)
 
     def together(self, names: Sequence[str], sizes: Iterable[ModuleSize] = ()) -> str | None:
         """What goes wrong if all these groups grow at once; None if nothing does."""

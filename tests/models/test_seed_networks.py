@@ -18,8 +18,8 @@ from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
 from growpipe.models import decoder, mobilenet, pointcloud, rbf
 from growpipe.torch_module.export import export_growth_form
-from growpipe.torch_module.grow_module import grow
-from growpipe.torch_module.rigid_groups import rigid_groups
+from growpipe.torch_module.grow_module import grow, plan_for_module
+from growpipe.torch_module.module_fit import fit_module
 from growpipe.torch_module.widen import with_widths
 
 pytestmark = pytest.mark.slow
@@ -78,18 +78,21 @@ def test_growing_keeps_the_function(name: str, tmp_path: Path) -> None:
     assert np.abs(output - before.numpy()).max() <= 1e-5 * np.abs(before.numpy()).max()
 
 
-def test_the_hidden_layers_and_values_of_a_decoder_grow(tmp_path: Path) -> None:
+def test_the_hidden_layers_values_and_heads_of_a_decoder_grow(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = decoder.build(width=8, heads=2, hidden=(3, 4), length=6, symbols=11).eval()
     text = torch.randint(0, 11, (2, 6))
     export = export_growth_form(model, (text,))
     groups = find_channel_groups(export.graph)
-    growing = {f"blocks.{number}.{layer}.weight": 2 for number in (0, 1) for layer in ("expand", "value")}
-    rigid = rigid_groups(model, export.graph, groups, (text,))
-    assert {g.name for g in groups.groups if g.splittable and g.name not in rigid} == growing.keys()
+    layers = ("query", "expand", "value")
+    growing = {f"blocks.{number}.{layer}.weight": 2 for number in (0, 1) for layer in layers}
+    fit = fit_module(model, export.graph, groups, (text,))
+    assert {g.name for g in groups.groups if g.splittable and g.name not in fit.rigid} == growing.keys()
     plan = random_plan(groups, export.graph, growth=growing, epsilon=0.0, seed=1)
+    plan = plan_for_module(plan, model, fit.sizes)
     grown = grow(model, plan)
     save_model(grow_graph(export.graph, plan), tmp_path / "grown.onnx")
+    assert [block.heads for block in grown.blocks] == [4, 4]
     with torch.no_grad():
         before, after = model(text), grown(text)
     assert before.shape == (2, 11, 6)

@@ -64,6 +64,7 @@ def set_integers(module: nn.Module, values: Mapping[str, int]) -> None:
     """
     for name, value in values.items():
         attribute, *inner = _keys(name)
+        assert isinstance(attribute, str)
         vars(module)[attribute] = _replaced(vars(module)[attribute], inner, value)
     if values:
         vars(module)[_MARK] = tuple(sorted({*vars(module).get(_MARK, ()), *values}))

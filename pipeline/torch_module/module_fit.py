@@ -63,9 +63,8 @@ def fit_module(
         trials = Trials(model, graph, groups, example_inputs)
         if trials.together(names) is None:
             return ModuleFit({}, ())
-        fit = _Fitting(trials)
-        result = fit.result(names, quick=True)
-        return result if result is not None else fit.result(names, quick=False)
+        fitting = _Fitting(trials)
+        return fitting.quick(names) or fitting.thorough(names)
 
 
 class _Fitting:
@@ -79,22 +78,31 @@ class _Fitting:
         self._patterns: dict[Any, Found] = {}
         self._owners: dict[Any, str] = {}
 
-    def result(self, names: Sequence[str], *, quick: bool) -> ModuleFit | None:
-        """The fit of these groups.
-
-        Args:
-            names: the splittable groups.
-            quick: take over what a like group needed, without trying. None is returned if that was wrong.
-        """
-        found = {name: self._find(name, quick) for name in names}
-        rigid = {name: one.fault for name, one in found.items() if one.fault is not None}
-        chosen = {name: one.changes for name, one in found.items() if one.fault is None}
-        if not chosen:
-            return ModuleFit(rigid, ())
+    def quick(self, names: Sequence[str]) -> ModuleFit | None:
+        """The fit if like groups need the like; None if they do not all grow together then."""
+        rigid, chosen = self._searched(names, quick=True)
         sizes, clashing = _sizes(chosen)
-        if not clashing and self._trials.together(list(chosen), sizes) is None:
-            return ModuleFit(rigid, sizes)
-        return None if quick else self._one_by_one(chosen, rigid)
+        if clashing or (chosen and self._trials.together(list(chosen), sizes) is not None):
+            return None
+        return ModuleFit(rigid, sizes)
+
+    def thorough(self, names: Sequence[str]) -> ModuleFit:
+        """The fit, with every group searched by itself and the clashing ones rigid."""
+        rigid, chosen = self._searched(names, quick=False)
+        sizes, clashing = _sizes(chosen)
+        if clashing or (chosen and self._trials.together(list(chosen), sizes) is not None):
+            return self._one_by_one(chosen, rigid)
+        return ModuleFit(rigid, sizes)
+
+    def _searched(
+        self, names: Sequence[str], *, quick: bool
+    ) -> tuple[dict[str, str], dict[str, frozenset[Change]]]:
+        """Why some groups are rigid, and what the others need."""
+        found = {name: self._find(name, quick) for name in names}
+        return (
+            {name: one.fault for name, one in found.items() if one.fault is not None},
+            {name: one.changes for name, one in found.items() if one.fault is None},
+        )
 
     def _find(self, name: str, quick: bool) -> Found:
         """What one group needs."""

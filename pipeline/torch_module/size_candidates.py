@@ -9,6 +9,7 @@ from itertools import combinations, takewhile
 from torch import nn
 
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Product, atoms_of, grown_size
+from growpipe.graph_ops.axes.layouts import AxisLayout
 from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.torch_module.integers import held_integers, own_integers
 from growpipe.torch_module.layer_sizes import layer_sizes
@@ -78,7 +79,7 @@ def _modules_on_path(trials: Trials, group: str) -> Iterator[tuple[str, nn.Modul
             yield path, module
 
 
-def _touches(axes: Sequence, group: str) -> bool:
+def _touches(axes: Sequence[AxisLayout], group: str) -> bool:
     return any(atom.name == group for axis in axes for atom in atoms_of(axis.dim))
 
 

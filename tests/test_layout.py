@@ -30,6 +30,7 @@ ALLOWED = {
     "torch_module": "data graph_ops user_code",
     "signals": "",
     "pages": "graph_ops printing",
+    "bundle": "checks graph_ops printing",
     "training": "data environment graph_ops parallel progress seeding torch_module user_code validation",
     "checks": "environment graph_ops printing suggestions torch_module user_code validation",
     "testing": "checks graph_ops torch_module",
@@ -38,7 +39,7 @@ ALLOWED = {
     "user_code validation",
     "run": "analyser budgets checks data environment graph_ops models pages parallel printing progress "
     "seeding suggestions torch_module training user_code validation",
-    "commands": "checks environment graph_ops pages parallel printing run suggestions",
+    "commands": "bundle checks environment graph_ops pages parallel printing run suggestions",
     "cli": "environment graph_ops printing signals",
     "__main__": "cli",
     "": "analyser budgets checks data environment graph_ops torch_module",  # growpipe/__init__.py, lazily

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,35 @@ from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.files.reading import hash_file
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 
-__all__ = ["CARD", "MODEL", "bundle_files", "model_card", "write_bundle"]
+__all__ = ["CARD", "CHECKSUMS", "MODEL", "Card", "bundle_files", "model_card", "write_bundle"]
 
 MODEL = "model.onnx"
 CARD = "card.json"
+CHECKSUMS = "SHA256SUMS"
 _FORMAT_VERSION = 1
+
+Card = dict[str, Any]
+"""What a user of the model must know, as JSON values; see `model_card`."""
 
 
 Verify = Callable[[Path], Mapping[str, Any]]
 """Proves a file that is about to be published: what the card says of the proof, or `CheckFailed`."""
 
+Complete = Callable[[Path, Card], None]
+"""Writes further files into the folder that is about to be published, and may add to the card."""
+
 
 def write_bundle(
-    model: ir.Model, folder: str | os.PathLike[str], verify: Verify | None = None
-) -> dict[str, Any]:
+    model: ir.Model,
+    folder: str | os.PathLike[str],
+    verify: Verify | None = None,
+    *,
+    place: str = MODEL,
+    complete: Complete | None = None,
+) -> Card:
     """Write the deploy form of a model and its card as ``folder``, whole or not at all; return the card.
+
+    ``SHA256SUMS`` holds the hashes of all files but itself and the card, as ``sha256sum --check`` reads them.
 
     A bundle that is already there is replaced.
 
@@ -43,6 +57,8 @@ def write_bundle(
         folder: the folder to write.
         verify: proves the written deploy form before anything is published; what it returns becomes
             ``verification`` of the card. None if the caller does not prove it.
+        place: where the model stands in the folder, with ``/`` between folders.
+        complete: writes what else belongs into the folder.
 
     Raises:
         UsageError: ``folder`` is a file, a link or the working folder, or holds files that no bundle wrote;
@@ -55,12 +71,26 @@ def write_bundle(
         raise UsageError(f"there is no folder {target.parent}; make it first")
     form = deploy_form(model)
     with publish_folder(target, bundle_files) as staging:
-        save_model(form, staging / MODEL)
-        card = model_card(form, sorted(staging.iterdir()))
+        stored = staging / place
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        save_model(form, stored)
+        card = model_card(form)
+        card["model"] = place
         card["verification"] = {"verified": False, "reason": "not asked for"}
         if verify is not None:
-            card["verification"] = dict(verify(staging / MODEL))
-        (staging / CARD).write_text(json_document(card, indent=2) + "\n")
+            card["verification"] = dict(verify(stored))
+        if complete is not None:
+            complete(staging, card)
+        files = {
+            path.relative_to(staging).as_posix(): path
+            for path in sorted(staging.rglob("*"))
+            if path.is_file()
+        }
+        described = {name: _describe_file(path) for name, path in files.items()}
+        lines = "".join(f"{file['sha256']}  {name}\n" for name, file in described.items())
+        (staging / CHECKSUMS).write_text(lines, encoding="utf-8")
+        card["files"] = {**described, CHECKSUMS: _describe_file(staging / CHECKSUMS)}
+        (staging / CARD).write_text(json_document(card, indent=2) + "\n", encoding="utf-8")
     return card
 
 
@@ -92,17 +122,18 @@ def bundle_files(folder: Path) -> tuple[str, ...]:
 
 
 def _holds(folder: Path, name: str, digest: str) -> bool:
-    if name in ("", ".", "..") or "/" in name or not (folder / name).exists():
+    parts = name.split("/")
+    if {"", ".", ".."} & set(parts) or not (folder / name).exists():
         return False
     return hash_file(folder / name, inside=folder) == digest
 
 
-def model_card(model: ir.Model, files: Iterable[Path] = ()) -> dict[str, Any]:
+def model_card(model: ir.Model) -> Card:
     """What a user of the model must know, as JSON values.
 
     Keys: ``inputs`` and ``outputs`` (name, type, shape; a symbolic length is its name, an unknown one null),
-    ``opsets``, ``ir_version``, ``parameters``, ``macs`` (per sample), ``growth`` (the history, oldest first),
-    ``files`` (bytes and SHA-256 of each).
+    ``opsets``, ``ir_version``, ``parameters``, ``macs`` (per sample), ``growth`` (the history, oldest
+    first). A bundle adds ``model`` (its place), ``verification``, and ``files`` (bytes and SHA-256 of each).
     """
     cost = find_channel_groups(model).cost
     return {
@@ -114,7 +145,6 @@ def model_card(model: ir.Model, files: Iterable[Path] = ()) -> dict[str, Any]:
         "parameters": cost.parameters(),
         "macs": cost.macs(),
         "growth": [asdict(step) for step in read_history(model)],
-        "files": {path.name: _describe_file(path) for path in files},
     }
 
 

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from growpipe.graph_ops.errors import UsageError
 
@@ -38,7 +38,8 @@ _NEW, _OLD = "new", "old"
 _SHOWN = 3
 
 Owned = Callable[[Path], Collection[str]]
-"""The names of the files that growpipe wrote into a folder; empty if the folder is not one of growpipe's."""
+"""The names of the files that growpipe wrote into a folder, with ``/`` between folders; empty if the folder
+is not one of growpipe's."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -156,8 +157,8 @@ def check_folder_target(
 
 def _refuse_foreign(folder: Path, called: Path, owned: Owned) -> Collection[str]:
     """The names of the files in ``folder``, all of them growpipe's own."""
-    present = sorted(entry.name for entry in os.scandir(folder))
-    ours = set(owned(folder)) if present else set()
+    ours = set(owned(folder)) if os.listdir(folder) else set()
+    present = sorted(_entries(folder, _folders_of(ours)))
     foreign = [name for name in present if name not in ours or not _is_regular(folder / name)]
     if foreign:
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
@@ -166,6 +167,21 @@ def _refuse_foreign(folder: Path, called: Path, owned: Owned) -> Collection[str]
             "choose another folder"
         )
     return present
+
+
+def _folders_of(files: Iterable[str]) -> set[str]:
+    """The folders in which the files are, without the one at the top."""
+    return {str(parent) for name in files for parent in PurePosixPath(name).parents} - {".", "/"}
+
+
+def _entries(folder: Path, folders: Collection[str], within: str = "") -> Iterator[str]:
+    """What is in ``folder``: of the named folders what is in them, any other folder as one entry."""
+    for entry in os.listdir(folder / within):
+        name = f"{within}{entry}"
+        if name in folders and stat.S_ISDIR((folder / name).lstat().st_mode):
+            yield from _entries(folder, folders, f"{name}/")
+        else:
+            yield name
 
 
 def _is_regular(path: Path) -> bool:
@@ -188,6 +204,8 @@ def _replace(place: Path, staging: Path, owned: Owned | None) -> None:
     else:
         for name in names:
             (old / name).unlink()
+        for name in sorted(_folders_of(names), reverse=True):  # what is deeper comes first
+            (old / name).rmdir()
         old.rmdir()
 
 

@@ -173,13 +173,9 @@ def told(network: Network) -> str:
 def curves_chart(curves: Sequence[Curve]) -> Markup:
     """Validation loss over epochs; a vertical line where the network grew."""
     epochs = max((curve.start + len(curve.validation_loss) for curve in curves), default=0)
-    judged = [loss for curve in curves for loss in curve.validation_loss if loss > 0]
-    # A training loss that tends to zero would flatten all that matters.
-    least = min(judged, default=1.0) / _BELOW
-    losses = [*judged, *(loss for curve in curves for loss in curve.train_loss if loss >= least)]
     frame = _Frame(
         Scale(0.5, max(epochs, 1) + 0.5, _LEFT, _WIDTH - _RIGHT),
-        Scale.over(losses, _HEIGHT - _BOTTOM, _TOP, logarithmic=True, margin=0.04),
+        Scale.over(_losses(curves), _HEIGHT - _BOTTOM, _TOP, logarithmic=True, margin=0.04),
     )
     parts: list[str] = [frame.axes("epoch", "loss")]
     for curve in curves:
@@ -191,6 +187,13 @@ def curves_chart(curves: Sequence[Curve]) -> Markup:
         parts += _line(curve, curve.validation_loss, "line", frame)
     parts += _bands(curves, epochs, frame.x)
     return _chart("Loss after each epoch", *parts)
+
+
+def _losses(curves: Sequence[Curve]) -> list[float]:
+    """The losses that the chart has room for: a training loss that tends to zero would flatten the others."""
+    judged = [loss for curve in curves for loss in curve.validation_loss if loss > 0]
+    least = min(judged, default=1.0) / _BELOW
+    return [*judged, *(loss for curve in curves for loss in curve.train_loss if loss >= least)]
 
 
 def _line(curve: Curve, losses: Sequence[float], class_: str, frame: _Frame) -> Iterator[Markup]:

@@ -131,9 +131,9 @@ def _size(recipe: Recipe, rows: list[RoundRow]) -> tuple[str, float | None]:
     budget, family = recipe.budget, recipe.family
     if family is not None:
         return ("MACs" if family.measure == "macs" else "parameters"), None
-    unit = next((row.unit for row in rows if row.unit and row.cost is not None), "")
-    if unit and all(row.cost is not None for row in rows):
-        return unit, budget.milliseconds or (None if budget.table is None else budget.table.limit)
+    costs = {row.unit for row in rows if row.cost is not None}
+    if len(costs) == 1 and all(row.cost is not None for row in rows):
+        return costs.pop(), budget.milliseconds or (None if budget.table is None else budget.table.limit)
     if budget.parameters is not None or budget.macs is None:
         return "parameters", budget.parameters
     return "MACs", budget.macs

@@ -230,7 +230,13 @@ class TestDeploy:
         assert "BatchNormalization" not in [node.op_type for node in load_model("bundle/model.onnx").graph]
         # Again, over the bundle that is there.
         assert growpipe("deploy", "out.onnx", "-o", "bundle").code == 0
-        assert sorted(path.name for path in Path("bundle").iterdir()) == ["card.json", "model.onnx"]
+        assert sorted(path.name for path in Path("bundle").iterdir()) == [
+            "README.md",
+            "SHA256SUMS",
+            "bom.cdx.json",
+            "card.json",
+            "model.onnx",
+        ]
 
     def test_folders_that_are_something_else(self, folder, growpipe):
         assert_refused(growpipe("deploy", "model.onnx", "-o", "."), 2, "working folder")

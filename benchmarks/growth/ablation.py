@@ -46,8 +46,9 @@ from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.widen import uniform_widths, with_widths
 from growpipe.training.evaluation import Objective, evaluate
+from growpipe.training.optimizers import make_optimizer
 from growpipe.training.options import TrainingOptions
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.train import TrainingStage, train
 
 GROWTHS = (2, 5)
 EPOCHS = 20

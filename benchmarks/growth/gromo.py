@@ -45,7 +45,7 @@ from benchmarks.growth.growth import Bench, command_line, run_all
 from growpipe.environment import require
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.models.convnet import ConvNet
-from growpipe.training.train import make_optimizer
+from growpipe.training.optimizers import make_optimizer
 
 ENTRY = "grow:gromo"
 SCALES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -45,7 +45,8 @@ from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow
 from growpipe.torch_module.widen import uniform_widths, with_widths
 from growpipe.training.evaluation import evaluate
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.optimizers import make_optimizer
+from growpipe.training.train import TrainingStage, train
 
 TRAIN_COST = 3  # forward and backward, in forward passes
 LAST = "last stage"

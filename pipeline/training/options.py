@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from growpipe.validation import Section
 
 __all__ = ["TrainingOptions"]
+
+Optimizer = Annotated[
+    Literal[
+        "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd"
+    ],
+    BeforeValidator(lambda name: name.casefold() if isinstance(name, str) else name),
+]  # fmt: skip
 
 
 class TrainingOptions(Section):
@@ -18,7 +25,8 @@ class TrainingOptions(Section):
     along a cosine. (Growing early and training long afterwards is worth several points.)
 
     Attributes:
-        optimizer: the optimizer.
+        optimizer: an optimizer of `torch.optim` whose state follows growth, by its name in any case.
+        optimizer_options: further arguments of the optimizer, such as ``{ betas = [0.9, 0.95] }``.
         learning_rate: the constant rate, and the rate that the cosine starts from.
         momentum: of SGD.
         weight_decay: of weights; biases, norms and other vectors are not decayed.
@@ -43,7 +51,8 @@ class TrainingOptions(Section):
         sync_batch_norm: under ``torchrun``, batch norm sees the whole batch (CUDA only).
     """
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
     learning_rate: float = Field(default=1e-2, gt=0.0)
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=1e-2, ge=0.0)

@@ -27,7 +27,7 @@ from growpipe.training.options import TrainingOptions
 from growpipe.training.schedule import Schedule
 from growpipe.user_code import call_user_code
 
-__all__ = ["TrainingStage", "Until", "make_optimizer", "train"]
+__all__ = ["TrainingStage", "Until", "train"]
 
 
 Until = Literal["plateau", "period", "end"]
@@ -63,18 +63,6 @@ class TrainingStage:
         annealed = math.ceil(options.anneal * self.epochs) if self.until == "end" else 0
         warm_up = min(options.warm_up, self.epochs - 1) if self.fresh else 0
         return Schedule(options.learning_rate, self.epochs, warm_up, annealed)
-
-
-def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
-    """The optimizer of the options; biases, batch norm and other vectors are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum)
-    return torch.optim.AdamW(groups, lr=options.learning_rate)
 
 
 def train(

@@ -20,8 +20,9 @@ from growpipe.parallel.distributed import launched, pieces, weights_hash
 from growpipe.parallel.processes import ALONE, Processes
 from growpipe.seeding import seed_everything
 from growpipe.training.evaluation import Objective, evaluate
+from growpipe.training.optimizers import make_optimizer
 from growpipe.training.options import TrainingOptions
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.train import TrainingStage, train
 
 SETTINGS = {"optimizer": "sgd", "learning_rate": 0.05, "recalibrate": 32}
 

@@ -20,7 +20,8 @@ from growpipe.run.locate import shipped_recipes
 from growpipe.run.recipe import load_recipe
 from growpipe.seeding import seed_everything
 from growpipe.training.evaluation import Objective
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.optimizers import make_optimizer
+from growpipe.training.train import TrainingStage, train
 from growpipe.user_code import load_reference
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,9 @@ from growpipe.data import Loaders
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.run.store import Run
 from growpipe.training.evaluation import Objective, evaluate
+from growpipe.training.optimizers import make_optimizer
 from growpipe.training.options import TrainingOptions
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.train import TrainingStage, train
 from tests.helpers.other_device import DEVICE, other_device
 from tests.helpers.splitting_cases import CASES, build
 

@@ -14,7 +14,7 @@ from growpipe.run.store import StageRecord
 from growpipe.run.task import Task
 from growpipe.torch_module.grow_module import load_grown
 from growpipe.torch_module.optimizer_state import load_optimizer
-from growpipe.training.train import make_optimizer
+from growpipe.training.optimizers import make_optimizer
 
 __all__ = ["train_branch"]
 

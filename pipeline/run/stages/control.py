@@ -31,7 +31,7 @@ from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import GrowthExport
 from growpipe.torch_module.module_fit import ModuleFit, fit_module
 from growpipe.torch_module.widen import largest_multiple, with_widths
-from growpipe.training.train import make_optimizer
+from growpipe.training.optimizers import make_optimizer
 
 __all__ = ["train_control", "train_rival", "train_rival_of_branch"]
 

@@ -34,7 +34,7 @@ from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
 from growpipe.torch_module.outputs import to_numpy
-from growpipe.training.train import make_optimizer
+from growpipe.training.optimizers import make_optimizer
 
 __all__ = ["rewrite_round"]
 

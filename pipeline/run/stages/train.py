@@ -35,7 +35,8 @@ from growpipe.torch_module.weights import load_weights
 from growpipe.torch_module.widen import obstacle_to_reinitialising, reinitialise
 from growpipe.training.checkpoint import Epoch
 from growpipe.training.evaluation import evaluate
-from growpipe.training.train import TrainingStage, Until, make_optimizer, train
+from growpipe.training.optimizers import make_optimizer
+from growpipe.training.train import TrainingStage, Until, train
 
 __all__ = ["discard_progress", "fit", "train_round", "training_config", "training_stage"]
 

@@ -19,8 +19,9 @@ from growpipe.graph_ops.plan.data_free import random_plan
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import plan_for_module
 from growpipe.training.evaluation import Objective, evaluate
+from growpipe.training.optimizers import make_optimizer
 from growpipe.training.options import TrainingOptions
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.train import TrainingStage, train
 
 
 def make_model() -> nn.Module:

@@ -20,8 +20,9 @@ from growpipe.torch_module.export import export_growth_form, named_tensors
 from growpipe.torch_module.grow_module import grow, plan_for_module, save_grown
 from growpipe.training.compilation import compiled, compiler_errors
 from growpipe.training.evaluation import Objective
+from growpipe.training.optimizers import make_optimizer
 from growpipe.training.options import TrainingOptions
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.train import TrainingStage, train
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,10 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.seeding import seed_everything
 from growpipe.training.checkpoint import Epoch
 from growpipe.training.evaluation import Objective
+from growpipe.training.optimizers import make_optimizer
 from growpipe.training.options import TrainingOptions
 from growpipe.training.schedule import Schedule
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.train import TrainingStage, train
 
 SETTINGS = TrainingOptions(learning_rate=0.05, epochs=6, patience=2, batch_size=8)
 

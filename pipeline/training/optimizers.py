@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,14 +39,15 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Op
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     make = _CLASSES[options.optimizer]
-    given = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in options.optimizer_options.items()
-    }
-    if options.optimizer == "sgd":
-        given = {"momentum": options.momentum, **given}
     try:
-        optimizer: torch.optim.Optimizer = make(groups, lr=options.learning_rate, **given)
+        optimizer: torch.optim.Optimizer = make(groups, lr=options.learning_rate, **_arguments(options))
     except (TypeError, ValueError) as error:
         raise UsageError(f"train.optimizer_options do not fit {options.optimizer}: {error}") from None
     return optimizer
+
+
+def _arguments(options: TrainingOptions) -> dict[str, Any]:
+    """What the optimizer takes besides rate and decay; TOML has no tuples, torch wants them."""
+    further = options.optimizer_options
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in further.items()}
+    return {"momentum": options.momentum, **given} if options.optimizer == "sgd" else given

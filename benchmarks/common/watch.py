@@ -43,8 +43,9 @@ _CHANGES = {
     f"os.{name}" for name in ("rename", "remove", "mkdir", "rmdir", "link", "symlink", "chmod", "truncate")
 }
 _LIBRARIES = [place for place in sys.path if "-packages" in place]
-_READABLE = (sys.prefix, sys.base_prefix, *_LIBRARIES, "/proc/self/", "/sys/", os.devnull, "/dev/urandom")
-"""Where Python and its libraries read: what they ship, and what the system tells of the machine."""
+_SYSTEM = ("/proc/self/", "/sys/", os.devnull, "/dev/urandom")
+_READABLE = (sys.prefix, sys.base_prefix, *_LIBRARIES, *_OURS, *_SYSTEM)
+"""Where Python, its libraries and growpipe read: what they ship, and what the system tells of the machine."""
 
 
 class _TooLong(BaseException):

@@ -171,14 +171,24 @@ def probe(path: Path) -> list[Feed]:
     scalars = SCALARS if any(not entry.shape for entry in integers) else SCALARS[:1]
     found: list[Feed] = []
     for scalar in scalars:
-        bound = next((b for b in bounds if next(_accepted(model, b, scalar), None) is not None), None)
-        if bound is None:
-            continue
-        for number, sizes in enumerate(_accepted(model, bound, scalar)):
-            feeds = [Feed(sizes, 0, "normal", bound, scalar), Feed(sizes, 1, "uniform", bound, scalar)]
-            # A model that takes seconds is judged on one feed of each size.
-            found += feeds if _seconds(model, feeds[0]) < SLOW else [feeds[number % 2]]
+        most: list[Feed] = []
+        for bound in bounds:
+            feeds = list(_feeds(model, bound, scalar))
+            # Large indices may be in range in one feed by chance, and out of it in another.
+            running = [feed for feed in feeds if _runs(model, feed)]
+            most = max(most, running, key=len)
+            if feeds and len(running) == len(feeds):
+                most = running
+                break
+        found += most
     return found
+
+
+def _feeds(model: ort.InferenceSession, bound: int, scalar: int) -> Iterator[Feed]:
+    for number, sizes in enumerate(_accepted(model, bound, scalar)):
+        feeds = [Feed(sizes, 0, "normal", bound, scalar), Feed(sizes, 1, "uniform", bound, scalar)]
+        # A model that takes seconds is judged on one feed of each size.
+        yield from feeds if _seconds(model, feeds[0]) < SLOW else [feeds[number % 2]]
 
 
 def _seconds(model: ort.InferenceSession, feed: Feed) -> float:

@@ -79,3 +79,11 @@ def test_sizes_that_fit_are_found(tmp_path):
     feeds = probe(path)
     assert feeds[0] == Feed({"N": 1, "L": 64}, 0, "normal", 256, 16000)
     assert all(feed.sizes["L"] % 16 == 0 for feed in feeds)
+
+
+@pytest.mark.parametrize("entries", [5, 90, 160, 250])
+def test_a_model_runs_on_every_feed_that_is_found(tmp_path, entries):
+    model = saved(tmp_path, "a.onnx", "y = Gather (e, i)", "int64[N] i", e=np.ones((entries, 3)))
+    feeds = probe(model)
+    assert len(feeds) >= 4
+    assert compare(model, model, feeds)["same"]

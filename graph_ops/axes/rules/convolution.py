@@ -112,6 +112,7 @@ def _elements(kernel: list[Axis]) -> int:
 def _transposed_sizes(
     inference: AxisInference, node: ir.Node, space: list[Axis], kernel: list[int | None], strides: list[int]
 ) -> list[int | None]:
+    inference.freeze(node, space, None, "a window slides along this axis")
     rank = len(space)
     stated = attribute_of(node, "output_shape")
     if stated:

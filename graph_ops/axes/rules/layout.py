@@ -151,7 +151,7 @@ def depth_to_space(inference: AxisInference, node: ir.Node) -> None:
     if total is None:
         raise UnknownShape("the number of channels is not known")
     kept, blocks = Axis(total // block**2), Axis(block**2)
-    inference.freeze(node, blocks, 1, "channels become pixels")
+    inference.freeze(node, [blocks, *space], 1, "channels become pixels")
     depth_first = attribute_of(node, "mode", b"DCR") in ("DCR", b"DCR")
     inference.unify(node, channels, product([blocks, kept] if depth_first else [kept, blocks]), 1)
     grown = [_scaled(axis, block) for axis in space]
@@ -162,7 +162,7 @@ def space_to_depth(inference: AxisInference, node: ir.Node) -> None:
     batch, channels, *space = inference.axes_of(node, 0)
     block = attribute_of(node, "blocksize")
     blocks = Axis(block**2)
-    inference.freeze(node, blocks, 1, "pixels become channels")
+    inference.freeze(node, [blocks, *space], 1, "pixels become channels")
     sizes = [root(axis).size for axis in space]
     shrunk = [None if size is None else size // block for size in sizes]
     inference.output(

@@ -14,7 +14,11 @@ __all__ = ["window_sizes"]
 def window_sizes(
     inference: AxisInference, node: ir.Node, space: list[Axis], kernel: list[int | None]
 ) -> list[int | None]:
-    """The spatial lengths after a convolution or pooling; None if they are not known."""
+    """The spatial lengths after a convolution or pooling; None if they are not known.
+
+    The axes that the window slides along are frozen: copies of an entry would be its own neighbours.
+    """
+    inference.freeze(node, space, None, "a window slides along this axis")
     rank = len(space)
     strides = attribute_of(node, "strides", [1] * rank)
     dilations = attribute_of(node, "dilations", [1] * rank)

@@ -11,7 +11,7 @@ from growpipe.graph_ops.axes.inferred_shapes import InferredShapes
 from growpipe.graph_ops.axes.integer_values import IntegerValues
 from growpipe.graph_ops.axes.integers import Expression, Ints
 from growpipe.graph_ops.axes.solver import unify
-from growpipe.graph_ops.axes.statements import Axes, Follow, MacTerm, Use, View
+from growpipe.graph_ops.axes.statements import Axes, Even, Follow, MacTerm, Use, View
 from growpipe.graph_ops.operators import node_name, operator_name, opset_version
 
 __all__ = ["AxisInference", "Rule", "UnknownShape", "size_of"]
@@ -37,6 +37,7 @@ class AxisInference:
         constants: the values that are computed from constants alone.
         uses: how the nodes use the constants, in graph order.
         follows: the attributes and integer inputs that spell out lengths.
+        evens: the axes whose entries must all be copied equally often.
         macs: the multiply-accumulates of the nodes.
         given_up: the nodes that are barriers as a whole, and why.
         contradictions: what the file declares about shapes and is not so.
@@ -57,6 +58,7 @@ class AxisInference:
         self.integers = IntegerValues(self.tensors)
         self.uses: list[Use] = []
         self.follows: list[Follow] = []
+        self.evens: list[Even] = []
         self.macs: list[MacTerm] = []
         self.given_up: list[tuple[ir.Node, Barrier]] = []
         self.contradictions: list[str] = []
@@ -147,6 +149,10 @@ class AxisInference:
         barrier = self.barrier(node, axis, reason)
         for one in (axes,) if isinstance(axes, Axis) else axes:
             freeze(one, barrier)
+
+    def copy_evenly(self, node: ir.Node, axis: Axis, position: int, reason: str) -> None:
+        """State that the entries of an axis must all be copied equally often, because of their moments."""
+        self.evens.append(Even(axis, self.barrier(node, position, reason)))
 
     def tensor_of(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
         """State that a value is a constant: a weight, unless a rule finds otherwise.

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.axes.axis import Axis
+from growpipe.graph_ops.axes.axis import Axis, Barrier
 from growpipe.graph_ops.axes.integers import Expression
 
-__all__ = ["Axes", "Follow", "MacTerm", "Use", "View"]
+__all__ = ["Axes", "Even", "Follow", "MacTerm", "Use", "View"]
 
 Axes = list[Axis]
 
@@ -58,6 +58,21 @@ class Follow:
     node: ir.Node
     target: str | int
     elements: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Even:
+    """An axis whose entries a node takes moments of: exact if all entries are copied equally often.
+
+    The mean of the copies of all entries, and the mean of their squares, are then those of the entries.
+
+    Attributes:
+        axis: the axis.
+        because: the node, the position of the axis, and what the node does.
+    """
+
+    axis: Axis
+    because: Barrier
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -28,6 +28,7 @@ from growpipe.graph_ops.plan.grow_tensor import TensorGrowth, grow_tensor
 from growpipe.graph_ops.plan.lazy_tensor import GrownTensor
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.graph_ops.plan.stored_precision import is_exact, is_low_precision
+from growpipe.graph_ops.plan.whole_factors import check_whole_factors
 
 __all__ = ["grow_graph"]
 
@@ -81,6 +82,7 @@ def _check(solution: Solution, plan: SplitPlan, where: str) -> None:
                 f"the plan was not made for {where}: {split.group!r} has {group.width} channels, "
                 f"not {split.width}"
             )
+    check_whole_factors(groups, plan)
     tensors = {value.name: tensor for value, tensor in solution.inference.tensors.items()}
     plan.check_belongs(lambda name: tensors[name].numpy(), where)
     _check_precision(plan, lambda name: tensors[name].numpy())

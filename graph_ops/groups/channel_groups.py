@@ -7,54 +7,54 @@ state.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
 
-import onnx
 import onnx_ir as ir
 
 from growpipe.graph_ops.arrays import AnyArray
-from growpipe.graph_ops.axes.axis import Axis, Barrier, extent, freeze, leaves, root
+from growpipe.graph_ops.axes.axis import Axis, Barrier, extent, freeze, root
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
 from growpipe.graph_ops.axes.functions import inline_functions
 from growpipe.graph_ops.axes.inference import infer_axes
 from growpipe.graph_ops.axes.integers import axes_in
-from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
+from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.axes.rule_api import AxisInference
-from growpipe.graph_ops.axes.statements import Use
 from growpipe.graph_ops.cost.cost import CostModel, cost_model
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.groups.even_copies import EvenCopies, even_leaves, solve_even_copies
+from growpipe.graph_ops.groups.roles import resolve_roles
+from growpipe.graph_ops.groups.touches import Member, Touch
 from growpipe.graph_ops.hashes import graph_hash
-from growpipe.graph_ops.operators import node_name, plain_domain
 
-__all__ = ["Barrier", "ChannelGroup", "ChannelGroups", "Member", "Solution", "find_channel_groups", "solve"]
-
-MemberRole = Literal["made", "carried", "mixed"]
+__all__ = [
+    "Barrier",
+    "ChannelGroup",
+    "ChannelGroups",
+    "Member",
+    "Solution",
+    "WholeFactor",
+    "find_channel_groups",
+    "solve",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """One axis of one parameter on which a channel group stands.
+class WholeFactor:
+    """Why a group grows by whole factors alone: all its channels are copied equally often.
 
     Attributes:
-        tensor: the initializer (or the output of the Constant node).
-        axis: the axis of the tensor.
-        role: ``made`` is the output axis of a producer's weight, ``mixed`` the input axis of a consumer's
-            weight, where the coefficients go, ``carried`` everything on the way.
-        node: the node that uses the tensor.
-        operator: its operator type.
-        input: the formal name of the input in the operator's ONNX schema, e.g. ``"W"``.
+        because: the node that takes moments over the channels, and what it does.
+        tied: the other groups that grow by the same factor, since they stand beside this one on an axis.
     """
 
-    tensor: str
-    axis: int
-    role: MemberRole
-    node: str
-    operator: str
-    input: str
+    because: Barrier
+    tied: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        others = f"; together with {', '.join(self.tied)}" if self.tied else ""
+        return f"splits by whole factors: {self.because}{others}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +67,19 @@ class ChannelGroup:
         width: the number of channels.
         members: in graph order.
         barrier: why the channels cannot split; None if they can.
+        whole_factor: why the channels split only all together, equally often; None if each can by itself.
     """
 
     name: str
     width: int
     members: tuple[Member, ...]
     barrier: Barrier | None
+    whole_factor: WholeFactor | None = None
 
     @property
     def splittable(self) -> bool:
-        return self.barrier is None
+        """Whether a single channel can split."""
+        return self.barrier is None and self.whole_factor is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +87,8 @@ class ChannelGroups:
     """The channel groups of one graph.
 
     Attributes:
-        groups: splittable or not, in graph order.
-        layouts: every initializer that a splittable group touches, under its name, which is that of the
+        groups: whether they can split or not, in graph order.
+        layouts: every initializer that a group without barrier touches, under its name, which is that of the
             torch parameter or buffer in a growth form. It may hold constants that are not parameters, such as
             folded zero biases; a plan may leave those out, `grow_graph` widens them all the same.
         graph_hash: SHA-256 of the structure: operators, attributes, topology, names and shapes, no values.
@@ -115,12 +118,12 @@ class ChannelGroups:
         """The layouts of the tensors that at least one of the named groups touches.
 
         Raises:
-            UsageError: a name is not that of a splittable group.
+            UsageError: a name is not that of a group that can split.
         """
         wanted = set(names)
-        unknown = wanted - {group.name for group in self.groups if group.splittable}
+        unknown = wanted - {group.name for group in self.groups if group.barrier is None}
         if unknown:
-            raise UsageError(f"no splittable channel group is called {sorted(unknown)[0]!r}")
+            raise UsageError(f"no channel group that can split is called {sorted(unknown)[0]!r}")
         return {
             name: layout
             for name, layout in self.layouts.items()
@@ -174,12 +177,14 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
     for pattern in frozen:
         _freeze_matching(inference, pattern)
     _freeze_entangled(inference)
-    touches = [_Touch(use) for use in inference.uses]
-    _resolve_roles(touches)
+    touches = [Touch(use) for use in inference.uses]
+    resolve_roles(inference, touches, even_leaves(inference.evens))
     members: dict[Axis, list[Member]] = {}
     for touch in touches:
         touch.collect(members)
-    groups, atoms = _name_groups(members, touches)
+    bases = _bases(members, touches)
+    _freeze_useless(members, bases)
+    groups, atoms = _name_groups(members, bases, solve_even_copies(inference.evens, bases))
     dims = _Dims(atoms)
     found = [(touch.use, touch.layout(atoms, dims)) for touch in touches]
     by_name: dict[str, list[TensorLayout | None]] = {}
@@ -240,112 +245,66 @@ def _freeze_entangled(inference: AxisInference) -> None:
             freeze(axis, Barrier("", "", None, reason))
 
 
-class _Touch:
-    """One use of one weight, and which atoms it makes or mixes on which axis."""
-
-    def __init__(self, use: Use) -> None:
-        self.use = use
-        self.axes = use.axes
-        self.atoms = [dict.fromkeys(a for a in leaves(axis) if a.size != 1) for axis in self.axes]
-        self.made = self._parts(use.made)
-        self.mixed = self._parts(use.mixed)
-
-    def _parts(self, stated: list[tuple[int, Axis]]) -> list[set[Axis]]:
-        parts: list[set[Axis]] = [set() for _ in self.axes]
-        for position, part in stated:
-            parts[position] |= set(leaves(part)) & self.atoms[position].keys()
-        return parts
-
-    def collect(self, members: dict[Axis, list[Member]]) -> None:
-        node, tensor = self.use.node, self.use.base.name or ""
-        name = node_name(node)
-        formal = _formal_input(node.domain, node.op_type, node.version, self.use.index)
-        for position, atoms in enumerate(self.atoms):
-            for atom in atoms:
-                role: MemberRole = "carried"
-                if atom in self.mixed[position]:
-                    role = "mixed"
-                elif atom in self.made[position]:
-                    role = "made"
-                member = Member(tensor, position, role, name, node.op_type, formal)
-                members.setdefault(atom, []).append(member)
-
-    def layout(self, atoms: Mapping[Axis, str], dims: Callable[[Axis], Dim]) -> TensorLayout | None:
-        if not any(atom in atoms for group in self.atoms for atom in group):
-            return None
-        return TensorLayout(
-            tuple(
-                AxisLayout(dims(axis), "mixed" if any(a in atoms for a in self.mixed[position]) else "copied")
-                for position, axis in enumerate(self.axes)
-            )
-        )
-
-
-def _resolve_roles(touches: list[_Touch]) -> None:
-    """Freeze atoms that would have to be mixed and copied on one axis of one weight."""
-    mixed_on: dict[tuple[ir.Value, int], set[Axis]] = {}
-    for touch in touches:
-        for position, mixed in enumerate(touch.mixed):
-            mixed_on.setdefault((touch.use.base, position), set()).update(mixed)
-    for touch in touches:
-        name = touch.use.base.name
-        for position, atoms in enumerate(touch.atoms):
-            conflicting = mixed_on[touch.use.base, position] - touch.mixed[position]
-            copied = {atom for atom in atoms if atom not in touch.mixed[position]}
-            if touch.mixed[position]:
-                conflicting |= {atom for atom in copied if atom.barrier is None}
-            for atom in conflicting:
-                barrier = Barrier(
-                    touch.use.node.op_type,
-                    node_name(touch.use.node),
-                    position,
-                    f"{name!r} both mixes and carries the channels on one axis",
-                )
-                freeze(atom, barrier)
-
-
-def _name_groups(
-    members: Mapping[Axis, list[Member]], touches: Iterable[_Touch]
-) -> tuple[tuple[ChannelGroup, ...], dict[Axis, str]]:
+def _bases(members: Mapping[Axis, list[Member]], touches: Iterable[Touch]) -> dict[Axis, str]:
+    """The atoms that are channels, and after which weight each is named."""
     whole = {
         (touch.use.base.name or "", position): atoms.keys() if len(atoms) == 1 else ()
         for touch in touches
         for position, atoms in enumerate(touch.atoms)
     }
-    groups: list[ChannelGroup] = []
-    atoms: dict[Axis, str] = {}
-    used: set[str] = set()
+    bases: dict[Axis, str] = {}
     for atom, held in members.items():
         made = [member for member in held if member.role == "made"]
         mixed = [member for member in held if member.role == "mixed"]
-        if atom.size is None or not (made or any(atom in whole[m.tensor, m.axis] for m in mixed)):
-            continue  # pixels of a flattened feature map and the like are not channels
-        base = made[0].tensor if made else f"{mixed[0].tensor}:in"
+        # Pixels of a flattened feature map and the like are not channels.
+        if atom.size is not None and (made or any(atom in whole[m.tensor, m.axis] for m in mixed)):
+            bases[atom] = made[0].tensor if made else f"{mixed[0].tensor}:in"
+    return bases
+
+
+def _freeze_useless(members: Mapping[Axis, list[Member]], atoms: Iterable[Axis]) -> None:
+    """Freeze the atoms that no weight makes, and those that no weight mixes."""
+    for atom in atoms:
+        first, roles = members[atom][0], {member.role for member in members[atom]}
+        for role, reason in _NEEDED.items():
+            if role not in roles:
+                freeze(atom, Barrier(first.operator, first.node, first.axis, reason))
+
+
+_NEEDED = {
+    "made": "no weight makes these channels, so there is nothing to copy",
+    "mixed": "no weight sums over these channels, so no weight can take the coefficients",
+}
+
+
+def _name_groups(
+    members: Mapping[Axis, list[Member]], bases: Mapping[Axis, str], even: EvenCopies
+) -> tuple[tuple[ChannelGroup, ...], dict[Axis, str]]:
+    """The groups, and the names of the atoms that can split."""
+    names: dict[Axis, str] = {}
+    used: set[str] = set()
+    for atom, base in bases.items():
         name, number = base, 1
         while name in used:
             number += 1
             name = f"{base}#{number}"
         used.add(name)
-        barrier = atom.barrier
-        first = held[0]
-        if barrier is None and not made:
-            barrier = Barrier(
-                first.operator,
-                first.node,
-                first.axis,
-                "no weight makes these channels, so there is nothing to copy",
-            )
-        if barrier is None and not mixed:
-            barrier = Barrier(
-                first.operator,
-                first.node,
-                first.axis,
-                "no weight sums over these channels, so no weight can take the coefficients",
-            )
-        groups.append(ChannelGroup(name, atom.size, tuple(held), barrier))
-        if barrier is None:
-            atoms[atom] = name
-    return tuple(groups), atoms
+        names[atom] = name
+    groups = tuple(
+        ChannelGroup(
+            name, atom.size or 0, tuple(members[atom]), atom.barrier, _whole_factor(atom, names, even)
+        )
+        for atom, name in names.items()
+    )
+    return groups, {atom: name for atom, name in names.items() if atom.barrier is None}
+
+
+def _whole_factor(atom: Axis, names: Mapping[Axis, str], even: EvenCopies) -> WholeFactor | None:
+    if atom.barrier is not None or atom not in even.because:
+        return None
+    factor = even.factor[atom]
+    tied = (other for other, whose in even.factor.items() if whose is factor and other is not atom)
+    return WholeFactor(even.because[atom], tuple(sorted(names[other] for other in tied)))
 
 
 class _Dims:
@@ -394,17 +353,3 @@ class _Dims:
         if len(simple) == 1:
             return simple[0]
         return Product(tuple(simple)) if axis.kind == "product" else Concat(tuple(simple))
-
-
-@functools.cache
-def _formal_input(domain: str, operator: str, version: int | None, index: int) -> str:
-    try:
-        domain = plain_domain(domain)
-        formal = (
-            onnx.defs.get_schema(operator, domain=domain)
-            if version is None
-            else onnx.defs.get_schema(operator, version, domain)
-        ).inputs
-    except onnx.defs.SchemaError:
-        return f"input{index}"
-    return formal[min(index, len(formal) - 1)].name if formal else f"input{index}"

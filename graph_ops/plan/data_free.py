@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
 from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
 from growpipe.graph_ops.plan.stored_precision import StoredChannels, exact_coefficients
+from growpipe.graph_ops.plan.whole_factors import Factors, resolve_factors, split_by_factor, tied_to
 
 __all__ = ["net2net_plan", "random_plan"]
 
@@ -51,6 +52,7 @@ def random_plan(
     epsilon: float = 0.0,
     seed: int = 0,
     max_coefficient: float = 2.0,
+    factors: Factors | None = None,
 ) -> SplitPlan:
     """A split of random channels with random signed coefficients, in every splittable group.
 
@@ -65,11 +67,13 @@ def random_plan(
     Args:
         groups: the channel groups of ``model``.
         model: gives the parameters the plan belongs to.
-        growth: the share of channels to add to each group, at least one channel each; or by group name the
-            number of channels to add.
+        growth: the share of channels to add to each group, at least one channel each, or 0 for none; or by
+            group name the number of channels to add.
         epsilon: the step ε; at 0 the function is preserved exactly.
         seed: the same seed gives the same plan.
         max_coefficient: the bound on every |w_i|, at least 1.
+        factors: the groups of which every channel gets so many copies, whatever ``growth`` says; see
+            `growpipe.graph_ops.plan.whole_factors`. Groups that are normalised over grow in no other way.
 
     Raises:
         UsageError: an argument is out of range, or no group can split.
@@ -77,81 +81,148 @@ def random_plan(
     if not max_coefficient >= 1:
         raise UsageError(f"max_coefficient must be at least 1, not {max_coefficient}")
 
-    coefficients = _Coefficients(signed=True, bound=max_coefficient)
-    return _blind_plan(groups, model, growth, epsilon, seed, "random", coefficients)
+    request = _Request(groups, growth, factors, epsilon, seed)
+    return _blind_plan(groups, request, "random", _Coefficients(signed=True, bound=max_coefficient))
 
 
 def net2net_plan(
-    groups: ChannelGroups, model: ir.Model, *, growth: float | Mapping[str, int], seed: int = 0
+    groups: ChannelGroups,
+    model: ir.Model,
+    *,
+    growth: float | Mapping[str, int],
+    seed: int = 0,
+    factors: Factors | None = None,
 ) -> SplitPlan:
     """Exact duplication of random channels: m copies with coefficient 1/m each, no displacement.
 
     Net2WiderNet of Chen, Goodfellow, Shlens, arXiv 1511.05641. Arguments and errors as for `random_plan`, and
     so is what happens to weights stored in less than 32 bits.
     """
-    coefficients = _Coefficients(signed=False, bound=1.0)
-    return _blind_plan(groups, model, growth, 0.0, seed, "net2net", coefficients)
+    request = _Request(groups, growth, factors, 0.0, seed)
+    return _blind_plan(groups, request, "net2net", _Coefficients(signed=False, bound=1.0))
+
+
+class _Request:
+    """What a plan without data is asked for.
+
+    Attributes:
+        added: by group the number of channels to add, one by one.
+        factors: by group the number of copies of every channel.
+        epsilon: the step ε.
+        seed: of the random numbers.
+        notes: the request, for the notes of the plan.
+    """
+
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        growth: float | Mapping[str, int],
+        factors: Factors | None,
+        epsilon: float,
+        seed: int,
+    ) -> None:
+        self.factors = resolve_factors(groups, factors)
+        self.added = _added_channels(groups, growth, self.factors)
+        self.epsilon = epsilon
+        self.seed = seed
+        self.notes: dict[str, Any] = {
+            "growth": dict(growth) if isinstance(growth, Mapping) else growth,
+            "seed": seed,
+            **({"factors": self.factors} if self.factors else {}),
+        }
+
+    def generators(self, groups: ChannelGroups) -> dict[str, np.random.Generator]:
+        """One generator per group: what happens to a group does not depend on the others."""
+        single = [group.name for group in groups.groups if group.splittable]
+        others = [name for name in self.factors if name not in single]
+        return {
+            name: np.random.default_rng([self.seed, number]) for number, name in enumerate(single + others)
+        }
+
+    def split(
+        self,
+        group: ChannelGroup,
+        coefficients: _Coefficients,
+        rng: np.random.Generator,
+        stored: StoredChannels,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+        """The source and the coefficient of every grown channel; None if the stored weights hold none."""
+        if group.name not in self.factors:
+            return _split(group.width, self.added[group.name], coefficients, rng, stored)
+        equal = self.epsilon > 0 or not coefficients.signed
+        return split_by_factor(group.width, self.factors[group.name], rng, stored, equal=equal)
 
 
 def _blind_plan(
-    groups: ChannelGroups,
-    model: ir.Model,
-    growth: float | Mapping[str, int],
-    epsilon: float,
-    seed: int,
-    scheme: str,
-    coefficients: _Coefficients,
+    groups: ChannelGroups, request: _Request, scheme: str, coefficients: _Coefficients
 ) -> SplitPlan:
-    added = _added_channels(groups, growth)
-    layouts = groups.restricted(added)
+    wanted = request.added.keys() | request.factors.keys()
+    layouts = groups.restricted(wanted)
     read = groups.read
     taken: set[str] = set()
-    splits = []
+    generators = request.generators(groups)
+    splits: dict[str, GroupSplit] = {}
     declined: dict[str, str] = {}
-    for number, group in enumerate(group for group in groups.groups if group.splittable):
-        if group.name not in added:
+    for group in groups.groups:
+        if group.name not in wanted:
             continue
-        # One generator per group: what happens to a group does not depend on the others.
-        rng = np.random.default_rng([seed, number])
-        stored = StoredChannels(group.name, layouts, read)
-        chosen = _split(group.width, added[group.name], coefficients, rng, stored)
+        rng, stored = generators[group.name], StoredChannels(group.name, layouts, read)
+        chosen = request.split(group, coefficients, rng, stored)
         if chosen is None:
             declined[group.name] = _INEXACT
             continue
         source, weights = chosen
         displacements: dict[str, Displacement] = {}
-        if epsilon > 0:
+        if request.epsilon > 0:
             displacements = _random_displacements(group, source, weights, layouts, read, taken, rng)
-        splits.append(GroupSplit(group.name, group.width, source, weights, displacements))
+        splits[group.name] = GroupSplit(
+            group.name, group.width, source, weights, displacements, evenly=group.whole_factor is not None
+        )
+    for name in tied_to(groups, declined):
+        if splits.pop(name, None) is not None:
+            declined[name] = f"it grows only together with a group that cannot: {_INEXACT}"
     if not splits:
         raise UsageError(f"no channel group can split: {_INEXACT}")
-    layouts = groups.restricted(split.group for split in splits)
-    notes: dict[str, Any] = {"growth": dict(growth) if isinstance(growth, Mapping) else growth, "seed": seed}
+    layouts = groups.restricted(splits)
     return SplitPlan(
-        groups=tuple(splits),
+        groups=tuple(splits.values()),
         layouts=layouts,
-        epsilon=epsilon,
+        epsilon=request.epsilon,
         graph_hash=groups.graph_hash,
         parameters_hash=hash_parameters(layouts, read),
         scheme=scheme,
-        notes=notes | ({"declined": declined} if declined else {}),
+        notes=request.notes | ({"declined": declined} if declined else {}),
     )
 
 
-def _added_channels(groups: ChannelGroups, growth: float | Mapping[str, int]) -> dict[str, int]:
-    """By group the number of channels to add."""
+def _added_channels(
+    groups: ChannelGroups, growth: float | Mapping[str, int], factors: Container[str] = ()
+) -> dict[str, int]:
+    """By group the number of channels to add, one by one; groups that grow by a factor are left out."""
     if isinstance(growth, Mapping):
-        unknown = next((name for name in growth if not groups[name].splittable), None)
-        if unknown is not None:
-            raise UsageError(f"group {unknown!r} cannot split: {groups[unknown].barrier}")
+        for name in growth:
+            group = groups[name]
+            if group.barrier is not None:
+                raise UsageError(f"group {name!r} cannot split: {group.barrier}")
+            if group.whole_factor is not None and name not in factors:
+                raise UsageError(f"group {name!r} {group.whole_factor}; name it in the factors instead")
         if not growth or min(growth.values()) < 1:
             raise UsageError(f"growth names no channels to add: {dict(growth)}")
-        return dict(growth)
-    if not 0 < growth <= 100:
+        return {name: more for name, more in growth.items() if name not in factors}
+    if not 0 <= growth <= 100 or (growth == 0 and not factors):
         raise UsageError(f"growth is the share of channels to add, above 0 and at most 100, not {growth}")
-    added = {group.name: max(1, round(growth * group.width)) for group in groups.groups if group.splittable}
-    if not added:
-        raise UsageError("no channel group of the model can split; `growpipe inspect` says why")
+    added = {
+        group.name: max(1, round(growth * group.width))
+        for group in groups.groups
+        if group.splittable and growth > 0 and group.name not in factors
+    }
+    if not added and not factors:
+        whole = next((group for group in groups.groups if group.whole_factor is not None), None)
+        raise UsageError(
+            "no channel group of the model can split; growpipe inspect says why"
+            if whole is None
+            else f"no channel of the model can split by itself, but {whole.name!r} {whole.whole_factor}"
+        )
     return added
 
 

@@ -28,6 +28,7 @@ class _Group(_Part):
     grown_width: Size
     displaced: dict[str, Size]
     predicted_change: float | None
+    evenly: bool = False
 
 
 class _ModuleSize(_Part):

@@ -54,6 +54,8 @@ class GroupSplit:
         displacements: by parameter name, δ_i at ε = 1.
         predicted_change: predicted change of loss at the plan's ε, (ε²/2) Σ w δᵀSδ over the channels; None
             if the plan was made without a prediction.
+        evenly: whether the channels are normalised over, so that each must have equally many copies, with
+            displacements that sum to 0.
     """
 
     group: str
@@ -62,6 +64,7 @@ class GroupSplit:
     coefficient: npt.NDArray[np.float64]
     displacements: Mapping[str, Displacement] = field(default_factory=dict)
     predicted_change: float | None = None
+    evenly: bool = False
 
     def __post_init__(self) -> None:
         source, coefficient = self.source, self.coefficient
@@ -90,6 +93,22 @@ class GroupSplit:
                 raise UsageError(
                     f"group {self.group!r}: the displacement of {name!r} names channels that do not exist"
                 )
+        if self.evenly:
+            self._check_evenly()
+
+    def _check_evenly(self) -> None:
+        if self.factor is None:
+            raise UsageError(
+                f"group {self.group!r} is normalised over: every channel must have equally many copies"
+            )
+        for name, displacement in self.displacements.items():
+            total = np.zeros((self.width, *displacement.values.shape[1:]))
+            np.add.at(total, self.source[displacement.channels], displacement.values)
+            if not np.allclose(total, 0.0, rtol=0.0, atol=1e-5):
+                raise UsageError(
+                    f"group {self.group!r} is normalised over: the displacements of a channel's copies in "
+                    f"{name!r} must sum to 0"
+                )
 
     def __repr__(self) -> str:
         change = "" if self.predicted_change is None else f", predicted change {self.predicted_change:.3g}"
@@ -98,6 +117,12 @@ class GroupSplit:
     @property
     def grown_width(self) -> int:
         return len(self.source)
+
+    @property
+    def factor(self) -> int | None:
+        """The number of copies of every channel; None if they differ."""
+        copies = np.bincount(self.source, minlength=self.width)
+        return int(copies[0]) if len(copies) and (copies == copies[0]).all() else None
 
     @property
     def offspring(self) -> Offspring:
@@ -289,6 +314,7 @@ class SplitPlan:
                     "grown_width": group.grown_width,
                     "displaced": {name: d.axis for name, d in group.displacements.items()},
                     "predicted_change": group.predicted_change,
+                    "evenly": group.evenly,
                 }
             )
         dims = [axis.dim for layout in self.layouts.values() for axis in layout.axes]
@@ -359,6 +385,7 @@ def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> Spl
                     for name, axis in entry.displaced.items()
                 },
                 predicted_change=entry.predicted_change,
+                evenly=entry.evenly,
             )
             for entry in document.groups
         ),

@@ -13,24 +13,34 @@ from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_param
 def signed_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, some: bool = False) -> SplitPlan:
     """Split ``growth`` of the channels of every splittable group at ε = 0, |w| up to 2.
 
-    With ``some``, only about two in three groups, and each by a number of channels of its own.
+    Groups that split by whole factors are doubled. With ``some``, only about two in three groups grow, and
+    each by a number of channels, or a factor, of its own.
     """
     groups = find_channel_groups(model)
     rng = np.random.default_rng(seed)
     splits = []
+    factors: dict[str, int] = {}
     for group in groups.groups:
-        if not group.splittable:
+        if group.barrier is not None:
             continue
-        if some and rng.random() < 0.3:
+        if group.whole_factor is not None:
+            first = min(group.name, *group.whole_factor.tied)
+            factor = factors.setdefault(first, int(rng.integers(1, 4)) if some else 2)
+            if factor == 1:
+                continue
+            extra = np.concatenate([rng.permutation(group.width) for _ in range(factor - 1)])
+        elif some and rng.random() < 0.3:
             continue
-        count = rng.integers(1, 4) if some else max(1, round(growth * group.width))
-        extra = rng.integers(0, group.width, count)
+        else:
+            count = rng.integers(1, 4) if some else max(1, round(growth * group.width))
+            extra = rng.integers(0, group.width, count)
         source = np.concatenate([np.arange(group.width), extra])
         coefficient = rng.uniform(-2, 2, len(source))
         for channel in range(group.width):
             copies = np.flatnonzero(source == channel)
             coefficient[copies[0]] = 1.0 - coefficient[copies[1:]].sum()
-        splits.append(GroupSplit(group.name, group.width, source, coefficient))
+        evenly = group.whole_factor is not None
+        splits.append(GroupSplit(group.name, group.width, source, coefficient, evenly=evenly))
     layouts = groups.restricted(split.group for split in splits)
     return SplitPlan(
         groups=tuple(splits),

@@ -320,7 +320,38 @@ def normalise(g, x, c, n, a, b):
 
 @operation
 def reduce_channels(g, x, c, n, a, b):
-    g.add(g.node(["ReduceSum", "ReduceMax"][a % 2], x, g.ints(1), keepdims=1), 1, n)
+    g.add(g.node(["ReduceSum", "ReduceMax", "ReduceMean"][a % 3], x, g.ints(1), keepdims=1), 1, n)
+
+
+@operation
+def normalise_channels(g, x, c, n, a, b):
+    """By moments over the channels, with or without a residual path around it."""
+    match a % 4:
+        case 0:
+            y = g.node("Transpose", g.node("Tanh", x), perm=[0, 2, 1])
+            y = g.node("LayerNormalization", y, g.weight(c), g.weight(c), epsilon=0.1)
+            y = g.node("Transpose", y, perm=[0, 2, 1])
+        case 1:
+            y = g.node("LayerNormalization", g.node("Tanh", x), g.weight(c, n), axis=1, epsilon=0.1)
+        case 2:
+            square = g.node("ReduceMean", g.node("Mul", x, x), g.ints(1), keepdims=1)
+            root = g.node("Sqrt", g.node("Add", square, g.constant(np.float32(0.1))))
+            y = g.node("Mul", g.node("Div", x, root), g.weight(c, 1))
+        case _:
+            groups = divisors(c)[b % len(divisors(c))]
+            y = g.node("Reshape", x, g.ints(0, groups, -1))
+            y = g.node("InstanceNormalization", y, g.weight(groups), g.zeros(groups), epsilon=0.1)
+            y = g.node("Reshape", y, g.ints(0, c, n))
+    y = g.node("Tanh", y)
+    g.add(g.node("Add", x, y) if b % 2 else y, c, n)
+
+
+@operation
+def residual_block(g, x, c, n, a, b):
+    """A stream that is normalised, mixed, and added to."""
+    mean = g.node("ReduceMean", x, g.ints(1), keepdims=1)
+    hidden = g.node("Relu", g.node("Conv", g.node("Sub", x, mean), g.weight(2 + a % 3, c, 1)))
+    g.add(g.node("Add", x, g.node("Conv", hidden, g.weight(c, 2 + a % 3, 1))), c, n)
 
 
 @operation

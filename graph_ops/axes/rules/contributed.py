@@ -13,6 +13,7 @@ from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.contraction import gemm, multiply
 from growpipe.graph_ops.axes.rules.convolution import convolve
 from growpipe.graph_ops.axes.rules.elementwise import broadcast, elementwise
+from growpipe.graph_ops.axes.rules.normalisation import MOMENTS
 from growpipe.graph_ops.operators import attribute_of
 
 __all__ = ["RULES"]
@@ -55,6 +56,20 @@ def dynamic_product(inference: AxisInference, node: ir.Node) -> None:
             broadcast(inference, node, [result[-1:], own])
 
 
+def skip_normalisation(inference: AxisInference, node: ir.Node) -> None:
+    """SkipLayerNormalization and SkipSimplifiedLayerNormalization: a sum, normalised over its last axis.
+
+    Inputs are the operands, the scale, and shift and bias where they are there. Output 3 is the sum.
+    """
+    operands = [inference.axes_of(node, i) for i, value in enumerate(node.inputs) if value is not None]
+    axes = broadcast(inference, node, operands)
+    inference.copy_evenly(node, axes[-1], len(axes) - 1, MOMENTS)
+    inference.output(node, axes)
+    for index in (1, 2):
+        inference.output(node, [*axes[:-1], Axis(1)], index)
+    inference.output(node, axes, 3)
+
+
 _PACKED = "the weight is packed into blocks, which cannot be copied channel by channel"
 
 RULES: dict[str, Rule] = {
@@ -64,4 +79,5 @@ RULES: dict[str, Rule] = {
     "FusedGemm": gemm,
     "FusedMatMul": fused_product,
     "MatMulNBits": packed_product,
+    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), skip_normalisation),
 }

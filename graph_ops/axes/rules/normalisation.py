@@ -1,4 +1,8 @@
-"""Normalisations: per channel they let channels pass, over channels they are barriers."""
+"""Normalisations: per channel they let channels pass.
+
+Over channels, those by mean and variance let all channels be copied equally often, because the moments of the
+copies are those of the channels. Those by a sum or by neighbours are barriers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.elementwise import broadcast
 from growpipe.graph_ops.operators import attribute_of
 
-__all__ = ["RULES"]
+__all__ = ["MOMENTS", "RULES"]
 
 
 def per_channel(inference: AxisInference, node: ir.Node) -> None:
@@ -21,18 +25,19 @@ def per_channel(inference: AxisInference, node: ir.Node) -> None:
         (parameter,) = inference.axes_of(node, index)
         inference.unify(node, parameter, channels, 1)
     if node.op_type == "InstanceNormalization":
-        inference.freeze(node, axes[2:], None, "it normalises over this axis")
+        for position in range(2, len(axes)):
+            inference.copy_evenly(node, axes[position], position, MOMENTS)
     inference.output(node, axes)
     for index in range(1, len(node.outputs)):
         inference.output(node, [channels], index)
 
 
 def from_axis(inference: AxisInference, node: ir.Node) -> None:
-    """LayerNormalization and RMSNormalization: over this axis and all that follow."""
+    """LayerNormalization and its simplified forms: over this axis and all that follow."""
     axes = inference.axes_of(node, 0)
     start = attribute_of(node, "axis", -1) % len(axes)
     for position in range(start, len(axes)):
-        inference.freeze(node, axes[position], position, "it normalises over this axis")
+        inference.copy_evenly(node, axes[position], position, MOMENTS)
     for index in range(1, len(node.inputs)):
         if node.inputs[index] is not None:
             broadcast(inference, node, [axes[start:], inference.axes_of(node, index)])
@@ -48,12 +53,12 @@ def over_axis(inference: AxisInference, node: ir.Node) -> None:
     old = inference.opset < 13 and node.op_type != "LpNormalization"
     start = attribute_of(node, "axis", 1 if old else -1) % max(len(axes), 1)
     for position in range(start, len(axes) if old else start + 1):
-        inference.freeze(node, axes[position], position, "it normalises over this axis")
+        inference.freeze(node, axes[position], position, _SUM)
     inference.output(node, axes)
 
 
 def group_normalisation(inference: AxisInference, node: ir.Node) -> None:
-    """Over the channels of a group; whole groups may be copied."""
+    """Over the channels of a group; whole groups may be copied, and all channels of a group equally often."""
     axes = inference.axes_of(node, 0)
     groups = attribute_of(node, "num_groups")
     total = root(axes[1]).size
@@ -61,7 +66,9 @@ def group_normalisation(inference: AxisInference, node: ir.Node) -> None:
         raise UnknownShape(f"{total} channels do not divide into {groups} groups")
     group, part = Axis(groups), Axis(total // groups)
     inference.unify(node, axes[1], product([group, part]), 1)
-    inference.freeze(node, [part, *axes[2:]], 1, "it normalises over this axis")
+    inference.copy_evenly(node, part, 1, MOMENTS)
+    for position in range(2, len(axes)):
+        inference.copy_evenly(node, axes[position], position, MOMENTS)
     inference.follow(node, "num_groups", [Size(group)])
     for index in (1, 2):
         (parameter,) = inference.axes_of(node, index)
@@ -71,15 +78,19 @@ def group_normalisation(inference: AxisInference, node: ir.Node) -> None:
 
 def local_response(inference: AxisInference, node: ir.Node) -> None:
     axes = inference.axes_of(node, 0)
-    inference.freeze(node, axes[1], 1, "it normalises over this axis")
+    inference.freeze(node, axes[1], 1, "it normalises over neighbours on this axis")
     inference.output(node, axes)
 
 
 def mean_variance(inference: AxisInference, node: ir.Node) -> None:
     axes = inference.axes_of(node, 0)
     for position in attribute_of(node, "axes", [0, 2, 3]):
-        inference.freeze(node, axes[position], position, "it normalises over this axis")
+        inference.copy_evenly(node, axes[position], position % len(axes), MOMENTS)
     inference.output(node, axes)
+
+
+MOMENTS = "it normalises over this axis by moments"
+_SUM = "it normalises over this axis by a sum, which copies would enlarge"
 
 
 RULES: dict[str, Rule] = {
@@ -93,5 +104,6 @@ RULES: dict[str, Rule] = {
     "LpNormalization": over_axis,
     "MeanVarianceNormalization": mean_variance,
     "RMSNormalization": from_axis,
+    "SimplifiedLayerNormalization": from_axis,
     "Softmax": over_axis,
 }

@@ -1,4 +1,7 @@
-"""Reductions, and operators that order or accumulate along an axis: barriers on that axis alone."""
+"""Reductions, and operators that order or accumulate along an axis: barriers on that axis alone.
+
+A mean is no barrier: it stays as it is if all entries of the axis are copied equally often.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def _reduce(inference: AxisInference, node: ir.Node, axes: list[Axis], reduced: 
     if inference.is_constant(node):
         reason = "a weight is computed from a reduction over this axis, which copies would change"
     for position in reduced:
-        inference.freeze(node, axes[position], position, reason)
+        if node.op_type == "ReduceMean" and not inference.is_constant(node):
+            inference.copy_evenly(node, axes[position], position, "it takes the mean over this axis")
+        else:
+            inference.freeze(node, axes[position], position, reason)
     if attribute_of(node, "keepdims", 1):
         result = [Axis(1) if position in reduced else axis for position, axis in enumerate(axes)]
     else:

@@ -31,6 +31,7 @@ class Case:
         integers: the values of integer initializers.
         splits: the names of the groups that must split.
         declined: of other groups made by a weight, the reason.
+        evenly: the names of the groups that must split by whole factors.
     """
 
     inputs: str
@@ -40,7 +41,10 @@ class Case:
     integers: dict[str, list[int]] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
     opset: int = 18
+    evenly: set[str] = field(default_factory=set)
 
+
+SUM = "it normalises over this axis by a sum, which copies would enlarge"
 
 IMAGE = "float[n,3,6,6] x"
 ROWS = "float[n,5,4] x"
@@ -105,36 +109,44 @@ CASES: dict[str, Case] = {
     "GroupNormalization": image(
         "z = GroupNormalization <num_groups = 2> (h, s, t)",
         {"b": (2, 8, 1, 1), "s": (2,), "t": (2,)},
-        declined={"a#2": "it normalises over this axis"},
+        evenly={"a#2"},
     ),
     "GroupNormalization per channel": image(
         "z = GroupNormalization <num_groups = 2> (h, s, t)",
         {"b": (2, 8, 1, 1), "s": (8,), "t": (8,)},
-        declined={"a#2": "it normalises over this axis"},
+        evenly={"a#2"},
         opset=21,
     ),
     "LayerNormalization": rows(
         "z = LayerNormalization (h, s)",
         {"b": (8, 2), "s": (8,)},
         splits=(),
-        declined=reason("it normalises over this axis"),
+        evenly={"a"},
     ),
     "LRN": image(
-        "z = LRN <size = 3> (h)", {"b": (2, 8, 1, 1)}, (), declined=reason("it normalises over this axis")
+        "z = LRN <size = 3> (h)",
+        {"b": (2, 8, 1, 1)},
+        (),
+        declined=reason("it normalises over neighbours on this axis"),
     ),
-    "Softmax over channels": rows(
-        "z = Softmax (h)", {"b": (8, 2)}, (), declined=reason("it normalises over this axis")
-    ),
+    "Softmax over channels": rows("z = Softmax (h)", {"b": (8, 2)}, (), declined=reason(SUM)),
     "Softmax over rows": rows("z = Softmax <axis = 1> (h)", {"b": (8, 2)}),
     "Softmax of opset 11": rows(
         "z = Softmax <axis = 1> (h)",
         {"b": (8, 2)},
         (),
         opset=11,
-        declined=reason("it normalises over this axis"),
+        declined=reason(SUM),
     ),
-    "LpNormalization": rows(
-        "z = LpNormalization (h)", {"b": (8, 2)}, (), declined=reason("it normalises over this axis")
+    "LpNormalization": rows("z = LpNormalization (h)", {"b": (8, 2)}, (), declined=reason(SUM)),
+    "Conv over what a weight makes": Case(
+        "float[n,3] x",
+        "f = MatMul (x, a) h = Reshape (f, parts) k = Conv (h, w) p = GlobalAveragePool (k) q = Flatten (p) "
+        "m = MatMul (h, b) s = Flatten (m) t = MatMul (s, c) y = Add (q, t)",
+        {"a": (3, 8), "w": (2, 2, 3), "b": (4, 2), "c": (4, 2)},
+        {"a", "b"},
+        {"parts": [-1, 2, 4]},
+        {"a#2": "a window slides along this axis"},
     ),
     "MeanVarianceNormalization": image("z = MeanVarianceNormalization (h)", {"b": (2, 8, 1, 1)}),
     "MaxPool": unary("MaxPool", "<kernel_shape = [2, 2], strides = [2, 2]>"),
@@ -243,7 +255,7 @@ CASES: dict[str, Case] = {
         {"b": (2, 8, 1, 1)},
         ("a",),
         integers={"split": [0, 4, 2, 4, 4], "back": [0, 8, 4, 4]},
-        declined={"a#2": "it normalises over this axis"},
+        declined={"a#2": SUM},
     ),
     "Squeeze": image(
         "p = GlobalAveragePool (h) s = Squeeze (p, last) r = Relu (s) z = Unsqueeze (r, last)",
@@ -536,11 +548,12 @@ def test_rule(name):
     model = build(case)
     groups = find_channel_groups(model).groups
     assert {group.name for group in groups if group.splittable} == set(case.splits)
+    assert {group.name for group in groups if group.whole_factor is not None} == set(case.evenly)
     declined = {group.name: group.barrier.reason for group in groups if group.barrier is not None}
     for group, wanted in case.declined.items():
         assert declined[group] == wanted
     wider = grow_graph(model, signed_plan(model, growth=0.5))
-    assert (sizes(wider) > sizes(model)) == bool(case.splits)
+    assert (sizes(wider) > sizes(model)) == bool(case.splits or case.evenly)
     assert check_widths(wider) == []
     batch = 1 if name in ("Resize to lengths", "GridSample") else 2
     assert_same_function(model, wider, [samples(case, batch)])

@@ -7,6 +7,7 @@ import pytest
 from growpipe.graph_ops.axes.rules import RULES
 from tests.graph_ops.edit import (
     test_wide_references,
+    test_wide_references_even,
     test_wide_references_layout,
     test_wide_references_quantised,
 )
@@ -111,7 +112,12 @@ def test_grown_is_the_wide_reference(name):
 
 
 def test_every_rule_has_a_reference():
-    others = (test_wide_references, test_wide_references_layout, test_wide_references_quantised)
+    others = (
+        test_wide_references,
+        test_wide_references_even,
+        test_wide_references_layout,
+        test_wide_references_quantised,
+    )
     cases = [CASES, *(module.CASES for module in others)]
     graphs = [case.original("float").graph for some in cases for case in some.values()]
     tried = {(node.domain, node.op_type) for graph in graphs for node in graph}

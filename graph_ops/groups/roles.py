@@ -1,0 +1,66 @@
+"""One role for each axis of each weight: channels are either copied on it, or mixed by coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+import onnx_ir as ir
+
+from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze
+from growpipe.graph_ops.axes.rule_api import AxisInference
+from growpipe.graph_ops.groups.tied_weights import ScaleSearch
+from growpipe.graph_ops.groups.touches import Touch
+from growpipe.graph_ops.operators import node_name
+
+__all__ = ["resolve_roles"]
+
+
+def resolve_roles(inference: AxisInference, touches: Sequence[Touch], even: Container[Axis]) -> None:
+    """Freeze atoms that would have to be mixed and copied on one axis of one weight.
+
+    Args:
+        inference: the solved axes.
+        touches: every use of every weight; changed where a scale takes the coefficients of a tied weight
+            (`growpipe.graph_ops.groups.tied_weights`).
+        even: the atoms whose channels are all copied equally often.
+    """
+    search = ScaleSearch(inference, touches)
+    for base, position, atom in _conflicts(touches):
+        if atom in even:
+            search.move_coefficients(base, position, atom)
+    mixed_on = _mixed_on(touches)
+    for touch in touches:
+        name = touch.use.base.name
+        for position, atoms in enumerate(touch.atoms):
+            conflicting = mixed_on[touch.use.base, position] - touch.mixed[position]
+            copied = {atom for atom in atoms if atom not in touch.mixed[position]}
+            if touch.mixed[position]:
+                conflicting |= {atom for atom in copied if atom.barrier is None}
+            for atom in conflicting:
+                barrier = Barrier(
+                    touch.use.node.op_type,
+                    node_name(touch.use.node),
+                    position,
+                    f"{name!r} both mixes and carries the channels on one axis",
+                )
+                freeze(atom, barrier)
+
+
+def _mixed_on(touches: Sequence[Touch]) -> dict[tuple[ir.Value, int], set[Axis]]:
+    mixed_on: dict[tuple[ir.Value, int], set[Axis]] = {}
+    for touch in touches:
+        for position, mixed in enumerate(touch.mixed):
+            mixed_on.setdefault((touch.use.base, position), set()).update(mixed)
+    return mixed_on
+
+
+def _conflicts(touches: Sequence[Touch]) -> list[tuple[ir.Value, int, Axis]]:
+    """The weight, the axis and the atom, wherever one use mixes what another one copies."""
+    mixed_on = _mixed_on(touches)
+    return [
+        (touch.use.base, position, atom)
+        for touch in touches
+        for position, atoms in enumerate(touch.atoms)
+        for atom in atoms
+        if atom.barrier is None and atom in mixed_on[touch.use.base, position] - touch.mixed[position]
+    ]

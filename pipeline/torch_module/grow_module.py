@@ -24,7 +24,7 @@ from growpipe.graph_ops.plan.module_size import ModuleSize, sizes_of_groups
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors, wrapped_in
 from growpipe.torch_module.integers import changed_integers, get_integer, set_integers
-from growpipe.torch_module.layer_sizes import grown_layer_sizes, layer_sizes
+from growpipe.torch_module.layer_sizes import LayerSize, grown_layer_sizes, layer_sizes
 from growpipe.torch_module.optimizer_state import carry_optimizer_state
 from growpipe.torch_module.outputs import to_numpy, to_torch
 from growpipe.torch_module.state_file import read_state
@@ -219,7 +219,8 @@ def _check_fits(model: nn.Module, tensors: Mapping[str, torch.Tensor], sizes: An
             or any(name not in layer_sizes(module) and get_integer(module, name) is None for name in values)
         ):
             raise UsageError(f"they give sizes that {path!r} does not have")
-        if not all(type(value) is int and value > 0 for value in values.values()):
+        lengths = [n for value in values.values() for n in (value if isinstance(value, list) else [value])]
+        if not all(type(length) is int and length > 0 for length in lengths):
             raise UsageError(f"they give {path!r} a size that is not a positive number")
 
 
@@ -253,6 +254,6 @@ def _replace_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> N
             store[attribute] = replaced[id(old)]
 
 
-def _set_layer_sizes(module: nn.Module, sizes: Mapping[str, int]) -> None:
+def _set_layer_sizes(module: nn.Module, sizes: Mapping[str, LayerSize | list[int]]) -> None:
     for attribute, value in sizes.items():
-        setattr(module, attribute, value)
+        setattr(module, attribute, tuple(value) if isinstance(value, list) else value)

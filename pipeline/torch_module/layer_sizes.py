@@ -12,19 +12,23 @@ from growpipe.graph_ops.axes.dims import Dim, Product, grown_size
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["grown_layer_sizes", "layer_sizes"]
+__all__ = ["LayerSize", "grown_layer_sizes", "layer_sizes"]
+
+LayerSize = int | tuple[int, ...]
 
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels", "groups"),
     nn.Linear: ("in_features", "out_features"),
     nn.modules.batchnorm._NormBase: ("num_features",),
     nn.GroupNorm: ("num_groups", "num_channels"),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.RMSNorm: ("normalized_shape",),
     nn.PReLU: ("num_parameters",),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
 }
 
 
-def layer_sizes(module: nn.Module) -> dict[str, int]:
+def layer_sizes(module: nn.Module) -> dict[str, LayerSize]:
     """The sizes of a layer of torch, by attribute; empty for other modules."""
     return {
         attribute: getattr(module, attribute)
@@ -36,7 +40,7 @@ def layer_sizes(module: nn.Module) -> dict[str, int]:
 
 def grown_layer_sizes(
     path: str, module: nn.Module, layouts: Mapping[str, TensorLayout], widths: Mapping[str, int]
-) -> dict[str, int]:
+) -> dict[str, LayerSize]:
     """The sizes of ``module`` once its parameters, laid out so, have grown to these widths of groups."""
     prefix = f"{path}." if path else ""
     own = _own_names(prefix, module)
@@ -64,6 +68,8 @@ def grown_layer_sizes(
         case nn.GroupNorm():
             groups = _grown_groups(path, module.num_groups, dims[0], widths)
             return {"num_groups": groups, "num_channels": grown[0]}
+        case nn.LayerNorm() | nn.RMSNorm():
+            return {"normalized_shape": tuple(grown)}
         case nn.PReLU():
             return {"num_parameters": grown[0]}
         case nn.Embedding():

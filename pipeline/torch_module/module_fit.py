@@ -9,7 +9,7 @@ length of the group are changed until it does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModuleFit:
-    """What a module makes of the splittable groups of its graph.
+    """What a module makes of the groups of its graph.
 
     Attributes:
         rigid: by name the groups that the module cannot follow, and why.
@@ -46,17 +46,22 @@ class ModuleFit:
 
 
 def fit_module(
-    model: nn.Module, graph: ir.Model, groups: ChannelGroups, example_inputs: tuple[Any, ...]
+    model: nn.Module,
+    graph: ir.Model,
+    groups: ChannelGroups,
+    example_inputs: tuple[Any, ...],
+    by_factor: Container[str] = (),
 ) -> ModuleFit:
-    """Try which splittable groups ``model`` can follow, and which of its integers have to change with them.
+    """Try which groups ``model`` can follow, and which of its integers have to change with them.
 
     Args:
         model: in eval mode; it is not changed.
         graph: its growth form.
         groups: of ``graph``.
         example_inputs: positional inputs of ``model``, on its device.
+        by_factor: the groups among those that split by whole factors that are tried, too; they are doubled.
     """
-    names = [group.name for group in groups.groups if group.splittable]
+    names = [group.name for group in groups.groups if group.splittable or group.name in by_factor]
     if not names:
         return ModuleFit({}, ())
     with torch.no_grad():

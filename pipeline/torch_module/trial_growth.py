@@ -1,4 +1,4 @@
-"""Trials of growth: groups get a channel more, integers of modules follow, ``forward`` shows if it fits."""
+"""Trials of growth: groups grow, integers of modules follow, and ``forward`` shows if all of it fits."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ __all__ = ["Outcome", "Trials"]
 logger = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-3  # of the output's scale: rounding is far below, a wrong reshape far above
+_MOMENTS_TOLERANCE = 1e-4  # a variance that divides by one less than the width changes by little
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Trials:
         self.groups = groups
         self.widths: Mapping[str, int] = {}
         self.count = 0
+        self._tolerance = _TOLERANCE
         self._graph = graph
         self._inputs = inputs
         self._grown = copy.deepcopy(model)
@@ -74,12 +76,15 @@ class Trials:
         }
 
     def begin(self, names: Sequence[str]) -> str | None:
-        """Give every one of these groups one more channel.
+        """Give every one of these groups one more channel; double those that split by whole factors.
 
         Returns:
             Why the module cannot take the plan; None if it can.
         """
-        plan = net2net_plan(self.groups, self._graph, growth=dict.fromkeys(names, 1))
+        factors = {name: 2 for name in names if self.groups[name].whole_factor is not None}
+        growth = {name: 1 for name in names if name not in factors}
+        plan = net2net_plan(self.groups, self._graph, growth=growth or 0.0, factors=factors or None)
+        self._tolerance = _MOMENTS_TOLERANCE if factors else _TOLERANCE
         self.widths = plan.widths
         try:
             grow_into(self._grown, self.model, plan_for_module(plan, self.model))
@@ -114,7 +119,7 @@ class Trials:
             if value.shape != reference.shape:
                 return f"the output has shape {tuple(value.shape)}, not {tuple(reference.shape)}"
             scale = reference.abs().max() if reference.numel() else 0.0
-            if not torch.all((value - reference).abs() <= _TOLERANCE * scale):
+            if not torch.all((value - reference).abs() <= self._tolerance * scale):
                 return "the output changes"
         return None
 

@@ -68,18 +68,24 @@ def with_widths(
             `growpipe.torch_module.module_fit.fit_module`.
 
     Raises:
-        UsageError: a group cannot split, or would shrink.
+        UsageError: a group cannot split, would shrink, or grows by whole factors and not to this width.
     """
-    added = {}
+    added, factors = {}, {}
     for name, width in widths.items():
         more = width - groups[name].width
         if more < 0:
             raise UsageError(f"group {name!r} has {groups[name].width} channels and cannot shrink to {width}")
-        if more:
+        if more and groups[name].whole_factor is not None:
+            if width % groups[name].width:
+                raise UsageError(
+                    f"group {name!r} {groups[name].whole_factor}; {width} is not a multiple of its width"
+                )
+            factors[name] = width // groups[name].width
+        elif more:
             added[name] = more
-    if not added:
+    if not added and not factors:
         return reinitialise(copy.deepcopy(model))
-    plan = net2net_plan(groups, export.graph, growth=added)
+    plan = net2net_plan(groups, export.graph, growth=added or 0.0, factors=factors or None)
     return reinitialise(grow(model, plan_for_module(plan, model, sizes)))
 
 

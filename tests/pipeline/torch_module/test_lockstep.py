@@ -37,15 +37,17 @@ def test_the_module_and_the_graph_grow_in_lockstep(family: str) -> None:
     inputs = torch.randn(7, *shape, generator=torch.Generator().manual_seed(1))
     graph = export_growth_form(model, (inputs[:2],)).graph
     groups = find_channel_groups(graph)
-    fit = fit_module(model, graph, groups, (inputs[:2],))
+    factors = {group.name: 2 for group in groups.groups if group.whole_factor is not None}
+    fit = fit_module(model, graph, groups, (inputs[:2],), factors)
     rigid = fit.rigid
     assert set(rigid) == RIGID.get(family, set())
+    factors = {name: factor for name, factor in factors.items() if name not in rigid}
     growth = {
         group.name: max(1, group.width // 4)
         for group in groups.groups
         if group.splittable and group.name not in rigid
     }
-    plan = random_plan(groups, graph, growth=growth, epsilon=0.05, seed=3)
+    plan = random_plan(groups, graph, growth=growth, epsilon=0.05, seed=3, factors=factors or None)
     plan = plan_for_module(plan, model, fit.sizes)
     for epsilon in (0.0, plan.epsilon):
         at = plan.with_epsilon(epsilon)

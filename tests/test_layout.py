@@ -62,7 +62,7 @@ LONGEST_MODULE = 420
 # (branches, boolean operators and comprehensions: what a reader has to hold in mind).
 COMPLEX = {"graph_ops": (1.2, 11.3), "pipeline": (0.3, 6.8), "models": (0.0, 2.3)}
 # Functions with more than 8 parameters, at most.
-MANY_PARAMETERS = {"graph_ops": 0, "pipeline": 4, "models": 1}
+MANY_PARAMETERS = {"graph_ops": 0, "pipeline": 5, "models": 1}
 
 
 def modules() -> dict[str, Path]:

@@ -49,10 +49,12 @@ def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
         )
         return
     splittable = sum(group.splittable for group in groups.groups)
+    whole = sum(group.whole_factor is not None for group in groups.groups)
     title = (
         f"{model}: {count(groups.cost.parameters())} parameters, "
         f"{'at least ' if groups.cost.uncounted else ''}{count(groups.cost.macs())} MACs per sample, "
         f"{splittable} of {len(groups.groups)} channel groups splittable"
+        + (f", {whole} more by whole factors" if whole else "")
         + (f", grown {len(history)} time(s)" if history else "")
     )
     print_table(
@@ -72,7 +74,7 @@ def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
                 "\n".join(f"{m.tensor}[{m.axis}] {m.role}" for m in group.members),
                 count(facts["parameters_per_channel"]),
                 count(facts["macs_per_channel"]),
-                "yes" if group.splittable else f"no: {group.barrier}",
+                str(group.whole_factor or "yes") if group.barrier is None else f"no: {group.barrier}",
             )
             for group, facts in zip(groups.groups, described, strict=True)
         ],
@@ -118,6 +120,7 @@ def _describe(group: ChannelGroup, added: dict[str, int]) -> dict[str, Any]:
         "width": group.width,
         "splittable": group.splittable,
         "barrier": None if group.barrier is None else asdict(group.barrier),
+        "whole_factor": None if group.whole_factor is None else asdict(group.whole_factor),
         "parameters_per_channel": added["parameters"],
         "macs_per_channel": added["macs"],
         "members": [asdict(member) for member in group.members],

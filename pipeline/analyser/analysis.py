@@ -33,8 +33,9 @@ from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.cost.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.graph_ops.plan.whole_factors import factor_splits
 from growpipe.parallel.processes import processes
-from growpipe.torch_module.export import GrowthExport
+from growpipe.torch_module.export import GrowthExport, named_tensors
 from growpipe.torch_module.outputs import LossFunction, evaluation_mode
 
 __all__ = ["analysis_of"]
@@ -77,7 +78,7 @@ def analysis_of(
         proposals = _proposals(subject, samples, spectra, options)
         choice = _choose(subject, spectra, proposals, limits, options)
         found, step = _step(proposals, choice, options.growth.epsilon)
-        plan = proposals.sealed(choice.plan(proposals, step))
+        plan = proposals.sealed(_with_factors(choice.plan(proposals, step), subject, options.spectra.seed))
         realised = proposals.loss(plan, samples.judged) - proposals.loss(None, samples.judged)
         subject.peers.agree("the plan", f"{plan.content_hash} {realised}")
     selection = choice.spending.selection
@@ -92,9 +93,10 @@ def analysis_of(
         selection=selection.notes,
         budget_spent=choice.spending.spent,
         cost=choice.spending.cost,
-        added=_added(subject.prepared.groups.cost, selection.widths),
+        added=_added(subject.prepared.groups.cost, plan.widths),
         calibration=None if choice.calibration is None else choice.calibration.trials(),
         rigid=subject.prepared.fit.rigid,
+        factors=subject.prepared.factors,
         base_loss=proposals.base,
         epsilon=options.growth.epsilon,
         line_search=found,
@@ -293,12 +295,24 @@ def _choose(
         groups.cost,
         limits,
         sum(group.width for group in subject.prepared.program.groups),
-        {group.name: group.width for group in groups.groups},
+        {g.name: g.width * subject.prepared.factors.get(g.name, 1) for g in groups.groups},
     )
     selection = spending.selection
     if not selection.widths:
         raise NothingToSplit(f"nothing is left to split: {selection.notes}")
     return _Choice(spending, calibration, proposals.signs(selection.rows, epsilon))
+
+
+def _with_factors(plan: SplitPlan, subject: Subject, seed: int) -> SplitPlan:
+    """The plan with the groups that grow by a factor: exact copies, which change nothing of the rest."""
+    prepared = subject.prepared
+    if not prepared.factors:
+        return plan
+    splits = (*plan.groups, *factor_splits(prepared.groups, prepared.factors, seed))
+    names = [split.group for split in splits]
+    own = named_tensors(subject.model)
+    layouts = {name: at for name, at in prepared.groups.restricted(names).items() if name in own}
+    return replace(plan, groups=splits, layouts=layouts, module_sizes=prepared.fit.sizes_of(names))
 
 
 # Step.

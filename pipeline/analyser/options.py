@@ -24,6 +24,7 @@ SHARE = 0.3
 """The share of channels to add if there is neither a share nor a budget."""
 
 Width = Annotated[int, Field(ge=1)]
+Factor = Annotated[int, Field(ge=2)]
 
 
 def _tupled(value: Any) -> Any:
@@ -62,6 +63,10 @@ class GrowthOptions(Options):
         displace: what is displaced: ``"weights"`` (of mixing producers), ``"filters"`` (depthwise),
             ``"biases"``, ``"affine"`` (batch-norm scale and shift).
         surrogate_beta: β of softplus, whose curvature stands in for that of kinked activations.
+        factors: by channel group the number of copies that every channel gets, whatever the splits promise; a
+            number is for all groups that split by whole factors, such as the residual stream of a transformer
+            (see `growpipe.graph_ops.plan.whole_factors`). The copies do not differ at first. A group that is
+            tied to a named one follows.
         freeze: names or globs of tensors that keep all their axes. To keep a group's width, use
             ``max_widths``.
         align: a group that grows ends at a multiple of this width. None is 16 under a budget of measured
@@ -86,6 +91,7 @@ class GrowthOptions(Options):
     damping: float = Field(default=1e-3, gt=0.0)
     displace: Annotated[tuple[Displaced, ...], BeforeValidator(_tupled)] = ("weights",)
     surrogate_beta: float = Field(default=3.0, gt=0.0)
+    factors: Factor | dict[str, Factor] | None = None
     freeze: Names = ()
     align: int | None = Field(default=None, ge=1)
     min_widths: dict[str, Width] = Field(default_factory=dict)

@@ -23,6 +23,7 @@ from growpipe.analyser.program.program import Program
 from growpipe.data.loader_items import to_device
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
+from growpipe.graph_ops.plan.whole_factors import resolve_factors
 from growpipe.parallel.processes import Processes
 from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
 from growpipe.torch_module.module_fit import ModuleFit, fit_module
@@ -40,12 +41,14 @@ class Prepared:
         groups: all its channel groups.
         dtype: the floating type of its parameters.
         fit: which groups the module cannot follow, and which of its integers follow the others.
+        factors: by group the number of copies that every channel gets, as the options ask.
     """
 
     program: Program
     groups: ChannelGroups
     dtype: torch.dtype
     fit: ModuleFit
+    factors: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +82,13 @@ def prepare(
         model: the module, in evaluation mode.
         example_inputs: positional inputs of it, for the export; or an export of it, whose solved groups are
             taken.
-        options: freeze, displace and surrogate_beta are used.
+        options: freeze, factors, displace and surrogate_beta are used.
         device: where the program is to run.
 
     Raises:
         NothingToSplit: no group is splittable.
-        UsageError: the model cannot be exported, is of less than single precision, or is not the one that was
-            exported.
+        UsageError: the model cannot be exported, is of less than single precision, is not the one that was
+            exported, or cannot follow a factor.
         CheckFailed: a group is not found in the program.
     """
     dtype = _precision(model)
@@ -98,8 +101,12 @@ def prepare(
         inputs = to_device(example_inputs, "cpu")
         export = export_growth_form(here, inputs)
     groups = export.groups(options.freeze)
-    fit = fit_module(here, export.graph, groups, inputs)
-    splittable = [group for group in groups.groups if group.splittable and group.name not in fit.rigid]
+    factors = resolve_factors(groups, options.factors)
+    fit = fit_module(here, export.graph, groups, inputs, factors)
+    for name in factors.keys() & fit.rigid.keys():
+        raise UsageError(f"{type(model).__name__} cannot follow a factor of {name!r}: {fit.rigid[name]}")
+    taken = fit.rigid.keys() | factors.keys()
+    splittable = [group for group in groups.groups if group.splittable and group.name not in taken]
     if not splittable:
         raise NothingToSplit(_why_nothing_splits(model, groups, fit.rigid))
     program = functional(export.program)
@@ -107,7 +114,7 @@ def prepare(
     program, state = _placed(program, model, device)
     bound = bind_groups(program, splittable, groups.layouts, aliases, options.displace)
     surrogate = Surrogate(options.surrogate_beta)
-    return Prepared(Program(program, state, bound, surrogate, aliases), groups, dtype, fit)
+    return Prepared(Program(program, state, bound, surrogate, aliases), groups, dtype, fit, factors)
 
 
 def _precision(model: nn.Module) -> torch.dtype:

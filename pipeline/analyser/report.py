@@ -46,6 +46,7 @@ class AnalysisReport:
         added: by group that grows what its growth alone costs.
         calibration: by group its trials by itself; None if groups are ranked by prediction.
         rigid: by group why ``forward`` cannot grow it.
+        factors: by group the number of copies that every channel got, as was asked.
         base_loss: the mean loss of the module on the trial samples.
         epsilon: the step that was asked for; None if it was searched.
         line_search: the trials of the step; None if there were none.
@@ -65,6 +66,7 @@ class AnalysisReport:
     added: Mapping[str, AddedCost]
     calibration: Mapping[str, GroupTrial] | None
     rigid: Mapping[str, str]
+    factors: Mapping[str, int]
     base_loss: float
     epsilon: float | None
     line_search: LineSearch | None

@@ -87,13 +87,14 @@ class Expenses:
         budget = self.budget
         if budget is None:
             return True
-        if budget.parameters is not None and self.model.parameters(grown) > budget.parameters:
+        widths = {**self.own, **grown}
+        if budget.parameters is not None and self.model.parameters(widths) > budget.parameters:
             return False
-        if budget.macs is not None and self.model.macs(grown) > budget.macs:
+        if budget.macs is not None and self.model.macs(widths) > budget.macs:
             return False
         if budget.cost is None or budget.limit is None:
             return True
-        return budget.cost.of({**self.own, **grown}) <= budget.limit
+        return budget.cost.of(widths) <= budget.limit
 
     def spent(self, grown: Mapping[str, int], groups: Iterable[str]) -> bool:
         """Whether none of these groups can have one channel more."""
@@ -105,12 +106,12 @@ class Expenses:
 
         The budget's own cost if it has one, else MACs, but parameters where they alone are bounded.
         """
-        budget = self.budget
+        budget, widths = self.budget, {**self.own, **grown}
         if budget is not None and budget.cost is not None:
-            return budget.cost.of({**self.own, **grown})
+            return budget.cost.of(widths)
         if budget is not None and budget.macs is None and budget.parameters is not None:
-            return self.model.parameters(grown)
-        return self.model.macs(grown)
+            return self.model.parameters(widths)
+        return self.model.macs(widths)
 
     def prices(self, widths: Mapping[str, int], exponent: float) -> dict[str, float]:
         """What one more channel of each group costs when they have these widths, to a power."""

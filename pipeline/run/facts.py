@@ -28,7 +28,7 @@ class NetworkSize:
     """How large a network is.
 
     Attributes:
-        widths: of the splittable channel groups, by name, in graph order.
+        widths: of the channel groups that can grow, by name, in graph order.
         parameters: the number of trainable entries.
         macs: multiply-accumulates per sample.
     """
@@ -42,7 +42,7 @@ class NetworkSize:
         """The size of a network, or of the same network with the widths of ``grown``."""
         wider = dict(grown or {})
         return NetworkSize(
-            {group.name: wider.get(group.name, group.width) for group in groups.groups if group.splittable},
+            {g.name: wider.get(g.name, g.width) for g in groups.groups if g.barrier is None},
             int(groups.cost.parameters(wider)),
             int(groups.cost.macs(wider)),
         )

@@ -2,11 +2,12 @@
 
     python -m benchmarks.graph.unmodified [MODEL ...] [--folder CACHE] [--record]
 
-For every module of `unmodified_models`: the channel groups that split in graph and module, those that only
-the graph can grow (rigid, with the reason), and those that do not split (with the barrier). All groups that
-split in both grow by a quarter at ε = 0 and at ε = 0.05; the table says how far the output moves at ε = 0 in
-torch and in onnxruntime, how far module and graph differ at ε = 0.05, which integers of modules had to
-follow, and what Torch-Pruning (``pip install torch-pruning``) makes of the same module.
+For every module of `unmodified_models`: the channel groups that split in graph and module, one channel at a
+time or by whole factors, those that only the graph can grow (rigid, with the reason), and those that do not
+split (with the barrier). All groups that split in both grow at ε = 0 and at ε = 0.05, by a quarter or, if
+they split by whole factors, to twice their width; the table says how far the output moves at ε = 0 in torch
+and in onnxruntime, how far module and graph differ at ε = 0.05, which integers of modules had to follow, and
+what Torch-Pruning (``pip install torch-pruning``) makes of the same module.
 
 A run that was stopped goes on where it was, as long as the code of growpipe stays the same. ``--record``
 writes results/unmodified.json and RESULTS.md.
@@ -37,8 +38,8 @@ from benchmarks.graph.corpus import cache_folder
 from benchmarks.graph.unmodified_models import MODELS, build
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import GrowpipeError
-from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.graph_ops.plan.data_free import random_plan
+from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.torch_module.export import GrowthExport, export_growth_form
 from growpipe.torch_module.grow_module import grow, plan_for_module
 from growpipe.torch_module.module_fit import fit_module
@@ -89,11 +90,13 @@ def growth_of(name: str) -> dict[str, Any]:
     except GrowpipeError as error:
         return {"status": "not exported", "reason": str(error)}
     exported = time.perf_counter()
-    fit = fit_module(model, export.graph, groups, inputs)
+    whole = [g.name for g in groups.groups if g.whole_factor is not None]
+    fit = fit_module(model, export.graph, groups, inputs, whole)
     found: dict[str, Any] = {
         "export_seconds": exported - started,
         "fit_seconds": time.perf_counter() - exported,
         "split": [g.name for g in groups.groups if g.splittable and g.name not in fit.rigid],
+        "doubled": [name for name in whole if name not in fit.rigid],
         "rigid": dict(fit.rigid),
         "barriers": {g.name: str(g.barrier) for g in groups.groups if g.barrier is not None},
         "integers": {size.name: sorted(size.groups) for size in fit.sizes},
@@ -105,26 +108,23 @@ def growth_of(name: str) -> dict[str, Any]:
             if member.role == "made"
         ),
     }
-    if not found["split"]:
+    if not found["split"] and not found["doubled"]:
         return found | {"status": "declined"}
+    growth = {name: max(1, round(GROWTH * groups[name].width)) for name in found["split"]}
+    factors = dict.fromkeys(found["doubled"], 2)
     try:
-        return found | lockstep(model, export, groups, inputs, found["split"], fit.sizes)
+        plan = random_plan(
+            groups, export.graph, growth=growth or 0.0, epsilon=EPSILON, seed=3, factors=factors or None
+        )
+        return found | lockstep(model, export, inputs, plan_for_module(plan, model, fit.sizes))
     except Exception as error:  # whatever a grown module raises is the result
         return found | {"status": "failed", "reason": short(error)}
 
 
 def lockstep(
-    model: nn.Module,
-    export: GrowthExport,
-    groups: ChannelGroups,
-    inputs: tuple[Any, ...],
-    names: list[str],
-    sizes: Any,
+    model: nn.Module, export: GrowthExport, inputs: tuple[Any, ...], plan: SplitPlan
 ) -> dict[str, Any]:
-    """Module and graph grown by one plan, at ε = 0 and at ε > 0."""
-    growth = {name: max(1, round(GROWTH * groups[name].width)) for name in names}
-    drawn = random_plan(groups, export.graph, growth=growth, epsilon=EPSILON, seed=3)
-    plan = plan_for_module(drawn, model, sizes)
+    """Module and graph grown by one plan, at ε = 0 and at its ε."""
     still = plan.with_epsilon(0.0)
     before = in_torch(model, inputs)
     module, graph = (in_torch(grow(model, at), inputs) for at in (still, plan))
@@ -177,7 +177,7 @@ def pruning_of(name: str, pruning: Any, outputs: set[str]) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     theirs = row.get("torch_pruning", {})
     parity = row.get("parity")
-    counts = [str(len(row[key])) if key in row else "" for key in ("split", "rigid", "barriers")]
+    counts = [str(len(row[key])) if key in row else "" for key in ("split", "doubled", "rigid", "barriers")]
     cells = [
         row["model"],
         row["status"],
@@ -193,8 +193,8 @@ def line(row: dict[str, Any]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     counts = Counter(row["status"] for row in rows)
-    split, rigid, barriers = (
-        sum(len(row.get(key, ())) for row in rows) for key in ("split", "rigid", "barriers")
+    split, doubled, rigid, barriers = (
+        sum(len(row.get(key, ())) for row in rows) for key in ("split", "doubled", "rigid", "barriers")
     )
     statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     worst = max((max(row["parity"].values()) for row in rows if "parity" in row), default=0.0)
@@ -208,16 +208,16 @@ def summary(rows: list[dict[str, Any]]) -> str:
 ## Unmodified modules of transformers and torch.nn (`unmodified.py`)
 
 {len(rows)} modules from small configurations: {statuses}. Of their channel groups {split} split in the module
-and in its ONNX graph alike, {rigid} only in the graph (rigid), and {barriers} in neither. When all that split
-grow by a quarter at ε = 0, the output moves by at most {worst:.0e} of its scale; at ε = 0.05 module and graph
-differ by at most {apart:.0e}.
+and in its ONNX graph alike, {doubled} more by whole factors, {rigid} only in the graph (rigid), and
+{barriers} in neither. When all that split grow at ε = 0, by a quarter or to twice the width, the output
+moves by at most {worst:.0e} of its scale; at ε = 0.05 module and graph differ by at most {apart:.0e}.
 
 "integers" are the integers of modules, beyond the sizes of torch's own layers, that were found by trying and
 follow the widths. "parity" is the movement at ε = 0 in torch / in onnxruntime, "apart" how far module and
 graph differ.
 
-| module | growpipe | split | rigid | barrier | parity | apart | integers | why not | torch-pruning |
-|---|---|---|---|---|---|---|---|---|---|
+| module | growpipe | split | doubled | rigid | barrier | parity | apart | integers | why not | pruning |
+|---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(line(row) for row in rows)}
 
 Rigid groups:

@@ -22,12 +22,9 @@ pytestmark = pytest.mark.slow
 # Channels of these families that reach something which does not treat them separately.
 DECLINED: dict[str, dict[str, str]] = {
     "VisionTransformer": {
-        "patch.weight": "it normalises over this axis",
         "blocks.0.attention.qkv.weight#2": "the graph computes with the length of this axis",
         "blocks.1.attention.qkv.weight#2": "the graph computes with the length of this axis",
     },
-    "convnext": {"0.weight": "it normalises over this axis", "3.weight": "it normalises over this axis"},
-    "group_norm": {"0.weight#2": "it normalises over this axis"},
     "PixelShuffle": {"wide.weight#2": "channels become pixels"},
     "shuffle_uneven": dict.fromkeys(
         ("0.0.weight", "1.0.weight", "3.0.weight:in"), "its inputs divide this axis into different parts"
@@ -35,6 +32,13 @@ DECLINED: dict[str, dict[str, str]] = {
     "TiedTranspose": dict.fromkeys(
         ("first.weight", "hidden.weight"), "'hidden.weight' both mixes and carries the channels on one axis"
     ),
+}
+
+# Those that are normalised over.
+EVENLY = {
+    "VisionTransformer": {"patch.weight"},
+    "convnext": {"0.weight", "3.weight"},
+    "group_norm": {"0.weight#2"},
 }
 
 
@@ -70,6 +74,8 @@ def test_only_named_channels_are_declined(grown):
         if group.barrier is not None and group.barrier.operator not in ("Input", "Output")
     }
     assert declined == DECLINED.get(name, {})
+    evenly = {group.name for group in groups if group.whole_factor is not None}
+    assert evenly == EVENLY.get(name, set())
     assert any(group.splittable for group in groups)
 
 

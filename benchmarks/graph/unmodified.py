@@ -18,9 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from growpipe.torch_module.outputs import output_tensors
 
 GROWTH, EPSILON = 0.25, 0.05
 PARITY, LOCKSTEP = 1e-5, 5e-5
+PRUNING_SECONDS = 60
 
 
 def main() -> None:
@@ -67,16 +70,23 @@ def main() -> None:
 
 def measured(name: str, folder: Path, pruning: Any) -> dict[str, Any]:
     """What growpipe and Torch-Pruning make of one module; of an earlier run if the code is the same."""
-    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{record.code_hash()}.json"
-    if path.exists():
-        row: dict[str, Any] = json.loads(path.read_text())
-    else:
-        row = {"model": name, **growth_of(name)}
-        if pruning is not None:
-            row["torch_pruning"] = pruning_of(name, pruning, set(row.pop("outputs", ())))
-        path.write_text(json.dumps(row, indent=1) + "\n")
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    row = {"model": name, **kept(folder / f"{stem}-{record.code_hash()}.json", lambda: growth_of(name))}
+    outputs = set(row.pop("outputs", ()))
+    if pruning is not None:
+        row["torch_pruning"] = kept(
+            folder / f"{stem}-pruning-{pruning.__version__}.json", lambda: pruning_of(name, pruning, outputs)
+        )
     print(line(row), flush=True)
     return row
+
+
+def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier run measured, or what this one does."""
+    if not path.exists():
+        path.write_text(json.dumps(measure(), indent=1) + "\n")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def growth_of(name: str) -> dict[str, Any]:
@@ -170,8 +180,20 @@ class _FirstOutput(nn.Module):
 def pruning_of(name: str, pruning: Any, outputs: set[str]) -> dict[str, Any]:
     model, inputs = build(name)
     if len(inputs) > 1:
-        return {"status": "", "reason": "several inputs"}
-    return measure_pruning(pruning, _FirstOutput(model), inputs[0], {f"inner.{output}" for output in outputs})
+        return {"status": "not tried", "reason": "several inputs"}
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done after {PRUNING_SECONDS} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PRUNING_SECONDS)
+    try:
+        kept_layers = {f"inner.{output}" for output in outputs}
+        return measure_pruning(pruning, _FirstOutput(model), inputs[0], kept_layers)
+    except Exception as error:  # whatever a foreign library raises is the result
+        return {"status": "failed", "reason": short(error)}
+    finally:
+        signal.alarm(0)
 
 
 def line(row: dict[str, Any]) -> str:

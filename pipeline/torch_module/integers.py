@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["changed_integers", "get_integer", "held_integers", "own_integers", "set_integers"]
+__all__ = [
+    "changed_integers",
+    "get_integer",
+    "held_integers",
+    "held_objects",
+    "own_integers",
+    "set_integers",
+]
 
 _MARK = "_growpipe_changed"
 """Where a module, its deep copies and its pickles keep the names of the integers that were changed."""
@@ -35,14 +42,22 @@ def own_integers(module: nn.Module) -> dict[str, int]:
 
 def held_integers(module: nn.Module) -> dict[str, int]:
     """The integers of the objects that the module holds and that are no modules and no tensors."""
-    found: dict[str, int] = {}
-    for attribute, value in vars(module).items():
-        if attribute in _OF_EVERY_MODULE or not _is_holder(value):
-            continue
-        for inner, entry in vars(value).items():
-            if not inner.startswith("_"):
-                found.update(_integers(f"{attribute}.{inner}", entry))
-    return found
+    return {
+        name: integer
+        for attribute, value in held_objects(module).items()
+        for inner, entry in vars(value).items()
+        if not inner.startswith("_")
+        for name, integer in _integers(f"{attribute}.{inner}", entry)
+    }
+
+
+def held_objects(module: nn.Module) -> dict[str, Any]:
+    """The objects with attributes that the module holds and that are no modules and no tensors."""
+    return {
+        attribute: value
+        for attribute, value in vars(module).items()
+        if attribute not in _OF_EVERY_MODULE and _is_holder(value)
+    }
 
 
 def get_integer(module: nn.Module, name: str) -> int | None:

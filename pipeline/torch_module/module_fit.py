@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Product, atoms_of
 from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
 from growpipe.graph_ops.plan.module_size import ModuleSize, sizes_of_groups
 from growpipe.torch_module.size_candidates import Change, Place, candidates_of, common_module
@@ -171,13 +172,24 @@ def _likeness(trials: Trials, group: ChannelGroup) -> Any:
     start = len(common) + 1 if common else 0
     return (
         type(trials.model.get_submodule(common)),
-        group.width,
         tuple(
-            (member.tensor[start:] if member.tensor.startswith(common) else "", member.axis, member.role)
-            for member in group.members
+            (name[start:], tuple((_pattern(axis.dim, group.name), axis.role) for axis in layout.axes))
+            for name, layout in trials.layouts.items()
+            if any(atom.name == group.name for axis in layout.axes for atom in atoms_of(axis.dim))
         ),
-        common == "",
     )
+
+
+def _pattern(dim: Dim, group: str) -> Any:
+    """The dimension in numbers, with a mark for the group."""
+    match dim:
+        case Atom(name, size):
+            return (group == name, size)
+        case Product(factors):
+            return ("product", *(_pattern(factor, group) for factor in factors))
+        case Concat(parts):
+            return ("concat", *(_pattern(part, group) for part in parts))
+    return dim.size
 
 
 def _moved_place(place: Place, owner: str, block: str) -> Place:

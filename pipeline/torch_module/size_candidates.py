@@ -59,7 +59,7 @@ def candidates_of(trials: Trials, group: str, tier: int) -> list[Change]:
         if tier >= 1:
             integers |= held_integers(module)
         for name, value in integers.items():
-            if value > 0 and (read is None or _attribute(name) in read):
+            if value > 0 and (read is None or name.split("[")[0] in read):
                 found += _changes((path, name), value, lengths, trials.widths, multiples=tier >= 2)
     return found
 
@@ -72,19 +72,17 @@ def common_module(trials: Trials, group: str) -> str:
 
 
 def _modules_on_path(trials: Trials, group: str) -> Iterator[tuple[str, nn.Module]]:
-    """The modules inside the common one, and those around it."""
+    """The modules inside the common one, and those around it, the nearest first."""
     common = common_module(trials, group)
-    for path, module in trials.model.named_modules():
-        if not common or not path or f"{path}.".startswith(f"{common}.") or common.startswith(f"{path}."):
-            yield path, module
+    start = f"{common}." if common else ""
+    around = [path for path in trials.paths if f"{common}.".startswith(f"{path}.") or not path]
+    inside = [path for path in trials.paths if path.startswith(start) and path]
+    for path in dict.fromkeys([*inside, *sorted(around, key=len, reverse=True)]):
+        yield path, trials.model.get_submodule(path)
 
 
 def _touches(axes: Sequence[AxisLayout], group: str) -> bool:
     return any(atom.name == group for axis in axes for atom in atoms_of(axis.dim))
-
-
-def _attribute(name: str) -> str:
-    return name.split(".")[0].split("[")[0]
 
 
 def _changes(

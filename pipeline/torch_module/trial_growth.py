@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow_into, plan_for_module, set_module_sizes
 from growpipe.torch_module.outputs import output_tensors
+from growpipe.torch_module.read_attributes import attributes_read
 
 __all__ = ["Outcome", "Trials"]
 
@@ -37,12 +37,13 @@ class Outcome:
     Attributes:
         fault: what went wrong; None if the grown module computes what the module computes.
         steps: the number of torch's functions that were called.
-        total: the sum of all outputs; 0 if there are none.
+        trace: a hash of the shapes that they gave and of the sum of the outputs: equal for two choices of
+            integers that make no difference.
     """
 
     fault: str | None
     steps: int
-    total: float = 0.0
+    trace: int = 0
 
 
 class Trials:
@@ -51,7 +52,8 @@ class Trials:
     Attributes:
         model: the module, in eval mode; it is not changed.
         groups: its channel groups.
-        reads: by path of a module the attributes that ``forward`` reads; None if that cannot be observed.
+        paths: the paths of its modules.
+        reads: by path of a module what ``forward`` reads of it, see `attributes_read`.
         layouts: the layouts of all parameters and buffers that a splittable group touches.
         widths: the widths in the trial that was begun last.
         count: the number of trials so far.
@@ -65,11 +67,12 @@ class Trials:
         self.widths: Mapping[str, int] = {}
         self.count = 0
         self._tolerance = _TOLERANCE
+        self.paths = [path for path, _ in model.named_modules()]
         self._graph = graph
         self._inputs = inputs
         self._grown = copy.deepcopy(model)
         self._expected = _floating(model(*inputs))
-        self.reads = _attributes_read(self._grown, inputs)
+        self.reads = attributes_read(self._grown, inputs)
         tensors = named_tensors(model)
         self.layouts: dict[str, TensorLayout] = {
             name: layout for name, layout in groups.layouts.items() if name in tensors
@@ -108,7 +111,7 @@ class Trials:
         if sizes:
             changes = ", ".join(f"{size.name} {size.size} to {size.grown(self.widths)}" for size in sizes)
             logger.debug("tried %s: %s", changes, fault or "follows")
-        return Outcome(fault, counter.steps, total)
+        return Outcome(fault, counter.steps, hash((counter.trace, total)))
 
     def together(self, names: Sequence[str], sizes: Iterable[ModuleSize] = ()) -> str | None:
         """What goes wrong if all these groups grow at once; None if nothing does."""
@@ -125,15 +128,19 @@ class Trials:
 
 
 class _StepCounter(TorchFunctionMode):
-    """Counts calls of torch's functions: how far ``forward`` came."""
+    """Counts calls of functions of torch and hashes the shapes they give: how far ``forward`` came."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps = 0
+        self.steps = self.trace = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.steps += 1
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        values = result if isinstance(result, (list, tuple)) else (result,)
+        shapes = tuple(tuple(value.shape) for value in values if isinstance(value, torch.Tensor))
+        self.trace = hash((self.trace, shapes))
+        return result
 
 
 def _floating(output: Any) -> list[torch.Tensor]:
@@ -153,37 +160,3 @@ def _place(model: nn.Module, error: Exception) -> str:
         trace = trace.tb_next
     path = next((path for path, module in model.named_modules() if module is inside), "")
     return f" (in {path}, {type(inside).__name__})" if path else ""
-
-
-def _attributes_read(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, set[str]] | None:
-    """By module the attributes that ``forward`` reads; None if the module does not bear being watched."""
-    reads: dict[int, set[str]] = {id(module): set() for module in model.modules()}
-    try:
-        with _watched(model, reads):
-            model(*inputs)
-    except Exception:  # code that insists on its exact classes
-        logger.debug("%s cannot be watched: every integer may matter", type(model).__name__)
-        return None
-    return {path: reads[id(module)] for path, module in model.named_modules()}
-
-
-@contextlib.contextmanager
-def _watched(model: nn.Module, reads: Mapping[int, set[str]]) -> Iterator[None]:
-    """Every module notes what is read of it inside."""
-    kinds = {module: type(module) for module in model.modules()}
-
-    def watching(kind: type[nn.Module]) -> type[nn.Module]:
-        def read(self: nn.Module, name: str) -> Any:
-            reads.get(id(self), set()).add(name)
-            return kind.__getattribute__(self, name)
-
-        return type(kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__})
-
-    watchers = {kind: watching(kind) for kind in set(kinds.values())}
-    try:
-        for module, kind in kinds.items():
-            module.__class__ = watchers[kind]
-        yield
-    finally:
-        for module, kind in kinds.items():
-            module.__class__ = kind

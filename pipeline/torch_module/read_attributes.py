@@ -47,9 +47,11 @@ Note = Callable[[Any, str], None]
 def _watching(kind: type, note: Note) -> type:
     """A class that is ``kind``, and notes what is read of its objects."""
 
+    plain: Any = kind.__getattribute__
+
     def read(self: Any, name: str) -> Any:
         note(self, name)
-        return kind.__getattribute__(self, name)
+        return plain(self, name)
 
     return type(kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__})
 

@@ -55,7 +55,8 @@ def candidates_of(trials: Trials, group: str, tier: int) -> list[Change]:
     found: list[Change] = []
     for path, module in _modules_on_path(trials, group):
         read = None if trials.reads is None else trials.reads.get(path, set())
-        integers = {k: v for k, v in own_integers(module).items() if _attribute(k) not in layer_sizes(module)}
+        layer = layer_sizes(module)
+        integers = {k: v for k, v in own_integers(module).items() if k.split("[")[0] not in layer}
         if tier >= 1:
             integers |= held_integers(module)
         for name, value in integers.items():

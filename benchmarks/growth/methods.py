@@ -110,6 +110,51 @@ def net2net(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
     return plan_for_module(plan, moment.model)
 
 
+def uneven(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
+    """Exact copies, the k-th with k times the outgoing weight of the first (SPARKLING, arXiv 2602.02472)."""
+    plan = net2net(moment, target)
+    groups = []
+    for split in plan.groups:
+        rank = np.array([np.count_nonzero(split.source[:i] == s) + 1 for i, s in enumerate(split.source)])
+        total = np.bincount(split.source, rank, split.width)
+        groups.append(replace(split, coefficient=rank / total[split.source]))
+    return replace(plan, groups=tuple(groups), scheme="uneven")
+
+
+def padded(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
+    """New neurons with random filters of the mean norm and outgoing weights of zero: padding with noise."""
+    plan = net2net(moment, target)
+    tensors = named_tensors(moment.model)
+    generator = np.random.default_rng(moment.seed)
+    groups = []
+    for split in plan.groups:
+        coefficient = np.concatenate([np.ones(split.width), np.zeros(split.grown_width - split.width)])
+        channels = np.arange(split.width, split.grown_width)
+        displacements = {}
+        for member in moment.groups[split.group].members:
+            if member.role != "made":
+                continue
+            rows = channel_rows(plan.layouts[member.tensor].axes[member.axis].dim, split.group)
+            weight = np.moveaxis(to_numpy(tensors[member.tensor]), member.axis, 0)[rows]
+            wanted = generator.normal(0.0, weight.std(), (len(channels), *weight.shape[1:]))
+            values = (wanted - weight[split.source[channels]]).astype(weight.dtype)
+            displacements[member.tensor] = Displacement(member.axis, channels, values)
+        groups.append(replace(split, coefficient=coefficient, displacements=displacements))
+    return replace(plan, groups=tuple(groups), epsilon=1.0, scheme="padded")
+
+
+def best_random(moment: Moment, target: Mapping[str, int] | int) -> SplitPlan:
+    """Of eight random growths the one with the least loss right after it."""
+
+    def loss(plan: SplitPlan) -> float:
+        grown = grow(moment.model, plan).eval()
+        with torch.no_grad():
+            return sum(float(moment.loss_fn(grown(x), y)) for x, y in moment.batches)
+
+    plans = [random(replace(moment, seed=8 * moment.seed + number), target) for number in range(8)]
+    return min(plans, key=loss)
+
+
 @dataclass(frozen=True)
 class Incoming:
     """Weights that make the neurons of a group, along axis 0 of one tensor.
@@ -232,9 +277,13 @@ METHODS: dict[str, Maker] = {
     "s3d-m2-c3": signed("m2", 3.0),
     "s3d-m4-c2": signed("m4", 2.0),
     "s3d-m4-c1.25": signed("m4", 1.25),
+    "s3d-m4-c3": signed("m4", 3.0),
     "s2d": signed("s2d", 1.0),
     "random": random,
     "net2net": net2net,
+    "uneven": uneven,
+    "padded": padded,
+    "best-random": best_random,
     "gradmax": gradmax,
 }
 """Methods that grow; ``free`` growth (widths of their own) is for those that can choose."""

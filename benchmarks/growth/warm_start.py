@@ -54,7 +54,8 @@ from growpipe.torch_module.grow_module import grow, load_grown, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
 from growpipe.torch_module.widen import uniform_widths, with_widths
 from growpipe.training.evaluation import evaluate
-from growpipe.training.train import TrainingStage, make_optimizer, train
+from growpipe.training.optimizers import make_optimizer
+from growpipe.training.train import TrainingStage, train
 
 _ENTRY = re.compile(r"(?P<kind>[a-z0-9.-]+)(?P<trunk>@trunk)?(?P<remedies>(\+[a-z]+)*)(\*(?P<rate>[0-9.]+))?")
 _GLANCE = 100  # validation samples: no decision is taken by them

@@ -115,9 +115,12 @@ class RewriteFacts:
 
     Attributes:
         size: of the network.
+        gradient_ratio: the gradient of weights of added copies over that of the others, on a training batch;
+            see `growpipe.torch_module.added_copies`.
     """
 
     size: NetworkSize
+    gradient_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,8 +190,8 @@ class MemberFacts:
         training_macs: what this network took by itself: the trunk up to its round, the analyses and its own
             annealing.
         verdict: grown network against rival, in words.
-        latency: of the deployed network over the deployed network of the first member, batch 1.
-        rival_latency: of the rival over the deployed network of the first member, batch 1.
+        latency: of the grown network over the grown network of the first member, in deploy form, batch 1.
+        rival_latency: of the rival over the grown network of the first member, in deploy form, batch 1.
     """
 
     folder: str

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 from growpipe.checks.measure.latency import LatencyRatio, Timing, paired_latency
 from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.load_save import load_model, save_model
-from growpipe.run.facts import FinalFacts, MemberFacts
+from growpipe.run.facts import FinalFacts, JudgedFacts, MemberFacts
 from growpipe.run.family_picture import draw_family
 from growpipe.run.finish import write_deployed, write_page, write_summary
 from growpipe.run.stages.names import (
     BRANCH,
     CHECK,
-    DEPLOYED,
     FINAL,
     GROWTH_FORM,
     REPORT,
@@ -32,7 +32,6 @@ from growpipe.run.verdict import Verdict, judge_branch
 __all__ = ["finish_family"]
 
 _LATENCY_SECONDS = 1.0
-_RIVAL = ".rival.onnx"  # of a member, while its latency is measured
 
 
 def finish_family(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
@@ -62,13 +61,13 @@ def finish_family(task: Task, number: int, stopped: str) -> StageRecord[FinalFac
     rows = rows_of(run)
 
     def produce(folder: Path) -> FinalFacts:
-        first: Path | None = None
         members = []
-        for branched, verdict in verdicts.items():
-            place = folder / _folder_of(run, branched)
-            place.mkdir()
-            first = first or place / DEPLOYED
-            members.append(_member(task, branched, verdict, place, first))
+        with tempfile.TemporaryDirectory() as scratch:
+            smallest = _form(previous_stage(run, 1, BRANCH), Path(scratch))
+            for branched, verdict in verdicts.items():
+                place = folder / _folder_of(run, branched)
+                place.mkdir()
+                members.append(_member(task, branched, verdict, place, smallest))
         spent = _macs_of_family(run, number)
         facts = FinalFacts(
             stopped,
@@ -105,7 +104,7 @@ def _folder_of(run: Run, number: int) -> str:
     return f"{int(budget)}-{family.measure}"
 
 
-def _member(task: Task, number: int, verdict: Verdict, place: Path, first: Path) -> MemberFacts:
+def _member(task: Task, number: int, verdict: Verdict, place: Path, smallest: Path) -> MemberFacts:
     """Deploy the better network of a size into ``place``.
 
     Args:
@@ -113,19 +112,12 @@ def _member(task: Task, number: int, verdict: Verdict, place: Path, first: Path)
         number: the round.
         verdict: of branch and rival.
         place: an empty folder.
-        first: the deploy form that latency is compared with, perhaps this member's own.
+        smallest: the deploy form of the first branch, which latency is compared with.
     """
     run = task.run
     branch, rival = previous_stage(run, number, BRANCH), run.published(rival_of_branch(number))
     chosen = rival if rival is not None and verdict.deployed == "rival" else branch
     parity = write_deployed(task, chosen.file(GROWTH_FORM).path, chosen.file(WEIGHTS).path, place)
-    latency = _latency(task, first, place / DEPLOYED)
-    rival_latency = None
-    if rival is not None:
-        form = place / _RIVAL
-        save_model(deploy_form(load_model(rival.file(GROWTH_FORM).path)), form)
-        rival_latency = _latency(task, first, form)
-        form.unlink()
     return MemberFacts(
         folder=place.name,
         number=number,
@@ -136,14 +128,24 @@ def _member(task: Task, number: int, verdict: Verdict, place: Path, first: Path)
         deploy_parity=parity,
         training_macs=macs_of_branch(run, number),
         verdict=verdict.words,
-        latency=latency,
-        rival_latency=rival_latency,
+        latency=_latency(task, branch, smallest),
+        rival_latency=None if rival is None else _latency(task, rival, smallest),
     )
 
 
-def _latency(task: Task, reference: Path, candidate: Path) -> LatencyRatio:
-    sample = task.one_sample(load_model(reference))
-    return paired_latency(reference, candidate, sample, Timing(seconds=_LATENCY_SECONDS, level=0.95))
+def _form(network: StageRecord[JudgedFacts], folder: Path) -> Path:
+    """Write the deploy form of a network into a folder."""
+    form = folder / f"{network.name.replace('/', '-')}.onnx"
+    save_model(deploy_form(load_model(network.file(GROWTH_FORM).path)), form)
+    return form
+
+
+def _latency(task: Task, network: StageRecord[JudgedFacts], smallest: Path) -> LatencyRatio:
+    """The latency of a network over that of the smallest of the family, batch 1."""
+    sample = task.one_sample(load_model(smallest))
+    timing = Timing(seconds=_LATENCY_SECONDS, level=0.95)
+    with tempfile.TemporaryDirectory() as scratch:
+        return paired_latency(smallest, _form(network, Path(scratch)), sample, timing)
 
 
 def _macs_of_family(run: Run, number: int) -> int:

@@ -34,10 +34,7 @@ def draw_family(members: Sequence[MemberFacts], path: Path) -> None:
     measured = all(member.grown.test_accuracy is not None for member in members)
     grown = [_height(member.grown) for member in members]
     left.plot([m.grown.size.macs for m in members], grown, "o-", color=_GROWN, label="grown, one run")
-    deployed = [
-        _height(m.rival if m.deployed == "rival" and m.rival is not None else m.grown) for m in members
-    ]
-    right.plot([m.latency.candidate_ms for m in members], deployed, "o-", color=_GROWN, label="deployed")
+    right.plot([m.latency.candidate_ms for m in members], grown, "o-", color=_GROWN)
     rivals = [(m.rival, m.rival_latency) for m in members]
     beside = [(rival, latency) for rival, latency in rivals if rival is not None and latency is not None]
     if beside:

@@ -105,10 +105,13 @@ class ControlSection(Section):
         rival: ``uniform`` trains the widths of the first round, all multiplied by one factor, from scratch:
             as large as the final network in what the budget bounds (MACs without a budget), with at most as
             many training MACs as growth and its analyses took together. ``none`` trains no rival.
+        learning_rate: of the rival; None is that of ``[train]``. What suits a seed network and its growth may
+            not suit a wider network from scratch.
         seed_control: train the seed network, never grown, for as many epochs as the grown network had.
     """
 
     rival: Literal["uniform", "none"] = "uniform"
+    learning_rate: float | None = Field(default=None, gt=0.0)
     seed_control: bool = False
 
 

@@ -215,7 +215,7 @@ def _milliseconds(run: Run, kind: Kind, number: int | None, final: FinalFacts | 
         if member.number == number:
             if kind == "rival":
                 return None if member.rival_latency is None else member.rival_latency.candidate_ms
-            return member.latency.candidate_ms if member.deployed == "grown" else None
+            return member.latency.candidate_ms
     return None
 
 
@@ -346,6 +346,6 @@ def _checks(run: Run, final: FinalFacts | None) -> Iterator[CheckLine]:
     for member in () if final is None else final.members:
         latency = member.latency
         told = f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]"
-        yield CheckLine(member.folder, "latency of the deployed network over the smallest one", told)
+        yield CheckLine(member.folder, "latency of the grown network over the smallest grown one", told)
     if final is not None:
         yield CheckLine("deployed", "deploy form against growth form", f"{final.deploy_parity:.1e}", "≤ 1e-5")

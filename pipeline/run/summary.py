@@ -14,13 +14,14 @@ from rich.text import Text
 from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.graph_ops.errors import UsageError
 from growpipe.printing import one_line
-from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts, MemberFacts, SplitFacts
+from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts, MemberFacts, RewriteFacts, SplitFacts
 from growpipe.run.stages.names import (
     ANALYSE,
     BRANCH,
     CHECK,
     CONTROL,
     EXPORT,
+    REWRITE,
     RIVAL,
     TRAIN,
     previous_stage,
@@ -52,6 +53,8 @@ class RoundRow:
         epsilon: of the split that made this network; None if no split did.
         predicted_change, realised_change: change of loss at the split that made this network.
         parity: parent against child at ε = 0, relative to the output's scale.
+        gradient_ratio: the gradient of weights of added copies over that of the others, right after the split
+            that made this network.
         cost: of this network in ``unit``, if the budget is of something else than parameters and MACs.
         unit: of ``cost``.
     """
@@ -71,6 +74,7 @@ class RoundRow:
     predicted_change: float | None = None
     realised_change: float | None = None
     parity: float | None = None
+    gradient_ratio: float | None = None
     cost: float | None = None
     unit: str = ""
 
@@ -100,7 +104,10 @@ def rows_of(run: Run) -> list[RoundRow]:
         analysed = run.published(round_stage(number, ANALYSE))
         if analysed is None or (analysed.facts.stopped is None and checked.facts.split is None):
             break
-        split = _split_columns(analysed.facts, checked.facts.split)
+        rewritten = run.published(round_stage(number, REWRITE))
+        split = _split_columns(
+            analysed.facts, rewritten.facts if rewritten is not None else None, checked.facts.split
+        )
         number += 1
     beside = {"rival": run.published(RIVAL), "control": run.published(CONTROL)}
     found = [_judged_row(name, record.facts) for name, record in beside.items() if record and rows]
@@ -144,7 +151,9 @@ def _value(accuracy: Accuracy | None) -> float | None:
     return None if accuracy is None else accuracy.value
 
 
-def _split_columns(analysed: AnalyseFacts, split: SplitFacts | None) -> dict[str, Any]:
+def _split_columns(
+    analysed: AnalyseFacts, rewritten: RewriteFacts | None, split: SplitFacts | None
+) -> dict[str, Any]:
     """The columns of a row that are of the split which made its network."""
     if split is None or analysed.stopped is not None:
         return {}
@@ -156,6 +165,7 @@ def _split_columns(analysed: AnalyseFacts, split: SplitFacts | None) -> dict[str
         "predicted_change": analysed.predicted_change,
         "realised_change": analysed.realised_change,
         "parity": split.parity,
+        "gradient_ratio": None if rewritten is None else rewritten.gradient_ratio,
         "cost": analysed.cost,
         "unit": analysed.unit,
     }
@@ -167,7 +177,7 @@ def title_of(run: Run) -> str:
 
 
 _ABSENT = "-"
-_WHOLE_WIDTH = 212  # characters that the table with all columns needs
+_WHOLE_WIDTH = 234  # characters that the table with all columns needs
 _COLUMNS = (
     "network",
     "widths",
@@ -184,6 +194,7 @@ _COLUMNS = (
     "Δloss realised",
     "realised / predicted",
     "parity at ε = 0",
+    "gradient new / old",
 )
 
 
@@ -214,6 +225,7 @@ def _cells(row: RoundRow) -> tuple[str, ...]:
         shown(row.realised_change, "+.4f"),
         shown(ratio, ".2f"),
         shown(row.parity, ".1e"),
+        shown(row.gradient_ratio, ".2f"),
     )
 
 

@@ -116,6 +116,11 @@ class Task:
                 break
         return batches
 
+    def loss_on_a_batch(self, model: nn.Module) -> torch.Tensor:
+        """The loss of ``model``, on the CPU, on the first of `analysis_batches`."""
+        inputs, target = self.analysis_batches(1)[0]
+        return self.objective.loss_fn(call_user_code("the network", model, *as_tuple(inputs)), target)
+
     def gathered(
         self, loader: Iterable[tuple[Any, Any]], names: list[str], limit: int | None = None
     ) -> tuple[dict[str, AnyArray], AnyArray]:

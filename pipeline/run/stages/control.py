@@ -32,6 +32,7 @@ from growpipe.torch_module.export import GrowthExport
 from growpipe.torch_module.module_fit import ModuleFit, fit_module
 from growpipe.torch_module.widen import largest_multiple, with_widths
 from growpipe.training.optimizers import make_optimizer
+from growpipe.training.options import TrainingOptions
 
 __all__ = ["train_control", "train_rival", "train_rival_of_branch"]
 
@@ -50,7 +51,7 @@ def train_control(task: Task, epochs: int) -> StageRecord[JudgedFacts]:
     config = training_config(task, epochs=epochs)
 
     def produce(folder: Path) -> JudgedFacts:
-        return _from_scratch(task, CONTROL, folder, task.build_seed(), epochs, config)
+        return _from_scratch(task, CONTROL, folder, task.build_seed(), epochs, config, task.run.recipe.train)
 
     record = task.run.stage(CONTROL, produce, config=config, inputs={}, everywhere=True)
     discard_progress(task.run, CONTROL.name)
@@ -102,9 +103,11 @@ def _train_rival(
     """
     run, recipe = task.run, task.run.recipe
     first = previous_stage(run, 0, EXPORT).facts.size
-    bounds = budget_of(recipe, 0)
+    bounds, rate = budget_of(recipe, 0), recipe.control.learning_rate
+    options = recipe.train if rate is None else recipe.train.model_copy(update={"learning_rate": rate})
     config = {
         **training_config(task),
+        "learning_rate": options.learning_rate,
         "first": dataclasses.asdict(first),
         "final": dataclasses.asdict(final),
         "training_macs": spent,
@@ -126,7 +129,8 @@ def _train_rival(
         model = with_widths(seed, export, export.groups(), widths, follows.sizes)
         stage_macs = TRAIN_COST * NetworkSize.of(export.groups(), widths).macs * trained.samples
         epochs = max(1, spent * trained.epochs // stage_macs)
-        facts = _from_scratch(task, stage, folder, model, epochs, {**config, "widths": dict(widths)})
+        whole_config = {**config, "widths": dict(widths)}
+        facts = _from_scratch(task, stage, folder, model, epochs, whole_config, options)
         if cost is None:
             return facts
         whole = {group.name: widths.get(group.name, group.width) for group in export.groups().groups}
@@ -144,14 +148,13 @@ def _from_scratch(
     model: nn.Module,
     epochs: int,
     config: Mapping[str, Any],
+    options: TrainingOptions,
 ) -> JudgedFacts:
     run = task.run
-    model.to(run.device)
-    optimizer = make_optimizer(model, run.recipe.train)
+    optimizer = make_optimizer(model.to(run.device), options)
     key = json.dumps(config, sort_keys=True)
-    return train_and_judge(
-        task, folder, model, optimizer, training_stage(run, stage.name, epochs, "end", key, fresh=True)
-    )
+    training = training_stage(run, stage.name, epochs, "end", key, fresh=True)
+    return train_and_judge(task, folder, model, optimizer, training, options=options)
 
 
 def _rival_widths(

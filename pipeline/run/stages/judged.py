@@ -17,6 +17,7 @@ from growpipe.run.stages.network import add_history
 from growpipe.run.stages.train import fit
 from growpipe.run.store import PublishedFile
 from growpipe.run.task import Task
+from growpipe.training.options import TrainingOptions
 from growpipe.training.train import TrainingStage
 
 __all__ = ["train_and_judge"]
@@ -29,6 +30,7 @@ def train_and_judge(
     optimizer: torch.optim.Optimizer,
     stage: TrainingStage,
     parent: PublishedFile | None = None,
+    options: TrainingOptions | None = None,
 ) -> JudgedFacts:
     """Train ``model`` to the end of ``stage``; write the files of a train stage, and ``growth.onnx``.
 
@@ -39,12 +41,13 @@ def train_and_judge(
         optimizer: of the model's parameters.
         stage: how to train.
         parent: the graph whose growth history the network continues; None if it has none.
+        options: of the training; None for those of the recipe.
 
     Raises:
         UsageError: training fails.
         CheckFailed: the graph is wrong, or computes something else than the module.
     """
-    trained = fit(task, folder, model, optimizer, stage)
+    trained = fit(task, folder, model, optimizer, stage, options)
     export = task.export(model)
     size = NetworkSize.of(export.groups())
     if task.run.peers.rank:

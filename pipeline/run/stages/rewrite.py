@@ -30,6 +30,7 @@ from growpipe.run.stages.names import (
 from growpipe.run.stages.network import trained_network
 from growpipe.run.store import StageRecord
 from growpipe.run.task import Task
+from growpipe.torch_module.added_copies import gradient_ratio
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow, save_grown
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
@@ -65,7 +66,8 @@ def rewrite_round(task: Task, number: int) -> StageRecord[RewriteFacts]:
         _assert_lockstep(grown, child)
         save_grown(grown, folder / WEIGHTS)
         save_optimizer(optimizer, grown, folder / OPTIMIZER)
-        return RewriteFacts(NetworkSize.of(network.export.groups(), plan.widths))
+        ratio = gradient_ratio(grown, plan, task.loss_on_a_batch)
+        return RewriteFacts(NetworkSize.of(network.export.groups(), plan.widths), ratio)
 
     config = {**task.config, "train": run.recipe.train.optimizer}
     inputs = trained.inputs(WEIGHTS, OPTIMIZER) | exported.inputs(GROWTH_FORM) | analysed.inputs(*PLAN_FILES)

@@ -36,6 +36,7 @@ from growpipe.torch_module.widen import obstacle_to_reinitialising, reinitialise
 from growpipe.training.checkpoint import Epoch
 from growpipe.training.evaluation import evaluate
 from growpipe.training.optimizers import make_optimizer
+from growpipe.training.options import TrainingOptions
 from growpipe.training.train import TrainingStage, Until, train
 
 __all__ = ["discard_progress", "fit", "train_round", "training_config", "training_stage"]
@@ -164,13 +165,20 @@ def training_stage(run: Run, name: str, epochs: int, until: Until, key: str, *, 
 
 
 def fit(
-    task: Task, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, stage: TrainingStage
+    task: Task,
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stage: TrainingStage,
+    options: TrainingOptions | None = None,
 ) -> TrainFacts:
-    """Train ``model`` in place; write weights, optimizer state and metrics into ``folder``."""
+    """Train ``model`` in place, by the recipe's options if there are no ``options``.
+
+    Writes weights, optimizer state and metrics into ``folder``.
+    """
     run = task.run
-    history = train(
-        model, optimizer, task.objective, run.recipe.train, stage, device=run.device, peers=run.peers
-    )
+    options = options or run.recipe.train
+    history = train(model, optimizer, task.objective, options, stage, device=run.device, peers=run.peers)
     _write(folder, model, optimizer, history)
     done = history[-1]
     processes = run.peers.world if run.peers.world > 1 else None

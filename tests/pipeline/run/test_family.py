@@ -33,6 +33,7 @@ RECIPE = {
     "train": {"epochs": 2, "trigger": "period", "final_epochs": 1, "threads": 1, "learning_rate": 0.02},
     "growth": {"samples": 128},
     "family": {"budgets": BUDGETS},
+    "control": {"learning_rate": 0.03},
 }
 
 
@@ -97,6 +98,8 @@ def test_a_family_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return [json.loads(line)["learning_rate"] for line in lines]
 
     assert rates("round-00/train") + rates("round-02/train") == [0.02] * 4
+    assert rates("round-01/branch") == [0.02]
+    assert rates("control/rival-01")[0] == 0.03  # a rival may have a rate of its own
     trunk = [previous_stage(run, n, TRAIN).facts.samples for n in range(3)]
     sizes = {row.name: row.macs for row in rows_of(run)}
     analyses = [previous_stage(run, n, ANALYSE).facts.analysis_macs for n in range(2)]

@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine (Linux or macOS) with Python 3.11 or later and make:
 #   make demo    makes $(VENV), installs, grows a network on real digits and leaves runs/digits
 #   make test    the same environment, all tests
-# make quick is the unit tests, make check the linter, the formatter and the type checker.
+# make quick is the unit tests, make check the linter, the formatter and the type checker, make docs the site.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ RUNTIME ?= $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 
-.PHONY: demo test quick check format clean
+.PHONY: demo test quick check docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/growpipe run digits --out runs/digits
@@ -32,6 +32,12 @@ check: $(VENV)/.dev
 	$(PIP) --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p growpipe
 
+docs: $(VENV)/.docs
+	rm -rf build
+	$(PIP) --no-deps --target build/typed .
+	$(BIN)/python docs/site/stage.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -43,6 +49,10 @@ $(VENV)/.demo: pyproject.toml $(CONSTRAINTS)
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[train,$(RUNTIME),dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PIP) --editable '.[train,$(RUNTIME),docs]'
 	touch $@
 
 clean:

@@ -27,6 +27,7 @@ from growpipe.graph_ops.groups.even_copies import EvenCopies, even_leaves, solve
 from growpipe.graph_ops.groups.roles import resolve_roles
 from growpipe.graph_ops.groups.touches import Member, Touch
 from growpipe.graph_ops.hashes import graph_hash
+from growpipe.graph_ops.notebook import html_table
 
 __all__ = [
     "Barrier",
@@ -105,6 +106,16 @@ class ChannelGroups:
     tensors: Mapping[str, ir.TensorProtocol] = field(default_factory=dict)
     barriers: tuple[Barrier, ...] = ()
     contradictions: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        splittable = sum(group.splittable for group in self.groups)
+        return html_table(
+            f"{splittable} of {len(self.groups)} channel groups can split, "
+            f"{self.cost.parameters():,} parameters, {self.cost.macs():,} MACs",
+            ("group", "width", "members", "can split"),
+            [(g.name, g.width, len(g.members), g.barrier or "yes") for g in self.groups],
+        )
 
     def read(self, name: str) -> AnyArray:
         """The values of a constant of the graph.

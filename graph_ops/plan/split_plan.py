@@ -28,6 +28,7 @@ from growpipe.graph_ops.files.documents import read_json, validated
 from growpipe.graph_ops.files.reading import MissingFile, reading
 from growpipe.graph_ops.files.tensors import read_tensors
 from growpipe.graph_ops.hashes import hash_contents, hash_parameters
+from growpipe.graph_ops.notebook import html_table
 from growpipe.graph_ops.plan.grow_tensor import Displacement, grow_tensor
 from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.graph_ops.plan.plan_document import PlanDocument
@@ -187,6 +188,19 @@ class SplitPlan:
         changes = {"predicted": self.predicted_change, "realised": self.realised_change}
         told = "".join(f", {what} change {c:.3g}" for what, c in changes.items() if c is not None)
         return f"SplitPlan({self.scheme}, ε = {self.epsilon:g}{told}: {', '.join(shown) or 'no groups'})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        told = {"predicted": self.predicted_change, "realised": self.realised_change}
+        changes = "".join(f", {what} change {c:.3g}" for what, c in told.items() if c is not None)
+        return html_table(
+            f"split plan: {self.scheme}, ε = {self.epsilon:g}{changes}",
+            ("group", "width", "grown width", "predicted change"),
+            [
+                (g.group, g.width, g.grown_width, "" if (c := g.predicted_change) is None else f"{c:.3g}")
+                for g in self.groups
+            ],
+        )
 
     @property
     def offspring(self) -> dict[str, Offspring]:

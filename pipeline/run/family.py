@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from growpipe.progress import log
+from growpipe.progress import log, show_round
 from growpipe.run.announce import announced
 from growpipe.run.facts import FinalFacts
 from growpipe.run.family_finish import finish_family
@@ -38,6 +38,7 @@ def run_family(task: Task) -> StageRecord[FinalFacts]:
     rounds = rounds_of(run.recipe)
     number, stopped = 0, None
     while stopped is None:
+        show_round(number, rounds)
         announced(train_round(task, number))
         announced(export_round(task, number))
         if number:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from growpipe.progress import log
+from growpipe.progress import live_view, log, show_round
 from growpipe.run.announce import announced
 from growpipe.run.facts import FinalFacts
 from growpipe.run.family import run_family
 from growpipe.run.finish import finish
 from growpipe.run.leftovers import discard_rounds, remove_branches, remove_stage
 from growpipe.run.recipe import BudgetSection
+from growpipe.run.recipe_limits import rounds_of
 from growpipe.run.stages.analyse import analyse_round
 from growpipe.run.stages.check import check_round
 from growpipe.run.stages.control import train_control, train_rival
@@ -30,6 +31,7 @@ from growpipe.run.stages.names import (
 from growpipe.run.stages.rewrite import rewrite_round
 from growpipe.run.stages.train import train_round
 from growpipe.run.store import Run, Stage, StageRecord
+from growpipe.run.summary import title_of
 from growpipe.run.task import Task, load_task
 from growpipe.torch_module.widen import obstacle_to_reinitialising
 
@@ -50,12 +52,18 @@ def run_all(run: Run) -> StageRecord[FinalFacts]:
     Returns:
         The record of ``final``.
     """
-    task = load_task(run)
-    if run.recipe.family is not None:
-        return run_family(task)
+    with live_view(title_of(run)):
+        task = load_task(run)
+        return run_family(task) if run.recipe.family is not None else _run_one(task)
+
+
+def _run_one(task: Task) -> StageRecord[FinalFacts]:
+    """The rounds of one network."""
+    run = task.run
     remove_branches(run, beyond=0, rivals_too=True)
     number, stopped = 0, None
     while stopped is None:
+        show_round(number, rounds_of(run.recipe))
         announced(train_round(task, number))
         announced(export_round(task, number))
         stopped = _reason_to_stop(run, number)

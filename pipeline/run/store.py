@@ -31,6 +31,7 @@ from growpipe.graph_ops.files.atomic import STAGING, publish_folder, sweep, writ
 from growpipe.graph_ops.files.documents import parse_json, read_json, validated
 from growpipe.graph_ops.files.reading import MissingFile, hash_file, one_line, read_text, reading
 from growpipe.parallel.processes import ALONE, Processes
+from growpipe.progress import activity
 from growpipe.run.locate import RUN_FILE, require_run
 from growpipe.run.lock import LOCK_FILE, hold
 from growpipe.run.recipe import Recipe, parse_recipe
@@ -294,7 +295,8 @@ class Run:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with publish_folder(folder) as staging:
             started = time.monotonic()
-            facts = produce(staging)
+            with activity(name):
+                facts = produce(staging)
             outputs = {
                 path.relative_to(staging).as_posix(): hash_file(path)
                 for path in sorted(staging.rglob("*"))

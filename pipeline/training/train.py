@@ -287,5 +287,7 @@ def _plateaued(history: list[Epoch], patience: int) -> bool:
 
 
 def _status(epoch: Epoch) -> str:
-    text = f"loss {epoch.train_loss:.4f}, validation {epoch.validation_loss:.4f}"
+    text = (
+        f"rate {epoch.learning_rate:.2g}, loss {epoch.train_loss:.4f}, validation {epoch.validation_loss:.4f}"
+    )
     return text if epoch.validation_accuracy is None else f"{text}, {epoch.validation_accuracy:.1%}"

@@ -155,7 +155,9 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         path = os.fsdecode(arguments[0])
         flags = arguments[2] if isinstance(arguments[2], int) else 0
         writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-        known = path.endswith((".py", ".pyc", ".so", "entry_points.txt")) or path.startswith(_READABLE)
+        known = path.endswith(
+            (".py", ".pyc", ".so", "entry_points.txt", "METADATA", "PKG-INFO")
+        ) or path.startswith(_READABLE)
         # A folder that is opened is listed, or takes a temporary file that has no name.
         if not _within(path) and path != os.devnull and (writes or not known) and not os.path.isdir(path):
             _outside.append(f"{event} {path}")

@@ -123,14 +123,22 @@ class _Comparison:
         started = time.monotonic()
         reason = ""
         for size in self._sizes(specs):
-            for feed in _feeds(specs, size):
-                if self.count and time.monotonic() - started > _ENOUGH_SECONDS:
-                    break
-                try:
-                    self._on(feed)
-                except _Unproved as unproved:
-                    reason = reason or str(unproved)
-                    break  # the other inputs of this size fit no better
+            # First all runs of one form, then all of the other: a large model is not loaded in both at once.
+            expected: list[tuple[Outputs, dict[bool, Outputs]]] = []
+            try:
+                for feed in _feeds(specs, size):
+                    if expected and time.monotonic() - started > _ENOUGH_SECONDS / 2:
+                        break
+                    expected.append((feed, self._expected(feed, repeat=not expected)))
+            except _Unproved as unproved:
+                reason = reason or str(unproved)  # the other inputs of this size fit no better
+            try:
+                for inputs, outputs in expected:
+                    if self.count and time.monotonic() - started > _ENOUGH_SECONDS:
+                        break
+                    self._compare(inputs, outputs)
+            except _Unproved as unproved:
+                reason = reason or str(unproved)
             if self.count:
                 return Equivalence(True, "", self.count, self.worst, self.limit)
             if time.monotonic() - started > _ENOUGH_SECONDS:
@@ -142,17 +150,22 @@ class _Comparison:
         free = any(isinstance(d, str) and d not in batches for spec in specs for d in spec.shape)
         return (*DYNAMIC_SIZES, 512) if free else DYNAMIC_SIZES[:1]
 
-    def _on(self, feed: Outputs) -> None:
-        """Compare on one set of inputs.
+    def _expected(self, feed: Outputs, *, repeat: bool) -> dict[bool, Outputs]:
+        """The outputs of the reference at the lowest and the highest optimisation.
+
+        Args:
+            feed: the inputs.
+            repeat: whether it runs twice, to see whether it gives the same again.
 
         Raises:
-            _Unproved: they tell nothing.
-            CheckFailed: the forms differ.
+            _Unproved: the inputs tell nothing.
         """
+        expected: dict[bool, Outputs] = {}
         try:
-            expected = {level: self._run(self.reference, feed, level) for level in (False, True)}
+            for level in (False, True):
+                expected[level] = self._run(self.reference, feed, level)
             others = [expected[False]]
-            if not self.count:
+            if repeat:
                 others.append(self._run(self.reference, feed, True))
         except CheckFailed as error:
             raise _Unproved(f"the model does not run on random inputs: {error}") from None
@@ -163,6 +176,15 @@ class _Comparison:
                 noise = math.inf
             if not noise <= self.limit:
                 raise _Unproved("the model itself differs from run to run, or with the level of optimisation")
+        return expected
+
+    def _compare(self, feed: Outputs, expected: Mapping[bool, Outputs]) -> None:
+        """Compare on one set of inputs.
+
+        Raises:
+            _Unproved: the candidate takes too long.
+            CheckFailed: the forms differ.
+        """
         for level in (False, True):
             try:
                 actual = self._run(self.candidate, feed, level)

@@ -31,6 +31,8 @@ Arrays = dict[str, AnyArray]
 Answer = tuple[dict[str, Any], Mapping[str, AnyArray]]
 
 KEPT_SESSIONS = 4
+KEPT_BYTES = 2**30
+"""Of memory that this process takes: beyond it no session is kept beside a new one."""
 MAX_MESSAGE = 4000
 _TOO_MUCH = "it needs more memory than limits.memory_mb allows"
 _ALLOCATION = re.compile(r"Failed to allocate memory for requested buffer of size (\d+)")
@@ -136,7 +138,7 @@ def _session(model: str, device: Device, optimised: bool = True) -> Session:
     key = (model, status.st_mtime_ns, status.st_size, status.st_ino, optimised, device)
     session = _sessions.pop(key, None)
     if session is None:
-        while len(_sessions) >= KEPT_SESSIONS:
+        while _sessions and (len(_sessions) >= KEPT_SESSIONS or _resident_bytes() > KEPT_BYTES):
             del _sessions[next(iter(_sessions))]
         session = open_session(model, optimised=optimised, device=device)
     _sessions[key] = session
@@ -216,6 +218,14 @@ def _give_memory_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+    """The memory that this process takes; 0 if the system does not tell."""
+    try:
+        return _status_bytes("VmRSS")
+    except OSError:
+        return 0
 
 
 def _status_bytes(field: str) -> int:

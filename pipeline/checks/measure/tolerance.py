@@ -139,12 +139,19 @@ def _relative(model: ir.Model) -> float:
             return 1e-1
     types = {v.dtype for g in model.graphs() for v in g.initializers.values() if v.dtype is not None}
     types |= {v.dtype for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype is not None}
-    for node in model.graph.all_nodes():
-        if node.op_type == "Cast" and "to" in node.attributes:
-            types.add(ir.DataType(node.attributes["to"].as_int()))
+    casts = (_type_of_cast(node) for node in model.graph.all_nodes() if is_onnx(node, "Cast"))
+    types |= {kind for kind in casts if kind is not None}
     if ir.DataType.BFLOAT16 in types:
         return 5e-2
     return 1e-2 if ir.DataType.FLOAT16 in types else SINGLE
+
+
+def _type_of_cast(node: ir.Node) -> ir.DataType | None:
+    """The type that a Cast gives; None if it names none that there is."""
+    attribute = node.attributes.get("to")
+    wanted = None if attribute is None or attribute.is_ref() else attribute.value
+    # A number, or before version 6 a name.
+    return next((kind for kind in ir.DataType if wanted in (kind.value, kind.name)), None)
 
 
 def with_float64(

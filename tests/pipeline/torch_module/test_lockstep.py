@@ -22,6 +22,7 @@ RIGID: dict[str, set[str]] = {
     "resnet_padded": {"1.body.1.0.weight", "1.body.1.0.weight#2"},
     "SplitBranches": {"stem.0.weight", *(f"stem.0.weight#{part}" for part in (2, 3, 4, 5))},
     "VisionTransformer": {
+        "patch.weight",
         "blocks.0.attention.qkv.weight",
         "blocks.1.attention.qkv.weight",
         "blocks.1.attention.qkv.weight#3",

@@ -20,7 +20,7 @@ from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_param
 from growpipe.graph_ops.plan.stored_precision import StoredChannels, exact_coefficients
 from growpipe.graph_ops.plan.whole_factors import Factors, resolve_factors, split_by_factor, tied_to
 
-__all__ = ["net2net_plan", "random_plan"]
+__all__ = ["net2net_plan", "random_plan", "widening_plan"]
 
 
 _INEXACT = (
@@ -100,6 +100,39 @@ def net2net_plan(
     """
     request = _Request(groups, growth, factors, 0.0, seed)
     return _blind_plan(groups, request, "net2net", _Coefficients(signed=False, bound=1.0))
+
+
+def widening_plan(groups: ChannelGroups, model: ir.Model, widths: Mapping[str, int]) -> SplitPlan | None:
+    """Exact duplication, as `net2net_plan`, to widths that are given.
+
+    Args:
+        groups: the channel groups of ``model``.
+        model: gives the parameters the plan belongs to.
+        widths: by group name; groups that are absent keep theirs. No width may be below the model's.
+
+    Returns:
+        None if no group grows.
+
+    Raises:
+        UsageError: a group cannot split, would shrink, or grows by whole factors and not to this width.
+    """
+    added: dict[str, int] = {}
+    factors: dict[str, int] = {}
+    for name, width in widths.items():
+        group = groups[name]
+        if width < group.width:
+            raise UsageError(f"group {name!r} has {group.width} channels and cannot shrink to {width}")
+        if width == group.width:
+            continue
+        if group.whole_factor is None:
+            added[name] = width - group.width
+        elif width % group.width:
+            raise UsageError(f"group {name!r} {group.whole_factor}; {width} is not a multiple of its width")
+        else:
+            factors[name] = width // group.width
+    if not added and not factors:
+        return None
+    return net2net_plan(groups, model, growth=added or 0.0, factors=factors or None)
 
 
 class _Request:

@@ -31,7 +31,7 @@ from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, find_channel_groups
-from growpipe.graph_ops.plan.data_free import net2net_plan
+from growpipe.graph_ops.plan.data_free import widening_plan
 
 __all__ = ["MeasuredLatency"]
 
@@ -123,10 +123,10 @@ class MeasuredLatency:
 
     def _measure(self, widths: Mapping[str, int]) -> tuple[float, float]:
         """The latency at these widths over that of the network as it is, and the latter in milliseconds."""
-        added = {n: w - self._widths[n] for n, w in widths.items() if w > self._widths[n]}
 
         def measure() -> tuple[float, float]:
-            wider = grow_graph(self.graph, net2net_plan(self._groups, self.graph, growth=added))
+            plan = widening_plan(self._groups, self.graph, widths)
+            wider = self.graph if plan is None else grow_graph(self.graph, plan)
             found = paired_latency(
                 self._deployed,
                 _serialised_deploy_form(wider),

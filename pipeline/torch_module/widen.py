@@ -10,7 +10,7 @@ from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
-from growpipe.graph_ops.plan.data_free import net2net_plan
+from growpipe.graph_ops.plan.data_free import widening_plan
 from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.torch_module.export import GrowthExport
 from growpipe.torch_module.grow_module import grow, plan_for_module
@@ -70,22 +70,9 @@ def with_widths(
     Raises:
         UsageError: a group cannot split, would shrink, or grows by whole factors and not to this width.
     """
-    added, factors = {}, {}
-    for name, width in widths.items():
-        more = width - groups[name].width
-        if more < 0:
-            raise UsageError(f"group {name!r} has {groups[name].width} channels and cannot shrink to {width}")
-        if more and groups[name].whole_factor is not None:
-            if width % groups[name].width:
-                raise UsageError(
-                    f"group {name!r} {groups[name].whole_factor}; {width} is not a multiple of its width"
-                )
-            factors[name] = width // groups[name].width
-        elif more:
-            added[name] = more
-    if not added and not factors:
+    plan = widening_plan(groups, export.graph, widths)
+    if plan is None:
         return reinitialise(copy.deepcopy(model))
-    plan = net2net_plan(groups, export.graph, growth=added or 0.0, factors=factors or None)
     return reinitialise(grow(model, plan_for_module(plan, model, sizes)))
 
 

@@ -37,13 +37,10 @@ def resolve_roles(inference: AxisInference, touches: Sequence[Touch], even: Cont
             if touch.mixed[position]:
                 conflicting |= {atom for atom in copied if atom.barrier is None}
             for atom in conflicting:
-                barrier = Barrier(
-                    touch.use.node.op_type,
-                    node_name(touch.use.node),
-                    position,
-                    f"{name!r} both mixes and carries the channels on one axis",
-                )
-                freeze(atom, barrier)
+                reason = f"{name!r} both mixes and carries the channels on one axis"
+                if atom in even:
+                    reason += ", and no scale of its own before it can take the coefficients"
+                freeze(atom, Barrier(touch.use.node.op_type, node_name(touch.use.node), position, reason))
 
 
 def _mixed_on(touches: Sequence[Touch]) -> dict[tuple[ir.Value, int], set[Axis]]:

@@ -224,7 +224,10 @@ def declined(case: Case, name: str) -> str:
 )
 def test_a_tied_weight_without_a_scale_of_its_own_is_declined(after):
     case = tied(after[1], **FINAL, d=w((4, 4)))
-    assert declined(case, "w#2") == "'w' both mixes and carries the channels on one axis"
+    assert declined(case, "w#2") == (
+        "'w' both mixes and carries the channels on one axis, and no scale of its own before it can take the "
+        "coefficients"
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from torch.nn import functional
 
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.plan.data_free import random_plan
+from growpipe.graph_ops.plan.data_free import random_plan, widening_plan
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
 from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
 from growpipe.torch_module.grow_module import grow, load_grown, plan_for_module, save_grown
-from growpipe.torch_module.widen import with_widths
 from tests.helpers.streams import HIDDEN, STREAMS, WIDTH, WORDS, stream_network
 from tests.helpers.text_models import ort_run
 
@@ -138,12 +137,15 @@ def test_uneven_shares_let_the_copies_part():
     assert parted["equal"] < 1e-5
 
 
-def test_widths_from_scratch_are_multiples():
-    model, _, export, _ = doubled("BERT")
+def test_given_widths_are_multiples():
+    _, _, export, _ = doubled("BERT")
     groups = export.groups()
     (name,) = (group.name for group in groups.groups if group.whole_factor is not None)
+    plan = widening_plan(groups, export.graph, {name: 3 * WIDTH, "mlp.0.weight": HIDDEN + 1})
+    assert plan.widths == {name: 3 * WIDTH, "mlp.0.weight": HIDDEN + 1}
+    assert widening_plan(groups, export.graph, {name: WIDTH}) is None
     with pytest.raises(UsageError, match="is not a multiple of its width"):
-        with_widths(model, export, groups, {name: WIDTH + 1})
+        widening_plan(groups, export.graph, {name: WIDTH + 1})
 
 
 def test_a_plan_that_copies_unevenly_is_refused():

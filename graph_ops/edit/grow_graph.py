@@ -152,6 +152,12 @@ class _Growth:
         self._node: dict[ir.Node, ir.Node] = {}
         self._value: dict[ir.Value, ir.Value] = {}
         before, after = original.graph, self.grown.graph
+        self._input_symbols = {
+            length.value
+            for value in before.inputs
+            for length in value.shape or ()
+            if not isinstance(length, int)
+        }
         self._value.update(zip(before.inputs, after.inputs, strict=True))
         self._value.update(zip(before.initializers.values(), after.initializers.values(), strict=True))
         for node, clone in zip(before, after, strict=True):
@@ -214,7 +220,8 @@ class _Growth:
     ) -> int | ir.SymbolicDim | None:
         """The length of an axis to declare in the grown model; None if it is not known."""
         if not isinstance(declared, int):
-            return declared
+            # A symbol such as "4*batch" counts channels, too; only those of inputs surely do not.
+            return declared if not is_inner or declared.value in self._input_symbols else None
         return self._sizes(axis) if is_inner or self._sizes.grows(axis) else declared
 
     def _follow_attribute(self, follow: Follow, name: str) -> None:

@@ -325,3 +325,25 @@ def test_declared_shapes_follow():
     assert {name: lengths[name][1].dim_value for name in "hsr"} == {"h": 8, "s": 8, "r": 8}
     onnx.checker.check_model(grown, full_check=True)
     onnx.shape_inference.infer_shapes(grown, strict_mode=True, data_prop=True)
+
+
+def test_symbols_of_inner_values_that_count_channels_do_not_stay():
+    weights = np.random.default_rng(0).normal(size=(2, 24)).astype(np.float32)
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 18]>
+        heads (float[n,3] x, float[3,8] w, float[8,2] v) => (float[n,2] y)
+        <int64[2] cut = {-1, 2}, int64[2] whole = {-1, 8}, float["4*n",2] parts>
+        {
+            h = MatMul(x, w)
+            parts = Reshape(h, cut)
+            t = Tanh(parts)
+            back = Reshape(t, whole)
+            y = MatMul(back, v)
+        }""")
+    del proto.graph.input[1:]
+    for name, shape, values in (("w", (3, 8), weights[0]), ("v", (8, 2), weights[1][:16])):
+        proto.graph.initializer.append(numpy_helper.from_array(values.reshape(shape), name))
+    model = ir.from_proto(proto)
+    wider = grow_graph(model, net2net_plan(find_channel_groups(model), model, growth=0.5))
+    shapes = {out.name: out.shape for node in wider.graph for out in node.outputs}
+    assert "4*n" in str({out.name: out.shape for node in model.graph for out in node.outputs}["parts"])
+    assert "4*n" not in str(shapes["parts"])

@@ -242,7 +242,7 @@ MODELS: dict[str, Build] = {
     "Swin": _image(
         t.SwinForImageClassification, t.SwinConfig, 32,
         image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4,
-        mlp_ratio=2.0,
+        mlp_ratio=2.0, attn_implementation="eager",  # as for T5
     ),
     "ConvNeXt V2": _image(
         t.ConvNextV2ForImageClassification, t.ConvNextV2Config, 32,

@@ -89,9 +89,9 @@ def _clip_like(model: type[nn.Module], config: Any) -> Build:
             text = {**_WIDE, "vocab_size": _VOCABULARY, "max_position_embeddings": _TOKENS, **_TOKEN_IDS}
             self.inner = model(config(text_config=text, vision_config=dict(_IMAGE), projection_dim=24))
 
-        def forward(self, ids: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def forward(self, ids: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
             output = self.inner(input_ids=ids, pixel_values=pixels)
-            return output.text_embeds, output.image_embeds
+            return output.text_embeds, output.image_embeds, output.logits_per_image
 
     def made() -> tuple[nn.Module, tuple[Any, ...]]:
         generator = torch.Generator().manual_seed(1)
@@ -290,8 +290,13 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Biases of zeros, scales of ones and tiny layer scales would hide a mistake.
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            # Biases of zeros, scales of ones and tiny layer scales would hide a mistake, and so would
+            # convolutions behind which nothing is left of the input.
+            size = parameter[0].numel() ** -0.5 if parameter.ndim > 2 else 0.1
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight.mean() < 0.5:
+                module.weight.add_(1.0)  # MobileViT begins with scales of 0
         for buffer_name, buffer in model.named_buffers():
             if buffer_name.endswith("running_var"):
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))

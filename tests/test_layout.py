@@ -48,8 +48,8 @@ ALLOWED = {
 # The order inside a folder with sub-folders: a room imports only rooms that stand before it.
 ORDER = {
     "graph_ops": "arrays errors hashes operators files notebook onnx_tools axes cost groups plan edit",
-    "analyser": "options samples schemes candidates program preparation curvature spectra choice report "
-    "analysis api",
+    "analyser": "options watch samples schemes candidates program preparation curvature spectra choice "
+    "report analysis api",
     "checks": "measure policy child report baseline input_sets equivalence context registry request "
     "same_defect runner areas formats",
     "run": "locate lock recipe store task recipe_limits facts announce rehearsal stages leftovers verdict "

@@ -33,8 +33,11 @@ KEEPS: dict[str, dict[str, Any] | None] = {
 """What a whole analysis of 2,048 samples keeps between products."""
 
 
-def mobilenet(activation: type[nn.Module], width: float, classes: int = 10) -> nn.Sequential:
-    """MobileNetV1: a strided convolution, thirteen depthwise-separable blocks, a pooled classifier."""
+def mobilenet(activation: type[nn.Module], width: float, classes: int = 10, depth: int = 1) -> nn.Sequential:
+    """MobileNetV1: a strided convolution, thirteen depthwise-separable blocks, a pooled classifier.
+
+    With a ``depth`` every block is followed by ``depth - 1`` of its output's shape.
+    """
 
     def channels(n: int) -> int:
         return int(n * width)
@@ -49,8 +52,9 @@ def mobilenet(activation: type[nn.Module], width: float, classes: int = 10) -> n
     last = channels(32)
     layers = [nn.Conv2d(3, last, 3, 2, 1, bias=False), nn.BatchNorm2d(last), activation()]
     for out, stride in plan:
-        layers += block(last, channels(out), stride)
-        last = channels(out)
+        for number in range(depth):
+            layers += block(last, channels(out), 1 if number else stride)
+            last = channels(out)
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, classes))
 
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from growpipe.analyser.choice.growth_limits import GrowthLimits
 from growpipe.analyser.choice.line_search import EPSILONS, START, LineSearch, line_search
 from growpipe.analyser.choice.plan_splits import Signs, Step, is_asymmetric
 from growpipe.analyser.choice.proposals import Proposals
+from growpipe.analyser.choice.shared_trials import ROUNDS
 from growpipe.analyser.choice.spending import Spending, spend
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
@@ -28,6 +29,7 @@ from growpipe.analyser.samples import MicroBatch, check_mean_loss, collect
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import growing
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
+from growpipe.analyser.watch import PRODUCT, Estimate, Watch, bar
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.cost.cost import CostModel
@@ -52,6 +54,7 @@ def analysis_of(
     example_inputs: Any,
     options: AnalysisOptions,
     budget: GrowthBudget | None,
+    watch: Watch | None = None,
 ) -> Analysis:
     """The plan of `analyse`, with the report of how it came about; see there.
 
@@ -62,22 +65,34 @@ def analysis_of(
         example_inputs: positional inputs of ``model``, a single one, or a `GrowthExport` of it.
         options: the options.
         budget: what the grown network may cost; None for no such bound.
+        watch: is told how far the analysis is; None shows a bar on the terminal.
     """
     started = time.perf_counter()
     device = device_of(model, options.spectra.device)
+    peers = processes(device)  # before the bar, which asks who this process is
     limits = GrowthLimits(options.growth, budget)
     with (
+        bar() if watch is None else nullcontext(watch) as seen,
         torch.inference_mode(False),
         torch.enable_grad(),
         evaluation_mode(model),
         _tf32(options.spectra.tf32),
     ):
-        subject = _subject(model, loss_fn, example_inputs, options, device)
+        seen.phase("export")
+        prepared = prepare(model, _examples(example_inputs), options.growth, device)
+        subject = Subject(model, loss_fn, prepared, peers, device)
         samples = _samples(batches, subject, options)
-        spectra = _measure(subject, samples, options)
-        proposals = _proposals(subject, samples, spectra, options)
+        estimate = Estimate.of(samples.count, samples.held_out_count, options, ROUNDS, samples.seconds)
+        estimate.announce(samples.count)
+        seen.expect(estimate.work)
+        seen.phase("spectra")
+        spectra = _measure(subject, samples, options, seen)
+        seen.phase("trials")
+        proposals = _proposals(subject, samples, spectra, options, seen)
         choice = _choose(subject, spectra, proposals, limits, options)
+        seen.phase("line search")
         found, step = _step(proposals, choice, options.growth.epsilon)
+        seen.phase("plan")
         plan = proposals.sealed(_with_factors(choice.plan(proposals, step), subject, options.spectra.seed))
         realised = proposals.loss(plan, samples.judged) - proposals.loss(None, samples.judged)
         subject.peers.agree("the plan", f"{plan.content_hash} {realised}")
@@ -90,6 +105,7 @@ def analysis_of(
         held_out=samples.held_out_count,
         displaced=options.growth.displace,
         damping=options.growth.damping if options.growth.metric == "input" else None,
+        sketched=spectra.sketched,
         selection=selection.notes,
         budget_spent=choice.spending.spent,
         cost=choice.spending.cost,
@@ -135,17 +151,9 @@ def _tf32(allowed: bool) -> Iterator[None]:
 # Prepare.
 
 
-def _subject(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    example_inputs: Any,
-    options: AnalysisOptions,
-    device: torch.device,
-) -> Subject:
-    """The module with its groups bound to its exported program."""
-    inputs = example_inputs if isinstance(example_inputs, GrowthExport) else as_tuple(example_inputs)
-    peers = processes(device)
-    return Subject(model, loss_fn, prepare(model, inputs, options.growth, device), peers, device)
+def _examples(inputs: Any) -> tuple[Any, ...] | GrowthExport:
+    """Positional inputs, or an export, from what was given."""
+    return inputs if isinstance(inputs, GrowthExport) else as_tuple(inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,12 +165,14 @@ class _Samples:
         held_out: what they do not see.
         count: the samples in ``data``, over all processes.
         held_out_count: the samples in ``held_out``, over all processes.
+        seconds: about what one sample of a training step takes.
     """
 
     data: list[MicroBatch]
     held_out: list[MicroBatch]
     count: int
     held_out_count: int
+    seconds: float
 
     @property
     def judged(self) -> list[MicroBatch]:
@@ -186,7 +196,8 @@ def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions)
     """The samples that the options ask for; the loss is checked on the first micro-batch."""
     trials, peers = options.trials, subject.peers
     most = max(
-        trials.line_search_samples if options.growth.epsilon is None or trials.ranking == "realised" else 0,
+        trials.line_search_samples if options.growth.epsilon is None else 0,
+        trials.step_samples if trials.ranking == "realised" else 0,
         trials.ranking_samples if trials.ranking == "realised" else 0,
     )
     data, held_out = collect(
@@ -199,19 +210,23 @@ def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions)
         held_out=most // 2 if trials.hold_out else 0,
     )
     program = subject.prepared.program
+    began = time.perf_counter()
     check_mean_loss(lambda x, y: program.loss(x, y, subject.loss_fn), data[0])
+    # It takes three forward passes per sample, as much as a training step.
+    seconds = (time.perf_counter() - began) / data[0].samples
     counts = peers.totals(
         sum(batch.samples for batch in data),
         sum(batch.samples for batch in held_out),
         device=subject.device,
     )
-    return _Samples(data, held_out, *(int(count) for count in counts))
+    count, held_out_count = (int(total) for total in counts)
+    return _Samples(data, held_out, count, held_out_count, seconds)
 
 
 # Measure.
 
 
-def _measure(subject: Subject, samples: _Samples, options: AnalysisOptions) -> Spectra:
+def _measure(subject: Subject, samples: _Samples, options: AnalysisOptions, watch: Watch) -> Spectra:
     """The extreme eigenpairs of every channel."""
     program, limit = subject.prepared.program, options.spectra.memory_limit
     operator = SplittingProducts(
@@ -219,6 +234,7 @@ def _measure(subject: Subject, samples: _Samples, options: AnalysisOptions) -> S
         default_memory(program, samples.data[0].inputs, subject.device) if limit is None else limit,
         storage=STORAGE[options.spectra.storage],
         reduce=None if subject.peers.world == 1 else subject.peers.total,
+        done=lambda count: watch.advance(PRODUCT * count),
     )
     spectra = measure_spectra(
         growing(operator, samples.data, subject),
@@ -237,7 +253,9 @@ def _scheme(options: AnalysisOptions) -> Scheme:
 # Choose.
 
 
-def _proposals(subject: Subject, samples: _Samples, spectra: Spectra, options: AnalysisOptions) -> Proposals:
+def _proposals(
+    subject: Subject, samples: _Samples, spectra: Spectra, options: AnalysisOptions, watch: Watch
+) -> Proposals:
     trials = options.trials
     return Proposals(
         subject,
@@ -245,7 +263,9 @@ def _proposals(subject: Subject, samples: _Samples, spectra: Spectra, options: A
         _scheme(options),
         options.growth.metric,
         list(itertools.chain(*samples.halves(trials.line_search_samples))),
+        list(itertools.chain(*samples.halves(trials.step_samples))),
         samples.halves(trials.ranking_samples),
+        watch,
     )
 
 
@@ -255,7 +275,7 @@ class _Choice:
 
     Attributes:
         spending: the selection and what it does to the budget.
-        calibration: what groups showed by themselves; None if they are ranked by prediction.
+        calibration: what the shared trials showed; None if they are ranked by prediction.
         signs: the sign of every channel's v+.
     """
 
@@ -286,8 +306,9 @@ def _choose(
         signs = proposals.signs(rows, epsilon)
         calibration = calibrate(
             spectra.candidates,
-            proposals.change_alone(signs),
-            None if limits.decides(rows) else proposals.measure_alone(signs),
+            proposals.shared_trials(rows, signs),
+            proposals.step_data,
+            None if limits.decides(rows) else proposals.ranking_data,
         )
     groups = subject.prepared.groups
     spending = spend(

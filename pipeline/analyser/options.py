@@ -145,11 +145,13 @@ class TrialOptions(Options):
     """How splits are tried on real batches.
 
     Attributes:
-        ranking: what groups compete by: ``"realised"``, the decrease of loss that each group realises by
-            itself (see `growpipe.analyser.choice.calibration`), or ``"predicted"``, the quadratic prediction.
-        line_search_samples: the samples on which a step is tried.
-        ranking_samples: the samples on which a group's decrease is measured at its best step. None are used
-            if the width limits leave every group one width.
+        ranking: what groups compete by: ``"realised"``, the share of each group in the decrease of loss when
+            all groups split (see `growpipe.analyser.choice.shared_trials`), or ``"predicted"``, the quadratic
+            prediction.
+        line_search_samples: the samples on which the step of a plan is tried.
+        step_samples: the samples on which the step of every group is found.
+        ranking_samples: the largest number of samples on which the share of every group is measured. None are
+            used if the width limits leave every group one width.
         hold_out: if True, half of the samples that judge a trial were not used for the spectra. They are
             taken after the first ``max_samples``; if the batches have too few, up to a quarter of the
             analysis set is set aside. Shuffle the batches. If False, all samples are used for the spectra,
@@ -158,6 +160,7 @@ class TrialOptions(Options):
 
     ranking: Literal["realised", "predicted"] = "realised"
     line_search_samples: int = Field(default=512, ge=1)
+    step_samples: int = Field(default=256, ge=1)
     ranking_samples: int = Field(default=1024, ge=1)
     hold_out: bool = True
 

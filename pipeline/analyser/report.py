@@ -40,11 +40,12 @@ class AnalysisReport:
         held_out: the samples that the spectra did not see.
         displaced: the kinds of tensors that are displaced.
         damping: the damping of the input metric; None for the euclidean one.
+        sketched: the tensors whose input metric keeps the leading eigenpairs only, as a matrix was too large.
         selection: why the selection ended, and which least widths took splits that promise nothing.
         budget_spent: whether the budget leaves room for no more.
         cost: the cost of the grown network in the unit of the budget's own cost; None if it has none.
         added: by group that grows what its growth alone costs.
-        calibration: by group its trials by itself; None if groups are ranked by prediction.
+        calibration: by group what the shared trials showed; None if groups are ranked by prediction.
         rigid: by group why ``forward`` cannot grow it.
         factors: by group the number of copies that every channel got, as was asked.
         base_loss: the mean loss of the module on the trial samples.
@@ -60,6 +61,7 @@ class AnalysisReport:
     held_out: int
     displaced: tuple[str, ...]
     damping: float | None
+    sketched: tuple[str, ...]
     selection: str
     budget_spent: bool
     cost: float | None
@@ -83,6 +85,7 @@ class AnalysisReport:
         report = {**asdict(self), "products": self.products, "stopped": stable}
         del report["epsilon"]
         return {**report, "stages": list(report["stages"]), "displaced": list(self.displaced),
+                "sketched": list(self.sketched),
                 "line_search": self._line_search()}  # fmt: skip
 
     def _line_search(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,22 @@ class MicroBatch:
     number: int
     start: int
     count: int
+
+    def halves(self) -> tuple[MicroBatch, MicroBatch]:
+        """Its first samples and its others; twice the same if it has one sample only."""
+        if self.samples < 2:
+            return self, self
+        middle = self.samples // 2
+        first, second = (
+            replace(
+                self,
+                inputs=samples_of(self.inputs, start, stop, self.samples),
+                target=samples_of(self.target, start, stop, self.samples),
+                samples=stop - start,
+            )
+            for start, stop in ((0, middle), (middle, self.samples))
+        )
+        return first, second
 
 
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from growpipe import analyse, environment, export_growth_form, grow
+from growpipe.analyser.curvature.factors import Moment, Patches, added, root_of
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import prepare
@@ -83,6 +84,27 @@ def test_an_analysis_elsewhere_gives_the_same_plan(name: str) -> None:
 )
 def test_so_do_trials_and_every_way_to_find_the_spectra(options: dict[str, Any]) -> None:
     assert_same_plan(*plans("depthwise", **options))
+
+
+def test_moments_of_few_patches_elsewhere() -> None:
+    rows = torch.randn(12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    delta = torch.randn(3, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def whitened(device: torch.device, limit: float) -> list[Tensor]:
+        moment: Moment | None = None
+        for part in rows.to(device).split(4):
+            moment = added(moment, Patches(part), limit)
+        assert moment is not None
+        damping = torch.tensor(1e-3, dtype=torch.float64, device=device)
+        root = root_of(moment, 12, damping, torch.float64)
+        moved = delta.to(device)
+        return [change(moved).cpu() for change in (root.raw, root.whitened, root.white)]
+
+    for limit in (1.0, 500.0, 1e9):  # one eigenpair, three, a matrix
+        expected = whitened(torch.device("cpu"), limit)
+        with other_device() as device:
+            for one, other in zip(whitened(device, limit), expected, strict=True):
+                torch.testing.assert_close(one, other)
 
 
 def stages(model: nn.Module, device: str) -> tuple[dict[str, Tensor], float]:

@@ -1,56 +1,32 @@
 """What each group's splits are worth on real batches, and at which step: the ranking's correction.
 
-The quadratic prediction ``½ ε² Σ w δᵀSδ`` holds within a trust region whose size differs between groups by
-more than the predictions themselves: a small displacement of an early layer passes through every
-nonlinearity behind it. So every group is split by itself, all its channels at once and into two, at several
-steps, and groups compete by the decrease of loss at their own best step.
-
-Directions are fitted to few samples, the more so the more inputs a filter has: on those samples the decrease
-is several times what it is on others. In expectation the one exceeds what enough data would show by about as
-much as the other falls short of it (the symmetry behind Akaike's criterion), so a trial sees samples of both
-kinds, with equal weight.
-
-A decrease is the mean of differences that vary more from sample to sample than groups differ, and the largest
-of several noisy figures is mostly noise. So the step is found on a few samples, the decrease at that step is
-measured again on more of them, and what groups compete by is that decrease drawn towards the mean of all
-groups as far as its standard error says: the linear empirical Bayes estimate (Efron and Morris, 1973).
+Both are measured by trials that all groups share, see `shared_trials`. A worth is the mean of differences
+that vary more from sample to sample than groups differ. So what groups compete by is the worth drawn towards
+the mean of all groups as far as its standard error says: the linear empirical Bayes estimate (Efron and
+Morris, 1973).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from growpipe.analyser.candidates import Candidates
-from growpipe.analyser.choice.line_search import descend
+from growpipe.analyser.choice.shared_trials import SharedTrials
+from growpipe.analyser.samples import MicroBatch
 
-__all__ = ["STEPS", "Calibration", "GroupTrial", "Measured", "calibrate"]
-
-Rows = npt.NDArray[np.int64]
-
-STEPS = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-"""The steps at which a group is tried, in the metric's unit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A change of loss and its standard error."""
-
-    change: float
-    error: float
+__all__ = ["Calibration", "GroupTrial", "calibrate"]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupTrial:
-    """What one group showed by itself.
+    """What the shared trials showed of one group.
 
     Attributes:
-        step: the ε of least loss; 0 if none lowered it.
-        decrease: the decrease of loss at that step, measured again, of any sign.
+        step: the ε that suits it when all groups split; 0 if its splits promise nothing.
+        decrease: its share of the decrease of loss at these steps, of any sign.
         standard_error: the standard error of ``decrease``.
         worth: the decrease drawn towards the mean of all groups; see `Calibration`.
     """
@@ -63,11 +39,11 @@ class GroupTrial:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Every group split by itself.
+    """All groups split at once.
 
     Attributes:
-        step: by group the ε of least loss; 0 where none lowered it.
-        decrease: by group the decrease of loss at its step, measured again, of any sign; groups without a
+        step: by group the ε that suits it; 0 if its splits promise nothing.
+        decrease: by group its share of the decrease of loss at these steps, of any sign; groups without a
             split that promises anything are absent.
         error: by group its standard error.
     """
@@ -78,7 +54,7 @@ class Calibration:
 
     @property
     def largest(self) -> float:
-        """The largest of the steps; 0 where no group lowered the loss."""
+        """The largest of the steps; 0 if no group promises anything."""
         return max(self.step.values(), default=0.0)
 
     @property
@@ -99,13 +75,17 @@ class Calibration:
         return dict(zip(self.decrease, (mean + share * (found - mean)).tolist(), strict=True))
 
     def lengths(self) -> dict[str, float]:
-        """By group its own best step over the largest: how long its displacements are when all split."""
+        """By group its step over the largest: how long its displacements are.
+
+        Groups that promise nothing go as far as the one that goes least.
+        """
         if not self.largest:
             return {}
-        return {group: (step or min(STEPS)) / self.largest for group, step in self.step.items()}
+        least = min(step for step in self.step.values() if step)
+        return {group: (step or least) / self.largest for group, step in self.step.items()}
 
     def trials(self) -> dict[str, GroupTrial]:
-        """What every group showed by itself."""
+        """What the trials showed of every group."""
         worth = self.worth
         return {
             group: GroupTrial(
@@ -124,39 +104,28 @@ class Calibration:
 
 def calibrate(
     candidates: Sequence[Candidates],
-    change: Callable[[str, Rows, float], float],
-    measure: Callable[[str, Rows, float], Measured] | None,
-    steps: Sequence[float] = STEPS,
+    trials: SharedTrials | None,
+    few: Sequence[MicroBatch],
+    sets: Sequence[Sequence[MicroBatch]] | None,
 ) -> Calibration:
-    """Try every group by itself, climbing from the middle step to the best one, and measure it there.
+    """The step of every group, and what it is worth there.
 
     Args:
         candidates: of every group.
-        change: ``(group, rows int64 [width], ε) →`` the change of loss on a few samples when only this group
-            splits so; not finite counts as infinitely bad.
-        measure: the same on many; not finite counts as nothing gained. None leaves it at the few, where
-            groups do not compete.
-        steps: ascending.
+        trials: of the groups among them whose splits promise something, in order; None if there are none.
+        few: the micro-batches on which steps are found.
+        sets: those on which worths are measured, see `SharedTrials.worth`; None if groups do not compete.
     """
-    best_step: dict[str, float] = {}
-    decrease: dict[str, float] = {}
-    error: dict[str, float] = {}
-    for offered in candidates:
-        name, rows = offered.group, offered.rows[0]
-        best_step[name] = 0.0
-        if not offered.values[0].min(initial=0.0) < 0:
-            continue
-
-        def at(position: int, name: str = name, rows: Rows = rows) -> float:
-            value = change(name, rows, steps[position])
-            return value if math.isfinite(value) else math.inf
-
-        position, least = descend(at, len(steps), len(steps) // 2)
-        if least < 0:
-            best_step[name] = steps[position]
-        found = Measured(least, 0.0)
-        if measure is not None and math.isfinite(least):
-            found = measure(name, rows, steps[position])
-        finite = math.isfinite(found.change) and math.isfinite(found.error)
-        decrease[name], error[name] = (-found.change, found.error) if finite else (0.0, 0.0)
-    return Calibration(best_step, decrease, error)
+    step = {offered.group: 0.0 for offered in candidates}
+    if trials is None:
+        return Calibration(step, {}, {})
+    steps = trials.steps(few)
+    step |= dict(zip(trials.groups, steps.tolist(), strict=True))
+    if sets is None:
+        return Calibration(step, {}, {})
+    worth, error = trials.worth(sets, steps)
+    return Calibration(
+        step,
+        dict(zip(trials.groups, worth.tolist(), strict=True)),
+        dict(zip(trials.groups, error.tolist(), strict=True)),
+    )

@@ -104,12 +104,15 @@ def line_search(
         return min(trials.values(), key=lambda t: (t.change, t.epsilon, -t.orientation))
 
     nearest = min(range(len(grid)), key=lambda position: abs(math.log(grid[position] / start)))
-    for orientation in orientations:
+    place, least = nearest, math.inf
+    for number, orientation in enumerate(orientations):
 
         def at(position: int, orientation: float = orientation) -> float:
             return attempt(grid[position], orientation).change
 
-        descend(at, len(grid), nearest)
+        # Another orientation is followed only if it is better where the first one is best.
+        if number == 0 or at(place) < least:
+            place, least = descend(at, len(grid), place)
     low = grid[0]
     while (best().epsilon == low or best().change >= 0) and low / 3 >= smallest:
         low = low / 3

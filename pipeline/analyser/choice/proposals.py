@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,13 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from growpipe.analyser.choice.calibration import Measured
 from growpipe.analyser.choice.orientation import STEP, best_signs
 from growpipe.analyser.choice.plan_splits import Rows, Signs, Step, is_asymmetric, split_groups
+from growpipe.analyser.choice.shared_trials import SharedTrials
 from growpipe.analyser.preparation import Subject
+from growpipe.analyser.program.split_network import Pair, SplitNetwork, apart
 from growpipe.analyser.samples import MicroBatch
-from growpipe.analyser.schemes import Scheme
+from growpipe.analyser.schemes import ROWS, Scheme
 from growpipe.analyser.spectra.spectra import Spectra
+from growpipe.analyser.watch import LOSS, SLOPES, Watch
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow_into
@@ -36,8 +38,10 @@ class Proposals:
         spectra: eigenpairs of every channel.
         scheme: which rows there are, and c.
         metric: in which the displacements have length 1.
-        trial_data: micro-batches of this process on which a trial is evaluated.
-        ranking_data: sets of micro-batches, of equal weight, on which groups are measured by themselves.
+        trial_data: micro-batches of this process on which a plan is tried.
+        step_data: those on which the signs of v+ and the steps of the groups are found.
+        ranking_data: sets of micro-batches, of equal weight, on which the worth of groups is measured.
+        watch: is told of all that is done.
     """
 
     subject: Subject
@@ -45,7 +49,9 @@ class Proposals:
     scheme: Scheme
     metric: str
     trial_data: Sequence[MicroBatch]
+    step_data: Sequence[MicroBatch]
     ranking_data: Sequence[Sequence[MicroBatch]]
+    watch: Watch = field(default_factory=Watch)
     base: float = field(init=False)
     """The mean loss of the module as it is, on the trial data."""
 
@@ -62,7 +68,7 @@ class Proposals:
         subject = self.subject
         return best_signs(
             subject.prepared.program,
-            self.trial_data if is_asymmetric(rows) else (),
+            self.step_data if is_asymmetric(rows) else (),
             subject.loss_fn,
             rows,
             self.spectra.directions,
@@ -113,54 +119,51 @@ class Proposals:
         """By how much the mean loss on the trial data changes."""
         return self.loss(plan, self.trial_data) - self.base
 
-    def change_alone(self, signs: Signs) -> Callable[[str, npt.NDArray[np.int64], float], float]:
-        """By how much it changes when only one group splits: ``(group, rows int64 [width], ε) →``."""
+    def shared_trials(self, rows: Rows, signs: Signs) -> SharedTrials | None:
+        """The trials of all groups whose splits by these rows, of two copies each, promise something."""
+        values = self.spectra.values(rows)
+        pairs = {
+            group: self._pair(group, chosen, signs[group])
+            for group, chosen in rows.items()
+            if values[group] < 0
+        }
+        if not pairs:
+            return None
+        subject = self.subject
+        layouts = subject.prepared.groups.layouts
+        parts = [
+            SplitNetwork(subject.prepared.program, {name: pairs[name] for name in names}, layouts)
+            for names in apart(list(pairs), layouts)
+        ]
+        groups = [group.name for part in parts for group in part.groups]
 
-        def change(group: str, rows: npt.NDArray[np.int64], step: float) -> float:
-            return self.change(self._plan_alone(group, rows, step, signs))
+        def slopes(batch: MicroBatch, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            found, first = [], 0
+            for part in parts:
+                last = first + len(part.groups)
+                own = steps[first:last].tolist()
+                found.append(part.slopes(batch.inputs, batch.target, subject.loss_fn, own)[1].cpu().numpy())
+                first = last
+            self.watch.advance(SLOPES * batch.samples)
+            return np.concatenate(found)
 
-        return change
+        def total(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            here = torch.from_numpy(values).to(subject.device)
+            return subject.peers.total(here).cpu().numpy()
 
-    def measure_alone(self, signs: Signs) -> Callable[[str, npt.NDArray[np.int64], float], Measured]:
-        """The same on the ranking data, with the standard error: ``(group, rows int64 [width], ε) →``.
+        return SharedTrials(groups, np.array([-values[name] / 2 for name in groups]), slopes, total)
 
-        The change is the mean of those on the sets; the variance of a sample's change is estimated from the
-        micro-batches of all sets, each about its set's mean.
-        """
-
-        def measure(group: str, rows: npt.NDArray[np.int64], step: float) -> Measured:
-            plan = self._plan_alone(group, rows, step, signs)
-            changes: list[float] = []
-            samples: list[float] = []
-            squares = freedom = 0.0
-            for data, before in zip(self.ranking_data, self._ranking_base, strict=True):
-                counts = np.array([batch.samples for batch in data], dtype=np.float64)
-                found = np.array(self.losses(plan, data)) - before
-                count, total, square, batches = self.subject.peers.totals(
-                    float(counts.sum()),
-                    float(counts @ found),
-                    float(counts @ found**2),
-                    len(found),
-                    device=self.subject.device,
-                )
-                changes.append(total / count)
-                samples.append(count)
-                squares += square - total**2 / count
-                freedom += batches - 1
-            variance = max(0.0, squares) / freedom if freedom > 0 else 0.0
-            error = np.sqrt(variance * sum(1 / count for count in samples)) / len(samples)
-            return Measured(float(np.mean(changes)), float(error))
-
-        return measure
-
-    @cached_property
-    def _ranking_base(self) -> list[npt.NDArray[np.float64]]:
-        """The loss of the module as it is, by set and micro-batch of the ranking data."""
-        return [np.array(self.losses(None, data)) for data in self.ranking_data]
-
-    def _plan_alone(self, group: str, rows: npt.NDArray[np.int64], step: float, signs: Signs) -> SplitPlan:
-        still = {g.name: np.full(g.width, -1) for g in self.subject.prepared.program.groups}
-        return self.plan({**still, group: rows}, Step(step, signs))
+    def _pair(self, group: str, rows: npt.NDArray[np.int64], signs: npt.NDArray[np.floating]) -> Pair:
+        """The copies of a group's channels by rows of two copies; a channel that stays is twice itself."""
+        minus, plus = self.spectra.directions.minus[group], self.spectra.directions.plus[group]
+        weights, displacements = np.full((2, len(rows)), 0.5), np.zeros((2, *minus.shape), minus.dtype)
+        for channel in np.flatnonzero(rows >= 0):
+            for place, one in enumerate(ROWS[rows[channel]].offspring(self.scheme.c)):
+                weights[place, channel] = one.weight
+                turned = float(signs[channel]) * one.plus
+                displacements[place, channel] = one.minus * minus[channel] + turned * plus[channel]
+        to = self.subject.device
+        return Pair(torch.from_numpy(weights).to(to), torch.from_numpy(displacements).to(to))
 
     def loss(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
         """The mean loss of the module grown by a plan, or as it is, over the data of all processes."""
@@ -180,5 +183,9 @@ class Proposals:
             module = subject.model
         else:
             module = copy.deepcopy(subject.model).to(subject.device)
+        found = []
         with torch.no_grad():
-            return [float(subject.loss_fn(module(*batch.inputs), batch.target)) for batch in data]
+            for batch in data:
+                found.append(float(subject.loss_fn(module(*batch.inputs), batch.target)))
+                self.watch.advance(LOSS * batch.samples)
+        return found

@@ -32,12 +32,12 @@ from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.convolution import Convolution, blank
 from growpipe.analyser.program.program import Program
 
-__all__ = ["Chain", "ClosedForm", "Skeleton", "find_chain"]
+__all__ = ["JOINTLY_LINEAR", "LINEAR", "Chain", "ClosedForm", "Skeleton", "find_chain", "operator_name"]
 
 
 _PRODUCERS = {*CONVOLUTIONS, aten.linear.default}
 # Linear in one varying argument; maxima select, which is linear almost everywhere.
-_LINEAR = {
+LINEAR = {
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "adaptive_avg_pool3d", "amax", "batch_norm", "_native_batch_norm_legit_no_training", "cat", "clone",
     "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "dropout", "expand", "flatten", "getitem",
@@ -45,7 +45,7 @@ _LINEAR = {
     "split", "split_with_sizes", "squeeze", "sum", "sym_size", "transpose", "unflatten", "unsqueeze", "view",
     "pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d",
 }  # fmt: skip
-_JOINTLY_LINEAR = {"add", "cat", "sub"}
+JOINTLY_LINEAR = {"add", "cat", "sub"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class Chain:
         )
 
 
-def _operator_name(node: Node) -> str:
+def operator_name(node: Node) -> str:
     target: Any = node.target
     return str(getattr(getattr(target, "overloadpacket", target), "__name__", target))
 
@@ -117,17 +117,17 @@ def find_chain(group: BoundGroup) -> Chain | None:
         # A convolution that does not consume the group is depthwise; a filter of its own would be a block.
         if node.target in ACTIVATIONS or node.target in NORMS or node.target in CONVOLUTIONS:
             steps.append(node)
-        elif not (_operator_name(node) == "getitem" and steps and steps[-1].target in NORMS):
+        elif not (operator_name(node) == "getitem" and steps and steps[-1].target in NORMS):
             return None
 
 
 def _is_linear(group: BoundGroup, nodes: frozenset[Node]) -> bool:
     for node in nodes:
         varying = [source for source in node.all_input_nodes if group.varies(source, node)]
-        name = _operator_name(node)
-        if name in _JOINTLY_LINEAR:
+        name = operator_name(node)
+        if name in JOINTLY_LINEAR:
             continue
-        if len(varying) != 1 or name not in _LINEAR or (name == "mul" and node.args[0] is node.args[1]):
+        if len(varying) != 1 or name not in LINEAR or (name == "mul" and node.args[0] is node.args[1]):
             return False
     return True
 

@@ -2,8 +2,8 @@
 
 In the ``input`` metric ``‖δ‖² = δᵀ Σ δ`` with ``Σ = E[p pᵀ]`` over samples and positions, p the input patch
 of the producer: a displacement of length ε moves the producer's output by ε in root mean square. The extreme
-eigenpairs are then those of ``S v = λ Σ v``, which Lanczos finds as the ordinary ones of ``L⁻¹ S L⁻ᵀ`` with
-``Σ = L Lᵀ``; every row of the splitting table holds for them unchanged.
+eigenpairs are then those of ``S v = λ Σ v``, which Lanczos finds as the ordinary ones of ``R⁻¹ S R⁻ᵀ`` with
+``Σ = R Rᵀ`` (see `factors`); every row of the splitting table holds for them unchanged.
 
 A group with several displaced tensors (several producers of a residual stream, a filter bank and the
 depthwise filter behind it) has a block-diagonal Σ, one block per tensor: ``‖δ‖²`` is the sum of what each
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from growpipe.analyser.curvature.factors import Matrix, Moment, Patches, Root, added, root_of
 from growpipe.analyser.curvature.operator import SplittingProducts, join, split
 from growpipe.analyser.program.aten import CONVOLUTIONS, MATRIX_PRODUCTS, NORMS, aten
 from growpipe.analyser.program.binding import Block, BoundGroup
@@ -44,6 +45,8 @@ class Metric(ABC):
     """
 
     name: str
+    sketched: tuple[str, ...] = ()
+    """The tensors whose Σ keeps the leading eigenpairs only, as a matrix is too large for memory."""
 
     @abstractmethod
     def raw(self, position: int, vectors: Tensor) -> Tensor:
@@ -83,46 +86,44 @@ class Euclidean(Metric):
 
 @dataclass(frozen=True, eq=False)
 class InputMetric(Metric):
-    """‖δ‖² = δᵀ Σ δ, through the Cholesky factors L of the blocks of Σ.
+    """‖δ‖² = δᵀ Σ δ, through roots R of the blocks of Σ.
 
     Attributes:
         groups: the bound groups, in the operator's order.
-        factors: for every group and block L, [d, d] shared by the channels or [width, d, d].
+        roots: for every group and block R, shared by the channels or one for each.
+        sketched: see `Metric`.
     """
 
     groups: tuple[BoundGroup, ...]
-    factors: tuple[tuple[Tensor, ...], ...]
+    roots: tuple[tuple[Root, ...], ...]
+    sketched: tuple[str, ...] = ()
     name = "input"
 
     def raw(self, position: int, vectors: Tensor) -> Tensor:
-        """δ = L⁻ᵀ y."""
-        return self._solve(position, vectors, transpose=True)
+        """δ = R⁻ᵀ y."""
+        return self._blockwise(position, vectors, "raw")
 
     def whitened(self, position: int, vectors: Tensor) -> Tensor:
-        """y = Lᵀ δ."""
-        parts = []
-        blocks = split(self.groups[position], vectors)
-        for factor, part in zip(self.factors[position], blocks, strict=True):
-            # Several entries per channel see the same inputs: Σ is one block repeated.
-            d = factor.shape[-1]
-            entries = part.unflatten(-1, (-1, d)) if factor.ndim == 3 else part.reshape(-1, d)
-            parts.append((entries @ factor).reshape(part.shape))
-        return join(parts)
+        """y = Rᵀ δ."""
+        return self._blockwise(position, vectors, "whitened")
 
     def white(self, position: int, covectors: Tensor) -> Tensor:
-        """L⁻¹ (S δ)."""
-        return self._solve(position, covectors, transpose=False)
+        """R⁻¹ (S δ)."""
+        return self._blockwise(position, covectors, "white")
 
-    def _solve(self, position: int, vectors: Tensor, transpose: bool) -> Tensor:
+    def _blockwise(self, position: int, vectors: Tensor, change: str) -> Tensor:
+        group = self.groups[position]
         parts = []
-        blocks = split(self.groups[position], vectors)
-        for factor, part in zip(self.factors[position], blocks, strict=True):
-            matrix = factor.mT if transpose else factor
-            d = factor.shape[-1]
-            columns = part.unflatten(-1, (-1, d)).mT if factor.ndim == 3 else part.reshape(-1, d).T
-            rows = torch.linalg.solve_triangular(matrix, columns, upper=transpose).mT
-            parts.append(rows.reshape(part.shape))
+        for root, part in zip(self.roots[position], split(group, vectors), strict=True):
+            # Several entries per channel see the same inputs: Σ is one block repeated.
+            entries = part.unflatten(-1, (-1, root.dimension))
+            parts.append(getattr(root, change)(entries).reshape(part.shape))
         return join(parts)
+
+
+def _entries(block: Block) -> int:
+    """The length of the patches that a block's entries multiply."""
+    return block.dimension // block.rows.shape[1] if block.mixing else block.dimension
 
 
 def make_metric(name: str, operator: SplittingProducts, damping: float = 1e-3) -> Metric:
@@ -148,73 +149,90 @@ class GrowingMetric:
         if name == "input" and not damping > 0:
             raise UsageError(f"the damping of the input metric must be positive, not {damping}")
         self.name, self.damping = name, damping
-        self._sums: dict[tuple[int, int], Tensor] = {}
+        self._sums: dict[tuple[int, int], Moment] = {}
         self._measured = 0
 
     def __call__(self, operator: SplittingProducts) -> Metric:
         """The metric over all batches of the operator, which has grown since the last call if it is not new.
 
         Raises:
-            CheckFailed: a producer's inputs are all zero or not finite.
+            CheckFailed: a producer's inputs are not finite.
         """
         if self.name == "euclidean":
             return Euclidean()
         rows = max(256, PATCHES // operator.total(len(operator)))
+        limit = math.inf if operator.memory_limit is None else max(operator.memory_limit, LEAST_LIMIT)
         for index in range(self._measured, len(operator)):
-            for key, moment in _batch_moments(operator, operator.captured(index), rows).items():
-                held = self._sums.get(key)
-                self._sums[key] = moment if held is None else held + moment
+            for key, moment in _batch_moments(operator, operator.captured(index), rows, limit).items():
+                self._sums[key] = added(self._sums.get(key), moment, limit)
         self._measured = len(operator)
+        sums = self._everywhere(operator)
         total = operator.total(operator.samples)
-        sums = self._sums
-        if operator.reduce is not None:
-            sums = {key: operator.reduce(moment) for key, moment in sums.items()}
-        factors = tuple(
-            tuple(
-                _factor(group, block, sums[i, j] / total, self.damping).to(
-                    operator.program.tensor(block.tensor).dtype
-                )
-                for j, block in enumerate(group.blocks)
-            )
-            for i, group in enumerate(operator.groups)
+        places = [[(i, j) for j in range(len(group.blocks))] for i, group in enumerate(operator.groups)]
+        roots = tuple(
+            tuple(_root(operator, i, j, sums[i, j], total, self.damping) for i, j in row) for row in places
         )
-        return InputMetric(operator.groups, factors)
+        sketched = [key for key, moment in sums.items() if isinstance(moment, Patches) and moment.spread]
+        names = tuple(operator.groups[i].blocks[j].tensor for i, j in sketched)
+        return InputMetric(operator.groups, roots, names)
+
+    def _everywhere(self, operator: SplittingProducts) -> dict[tuple[int, int], Moment]:
+        """The sums over all processes."""
+        if operator.reduce is None:
+            return dict(self._sums)
+        matrices = {key: m.matrix() if isinstance(m, Patches) else m for key, m in self._sums.items()}
+        return {key: Matrix(operator.reduce(m.values)) for key, m in matrices.items()}
 
 
-def _factor(group: BoundGroup, block: Block, moment: Tensor, damping: float) -> Tensor:
-    """The Cholesky factor of one damped block; float64 [d, d] or [width, d, d]."""
-    d = moment.shape[-1]
-    mean = moment.diagonal(dim1=-2, dim2=-1).mean(-1)
-    overall = mean.mean()
-    if not torch.isfinite(moment).all() or not overall > 0:
+LEAST_LIMIT = 2**28
+"""The bytes that one matrix of the metric may take in any case: d = 5,792."""
+
+FARTHEST = 100.0
+"""The length of a displacement of length 1 in the metric, at most, in those of the tensor's filters."""
+
+
+def _root(operator: SplittingProducts, i: int, j: int, moment: Moment, samples: int, damping: float) -> Root:
+    """The root of the damped block j of group i."""
+    group = operator.groups[i]
+    block = group.blocks[j]
+    if not moment.finite:
         raise CheckFailed(
-            f"group {group.name!r}: the inputs of {block.tensor!r} are all zero or not finite on the "
-            f"analysis batches; freeze the group or use the euclidean metric"
+            f"group {group.name!r}: the inputs of {block.tensor!r} are not finite on the analysis batches; "
+            "check the data"
         )
+    mean = moment.mean(samples)
     # A dead channel's own block may vanish: it is damped by the mean of the others.
-    floor = torch.maximum(mean, 1e-6 * overall)
-    eye = torch.eye(d, dtype=moment.dtype, device=moment.device)
-    result: Tensor = torch.linalg.cholesky(moment + damping * floor[..., None, None] * eye)
-    return result
+    floor = damping * torch.maximum(mean, 1e-6 * mean.mean())
+    tensor = operator.program.tensor(block.tensor)
+    length = block.gather(tensor).double().square().sum(1).mean() / block.rows.shape[1]
+    # Inputs that are numerically zero would give displacements without bound.
+    scale = torch.where(length > 0, length, torch.ones_like(length))
+    floor = torch.maximum(floor, 1 / (FARTHEST**2 * scale))
+    return root_of(moment, samples, floor, tensor.dtype)
 
 
-def _batch_moments(operator: SplittingProducts, batch: Captured, rows: int) -> dict[tuple[int, int], Tensor]:
-    """Σ of every block, times the number of samples, from one batch; float64."""
+def _batch_moments(
+    operator: SplittingProducts, batch: Captured, rows: int, limit: float
+) -> dict[tuple[int, int], Moment]:
+    """Σ of every block, times the number of samples, from one batch."""
     program = operator.program
-    result: dict[tuple[int, int], Tensor] = {}
+    result: dict[tuple[int, int], Moment] = {}
     with torch.no_grad():
         for i, group in enumerate(operator.groups):
             theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}
             values = program.values_on_demand(group, batch, theta)
             read = program.reader([group], batch, values)
             for j, block in enumerate(group.blocks):
-                moments = []
-                for user, weight in program.users(group, block.tensor):
+                users = program.users(group, block.tensor)
+                share = batch.samples / len(users)
+                total: Moment | None = None
+                for user, weight in users:
                     moment = _moment(user, weight, block, read, rows)
                     if moment is None:
                         moment = _response(program, group, batch, block, user, values)
-                    moments.append(moment)
-                result[i, j] = torch.stack(moments).mean(0) * batch.samples
+                    total = added(total, moment.scaled(share), limit)
+                if total is not None:
+                    result[i, j] = total
     return result
 
 
@@ -224,7 +242,7 @@ PATCHES = 16384
 
 def _moment(
     user: Node, weight: Node, block: Block, read: Callable[[Node, Node], Any], rows: int
-) -> Tensor | None:
+) -> Moment | None:
     """E[p pᵀ] of what multiplies the block at one use, or None if this module does not know it.
 
     Args:
@@ -249,10 +267,10 @@ def _moment(
 
 def _affine_moment(
     target: Any, position: int | None, arguments: Sequence[Any], block: Block
-) -> Tensor | None:
+) -> Moment | None:
     """What multiplies a bias or an entry of a batch normalisation: 1, or the normalised input."""
     if position == 2 and (target in CONVOLUTIONS or target in NORMS or target is aten.linear.default):
-        return torch.ones(1, 1, dtype=torch.float64, device=arguments[0].device)
+        return Matrix(torch.ones(1, 1, dtype=torch.float64, device=arguments[0].device))
     if position == 1 and target in NORMS:
         return _norm_moment(arguments, block, NORMS[target])
     return None
@@ -266,13 +284,12 @@ def _sample(patches: Tensor, rows: int) -> Tensor:
     return patches[torch.randperm(len(patches), generator=generator)[:rows].to(patches.device)]
 
 
-def _second_moment(patches: Tensor) -> Tensor:
-    """E[p pᵀ] of [..., rows, d], in float64: what it is divided by later may be a thousandth of it."""
-    wide = patches.double()
-    return wide.mT @ wide / wide.shape[-2]
+def _second_moment(patches: Tensor) -> Patches:
+    """E[p pᵀ] of [rows, d]."""
+    return Patches(patches / math.sqrt(len(patches)))
 
 
-def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank: int) -> Tensor | None:
+def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank: int) -> Moment | None:
     """The patches of a convolution: [d, d] shared by all channels, or [width, d, d] where it is grouped."""
     x, w = arguments[0], arguments[1]
     stride, padding, dilation, groups = [
@@ -291,7 +308,9 @@ def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank:
     stacked = torch.stack(
         [_sample(_patches(part, w, stride, padding, dilation, rank), rows) for part in parts]
     )
-    return _second_moment(stacked)[inputs[:, 0].to(x.device)]
+    wide = stacked.double()
+    moments = wide.mT @ wide / wide.shape[-2]
+    return Matrix(moments[inputs[:, 0].to(x.device)])
 
 
 def _some(x: Tensor, rows: int) -> Tensor:
@@ -318,15 +337,14 @@ def _patches(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, ran
     return x.reshape(-1, x.shape[1 + rank] * math.prod(kernel))
 
 
-def _norm_moment(arguments: Sequence[Any], block: Block, eps_position: int) -> Tensor:
+def _norm_moment(arguments: Sequence[Any], block: Block, eps_position: int) -> Matrix:
     """E[x̂²] of a batch normalisation's input, [width, 1, 1]."""
     x, mean, var = arguments[0], arguments[3], arguments[4]
     eps = float(arguments[eps_position])
     shape = (1, -1, *[1] * (x.ndim - 2))
     normed = (x - mean.reshape(shape)) * torch.rsqrt(var + eps).reshape(shape)
     moment = normed.double().square().transpose(0, 1).flatten(1).mean(1)
-    result: Tensor = moment[block.rows[:, 0].to(x.device)][:, None, None]
-    return result
+    return Matrix(moment[block.rows[:, 0].to(x.device)][:, None, None])
 
 
 def _response(
@@ -336,7 +354,7 @@ def _response(
     block: Block,
     user: Node,
     values: Mapping[Node, Any],
-) -> Tensor:
+) -> Matrix:
     """``s² I`` with s² the mean square by which a random unit displacement moves the output of ``user``."""
     tensor = program.tensor(block.tensor)
     generator = torch.Generator().manual_seed(block.dimension)
@@ -351,6 +369,4 @@ def _response(
     share = block.rows.numel() / block.shape[block.axis]
     # Summed over the entries of a channel, as everywhere in this metric.
     square = change.double().square().mean() / share * block.rows.shape[1]
-    d = block.dimension // block.rows.shape[1] if block.mixing else block.dimension
-    result: Tensor = square * torch.eye(d, dtype=torch.float64, device=tensor.device)
-    return result
+    return Matrix(square * torch.eye(_entries(block), dtype=torch.float64, device=tensor.device))

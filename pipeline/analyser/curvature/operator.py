@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from growpipe.analyser.curvature.bent_path import BentPath, bends_of, path_products
 from growpipe.analyser.curvature.closed_form import ClosedForm, Skeleton, find_chain
 from growpipe.analyser.curvature.linearised import Linearised
 from growpipe.analyser.program.binding import BoundGroup
@@ -74,7 +75,7 @@ class _Batch:
     half: int
     kept: _Constants | None = None
     keeps_graphs: bool = False
-    graphs: dict[int, Linearised] = field(default_factory=dict)
+    graphs: dict[int, BentPath | Linearised] = field(default_factory=dict)
 
 
 _Sums = dict[int, list[dict[str, Tensor]]]
@@ -93,9 +94,10 @@ class SplittingProducts:
             during the backward pass, so that it needs no more memory than that pass.
         storage: the floating type of what is kept between products, e.g. bfloat16; that of the model by
             default. All arithmetic is in the type of the model.
-        closed_forms: use the closed form for chains, rather than a Hessian-vector product.
+        closed_forms: use the closed forms of chains and bent paths, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes; nothing by default.
         products: how often products were computed, each time of a block of vectors.
+        done: is told the samples of every micro-batch that products were computed over.
     """
 
     program: Program
@@ -103,6 +105,7 @@ class SplittingProducts:
     storage: torch.dtype | None = None
     closed_forms: bool = True
     reduce: Callable[[Tensor], Tensor] | None = None
+    done: Callable[[int], None] | None = None
     products: int = field(default=0, init=False)
     _batches: list[_Batch] = field(default_factory=list, init=False, repr=False)
     _used: int = field(default=0, init=False, repr=False)
@@ -112,6 +115,8 @@ class SplittingProducts:
     def __post_init__(self) -> None:
         found = [find_chain(group) if self.closed_forms else None for group in self.groups]
         self._chains = {i: chain for i, chain in enumerate(found) if chain is not None}
+        paths = [i for i in range(len(self.groups)) if self.closed_forms and i not in self._chains]
+        self._bends = {i: bends_of(self.program, self.groups[i]) for i in paths}
         self._recordings: dict[frozenset[int], Recording] = {}
         self._skeletons: dict[int, Skeleton] = {}
 
@@ -338,6 +343,8 @@ class SplittingProducts:
         for batch in self._batches[:batches]:
             weights[batch.half] += batch.samples
             self._accumulate(halves[batch.half], directions, batch)
+            if self.done is not None:
+                self.done(batch.samples)
         if self.reduce is not None:
             weights = self.reduce(weights)
         first, second = (float(w) for w in weights)
@@ -398,7 +405,8 @@ class SplittingProducts:
         for position in paths:
             graph = batch.graphs.get(position)
             if graph is None:
-                graph = Linearised.of(self.program, captured, self.groups[position])
+                group, bends = self.groups[position], self._bends.get(position)
+                graph = path_products(self.program, captured, group, bends)
                 if batch.keeps_graphs:
                     batch.graphs[position] = graph
             left = len(directions[position])

@@ -61,11 +61,11 @@ class Program:
         graph = program.graph_module.graph
         self.groups = tuple(groups)
         self.surrogate = surrogate
-        self._nodes = [node for node in graph.nodes if node.op in {"call_function", "get_attr"}]
+        self.nodes = [node for node in graph.nodes if node.op in {"call_function", "get_attr"}]
         self._module = program.graph_module
         held = placeholders(program)
         self._state = {node: state[name] for node, name in held.items()}
-        self._names = {node: (aliases or {}).get(name, name) for node, name in held.items()}
+        self.names = {node: (aliases or {}).get(name, name) for node, name in held.items()}
         inputs = set(program.graph_signature.user_inputs)
         self._inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name in inputs]
         (output,) = (node for node in graph.nodes if node.op == "output")
@@ -74,8 +74,8 @@ class Program:
         if program.call_spec.out_spec is None:
             raise CheckFailed("the exported program does not say how its outputs are arranged")
         self._out_spec = program.call_spec.out_spec
-        self._lasting = {*self._outputs, *self._names}
-        self._channels_last = takes_channels_last(self._nodes)
+        self.lasting = {*self._outputs, *self.names}
+        self._channels_last = takes_channels_last(self.nodes)
         self._schedules: WeakKeyDictionary[Recording, Schedule] = WeakKeyDictionary()
 
     def recording(
@@ -92,7 +92,7 @@ class Program:
             tuple(dict.fromkeys(edge for group in groups for edge in group.edges)),
             frozenset(slopes),
             frozenset(inner),
-            frozenset(needed - self._names.keys()),
+            frozenset(needed - self.names.keys()),
         )
 
     def _arguments(self, inputs: Any) -> dict[Node, Any]:
@@ -109,21 +109,30 @@ class Program:
             ]
         return dict(zip(self._inputs, leaves, strict=True))
 
-    def _call(self, node: Node, read: Callable[[Node], Any]) -> Any:
+    def call(self, node: Node, read: Callable[[Node], Any]) -> Any:
+        """The value of a node, from those of its arguments."""
         if node.op == "get_attr":
             return getattr(self._module, str(node.target))
+        return self.apply(node, *map_arg(node.args, read), **map_arg(node.kwargs, read))
+
+    def apply(self, node: Node, *arguments: Any, **keywords: Any) -> Any:
+        """The operator of a node on other arguments; differentiable where autograd is on."""
         table = {**RESHAPES, **DIFFERENTIABLE} if torch.is_grad_enabled() else RESHAPES
         target: Callable[..., Any] = table.get(node.target, node.target)  # type: ignore[arg-type]
-        return target(*map_arg(node.args, read), **map_arg(node.kwargs, read))
+        return target(*arguments, **keywords)
+
+    def start(self, inputs: Any) -> dict[Node, Any]:
+        """What every run begins with: parameters, buffers and constants, and the inputs of a batch."""
+        return {**self._state, **self._arguments(inputs)}
 
     def _forward(self, values: dict[Node, Any]) -> Iterator[Node]:
         """Compute node after node into ``values``, which begin with state and inputs.
 
         What a node is the last to read goes after the node was handed out.
         """
-        last_use = last_uses(self._nodes, self._lasting)
-        for node in self._nodes:
-            values[node] = self._call(node, values.__getitem__)
+        last_use = last_uses(self.nodes, self.lasting)
+        for node in self.nodes:
+            values[node] = self.call(node, values.__getitem__)
             yield node
             for dead in last_use.get(node, ()):
                 values.pop(dead, None)
@@ -135,16 +144,16 @@ class Program:
             UsageError: the loss is not a scalar.
         """
         with torch.no_grad():
-            values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
+            values: dict[Node, Any] = self.start(inputs)
             for _ in self._forward(values):
                 pass
-            return float(scalar_loss(loss_fn(self._output(values), target)))
+            return float(scalar_loss(loss_fn(self.output(values), target)))
 
     def footprint(self, inputs: Any) -> int:
         """The bytes of all that a forward pass makes: about what a training step on the batch holds."""
         total = 0
         with torch.no_grad():
-            values: dict[Node, Any] = {**self._state, **self._arguments(inputs)}
+            values: dict[Node, Any] = self.start(inputs)
             for node in self._forward(values):
                 sources = {storage_of(leaf) for s in node.all_input_nodes for leaf in tensors_in(values[s])}
                 # What shares its memory with an argument is a view.
@@ -154,7 +163,8 @@ class Program:
                 total += sum(size for place, size in made.items() if place not in sources)
         return total
 
-    def _output(self, values: Mapping[Node, Any]) -> Any:
+    def output(self, values: Mapping[Node, Any]) -> Any:
+        """The model's output, from the values of all nodes."""
         return pytree.tree_unflatten([values[node] for node in self._outputs], self._out_spec)
 
     def observe(self, inputs: Any, target: Any, loss_fn: LossFunction, recording: Recording) -> Captured:
@@ -246,10 +256,10 @@ class Program:
         schedule = self._schedules.get(recording)
         if schedule is None:
             schedule = self._schedules[recording] = Schedule.of(
-                recording, self._nodes, self._state, self._lasting
+                recording, self.nodes, self._state, self.lasting
             )
         sizes: dict[Node, int] = {}
-        for node in self._nodes:
+        for node in self.nodes:
             aliases: dict[Node, Tensor] = {}
             for source in schedule.consumed.get(node, ()):
                 sizes[source] = values[source].numel()
@@ -270,14 +280,14 @@ class Program:
             elif node in schedule.frozen:
                 values[node] = FROZEN[node.target](*map_arg(node.args, read), **map_arg(node.kwargs, read))
             else:
-                values[node] = self._call(node, read)
+                values[node] = self.call(node, read)
             if node in recording.slopes:
                 sizes[node] = values[node].numel()
                 if torch.is_grad_enabled():
                     values[node] = along[node] = leaf_of(values[node])
             for dead in schedule.last_use.get(node, ()):
                 values.pop(dead, None)
-        loss = scalar_loss(loss_fn(self._output(values), target))
+        loss = scalar_loss(loss_fn(self.output(values), target))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise CheckFailed(f"the loss of an analysis batch is {value}; analyse a finite, trained model")
@@ -324,7 +334,7 @@ class Program:
         """The value of one node of a path, with the operators of `curvature` where they stand in."""
         override = OVERRIDES.get(node.target)
         if override is None:
-            return self._call(node, lambda source: read(source, node))
+            return self.call(node, lambda source: read(source, node))
         arguments = map_arg(node.args, lambda source: read(source, node))
         keywords = map_arg(node.kwargs, lambda source: read(source, node))
         return override(self.surrogate, *arguments, **keywords)
@@ -336,10 +346,10 @@ class Program:
         displaced = {block.tensor for group in groups for block in group.blocks}
         path = set().union(*(group.path for group in groups))
         values: dict[Node, Any] = {
-            node: theta[name] for node, name in self._names.items() if name in displaced and node in path
+            node: theta[name] for node, name in self.names.items() if name in displaced and node in path
         }
         read = self.reader(groups, captured, values)
-        for node in self._nodes:
+        for node in self.nodes:
             if node in path:
                 values[node] = self.evaluate(node, read)
         return values
@@ -349,18 +359,18 @@ class Program:
     ) -> Mapping[Node, Any]:
         """As `run_path`, but a value is computed when it is first asked for."""
         return _OnDemand(
-            self, group, captured, {n: theta[name] for n, name in self._names.items() if name in theta}
+            self, group, captured, {n: theta[name] for n, name in self.names.items() if name in theta}
         )
 
     def users(self, group: BoundGroup, tensor: str) -> list[tuple[Node, Node]]:
         """The nodes of the group's path that use a displaced tensor, each with the node it reads it from."""
         origins: dict[Node, set[str]] = {}
         found = []
-        for node in [*self._names, *self._nodes]:
+        for node in [*self.names, *self.nodes]:
             if node not in group.path:
                 continue
             if node.op == "placeholder":
-                origins[node] = {self._names[node]}
+                origins[node] = {self.names[node]}
             elif node in group.parameters:
                 origins[node] = set().union(*(origins.get(s, set()) for s in node.all_input_nodes))
             else:
@@ -374,9 +384,13 @@ class Program:
         terms = [(captured.gradients[edge] * values[edge[1]]).sum() for edge in edges]
         return torch.stack(terms).sum()
 
+    def parameter(self, node: Node) -> Any:
+        """The parameter, buffer or constant behind a node."""
+        return self._state[node]
+
     def tensor(self, name: str) -> Tensor:
         """The parameter of a name, as the groups know it."""
-        for node, known in self._names.items():
+        for node, known in self.names.items():
             if known == name:
                 value: Tensor = self._state[node]
                 return value

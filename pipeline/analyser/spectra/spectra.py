@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,7 @@ class Spectra:
         candidates: the splits on offer.
         stages: the analysis sets, in order.
         ranking_stable: whether the ranking became stable before the samples were used up.
+        sketched: the tensors whose metric keeps the leading eigenpairs only, see `Metric`.
     """
 
     low: Mapping[str, FloatArray]
@@ -113,6 +114,7 @@ class Spectra:
     candidates: tuple[Candidates, ...]
     stages: tuple[AnalysisStage, ...]
     ranking_stable: bool
+    sketched: tuple[str, ...] = ()
 
     def values(self, rows: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, float]:
         """By group Σ w δᵀSδ over its channels, when they split by ``rows``, −1 for not at all."""
@@ -195,9 +197,11 @@ def measure_spectra(
     found: _Found | None = None
     operator = grow(0)
     names: list[str] = []
+    sketched: tuple[str, ...] = ()
     while operator is not None:
         names = [group.name for group in operator.groups]
         metric = make_metric(operator)
+        sketched = metric.sketched
         start = _start(operator, metric, found, options)
         found = None  # its memory is wanted for the products
         found, stage = _measure_set(operator, metric, start, scheme, options)
@@ -208,7 +212,7 @@ def measure_spectra(
         operator = grow(math.ceil(stage.samples * max(1.5, 1.1 * further)))
     if found is None:
         raise UsageError("there is no analysis set; give batches")
-    return _spectra(names, found, scheme, stages, options.stability)
+    return replace(_spectra(names, found, scheme, stages, options.stability), sketched=sketched)
 
 
 def _measure_set(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from growpipe.analyser.choice.line_search import line_search
+from growpipe.analyser.curvature import metric as input_metric
 from growpipe.analyser.curvature.metric import InputMetric, make_metric
 from growpipe.analyser.curvature.operator import split
 from growpipe.analyser.program.activations import ACTIVATIONS, Surrogate
@@ -168,15 +169,16 @@ def test_products_that_are_not_finite_are_refused():
 
 
 @pytest.mark.parametrize("name", ["chain", "depthwise", "swiglu", "pointnet", "residual", "fused glu"])
-def test_input_metric_is_what_a_displacement_does_to_the_producers_output(name):
+def test_input_metric_is_what_a_displacement_does_to_the_producers_output(name, monkeypatch):
     """δᵀ Σ δ against the mean square change of the producers' outputs."""
+    monkeypatch.setattr(input_metric, "FARTHEST", 1e9)
     operator = problem(name).operator_of(closed_forms=False)
     metric = make_metric("input", operator, damping=1e-12)
     assert isinstance(metric, InputMetric)
     program = operator.program
     generator = torch.Generator().manual_seed(0)
-    for group, factors in zip(operator.groups, metric.factors, strict=True):
-        for block, factor in zip(group.blocks, factors, strict=True):
+    for group, roots in zip(operator.groups, metric.roots, strict=True):
+        for block, root in zip(group.blocks, roots, strict=True):
             delta = torch.randn(block.width, block.dimension, generator=generator, dtype=torch.float64)
             theta = {b.tensor: program.tensor(b.tensor) for b in group.blocks}
             moved = {**theta, block.tensor: theta[block.tensor] + block.scatter(delta)}
@@ -194,10 +196,7 @@ def test_input_metric_is_what_a_displacement_does_to_the_producers_output(name):
                         float(change.sum() / (share / block.rows.shape[1])) * captured.samples / len(users)
                     )
                 samples += captured.samples
-            if factor.ndim == 3:
-                quadratic = (delta.reshape(block.width, -1, factor.shape[1]) @ factor).square().sum()
-            else:
-                quadratic = (delta.reshape(-1, factor.shape[0]) @ factor).square().sum()
+            quadratic = root.whitened(delta.reshape(block.width, -1, root.dimension)).square().sum()
             # A filter multiplier sees several inputs: Σ is the multiple of the identity that fits on average.
             rough = block.mixing and name == "depthwise" and block.rows.shape[1] > 1
             assert float(quadratic) == pytest.approx(total / samples, rel=0.6 if rough else 1e-6)

@@ -1,0 +1,235 @@
+"""Second moments ``Σ = E[p pᵀ]`` and their roots: dense, or of low rank where patches are few.
+
+With fewer patches than half their length d, ``Σ = V Λ Vᵀ`` has low rank, and with the damping σ
+
+    (Σ + σ I)^±½ = σ^±½ I + V ((Λ + σ)^±½ − σ^±½) Vᵀ
+
+takes two thin products; V and Λ come from the eigenpairs of the patches' inner products, one row and column
+per patch. Otherwise ``Σ + σ I = L Lᵀ``, and L⁻¹ is computed once, so that every change of coordinates is one
+product of matrices rather than a triangular solve. Roots are computed in float64 and applied in the type of
+the model.
+
+A matrix [d, d] that would need more than the limit of memory is not made. The leading eigenpairs of the
+patches are kept then, as many as the limit allows, and the energy of the others is spread evenly over all
+directions: that of the frequent directions sketch (Ghashami, Liberty, Phillips and Woodruff, 2016).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Matrix", "Moment", "Patches", "Root", "added", "root_of"]
+
+
+class Root(Protocol):
+    """A root R of a damped Σ, ``Σ + σ I = R Rᵀ``; all arguments are [..., rows, d]."""
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+
+    def raw(self, whitened: Tensor) -> Tensor:
+        """``R⁻ᵀ y``, row by row."""
+
+    def whitened(self, raw: Tensor) -> Tensor:
+        """``Rᵀ δ``."""
+
+    def white(self, covectors: Tensor) -> Tensor:
+        """``R⁻¹ c``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Σ times the number of samples, float64 [d, d] shared by the channels or [width, d, d]."""
+
+    values: Tensor
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return int(self.values.shape[-1])
+
+    def scaled(self, factor: float) -> Matrix:
+        """A positive multiple."""
+        return Matrix(self.values * factor)
+
+    def mean(self, samples: int) -> Tensor:
+        """The mean eigenvalue of Σ, float64 of the leading axes."""
+        return self.values.diagonal(dim1=-2, dim2=-1).mean(-1) / samples
+
+    @property
+    def finite(self) -> bool:
+        """Whether all entries are."""
+        return bool(torch.isfinite(self.values).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """Σ times the number of samples as ``RᵀR + spread · I``.
+
+    Attributes:
+        rows: R, [n, d], of the model's type.
+        spread: what was left out by `compressed`, per direction.
+    """
+
+    rows: Tensor
+    spread: float = 0.0
+
+    @property
+    def dimension(self) -> int:
+        """d."""
+        return int(self.rows.shape[-1])
+
+    def scaled(self, factor: float) -> Patches:
+        """A positive multiple."""
+        return Patches(self.rows * factor**0.5, self.spread * factor)
+
+    def mean(self, samples: int) -> Tensor:
+        """The mean eigenvalue of Σ, float64 []."""
+        return (self.rows.double().square().sum() / self.dimension + self.spread) / samples
+
+    @property
+    def finite(self) -> bool:
+        """Whether all entries are."""
+        return bool(torch.isfinite(self.rows).all())
+
+    def matrix(self) -> Matrix:
+        """The same as a matrix."""
+        product = torch.zeros(self.dimension, self.dimension, dtype=torch.float64, device=self.rows.device)
+        # Sums of so few products keep what float32 has; the rest is summed in float64.
+        for part in self.rows.split(1024):
+            product += (part.mT @ part).double()
+        product.diagonal().add_(self.spread)
+        return Matrix(product)
+
+    def eigenpairs(self) -> tuple[Tensor, Tensor]:
+        """Λ, float64 [n] ascending, and V, float64 [d, n]; a direction of eigenvalue 0 is 0."""
+        wide = self.rows.double()
+        values, vectors = torch.linalg.eigh(wide @ wide.mT)
+        values = values.clamp_min(0)
+        scale = values.sqrt()
+        there = scale > 1e-7 * scale.max()
+        inverse = torch.where(there, 1 / torch.where(there, scale, torch.ones_like(scale)), 0.0)
+        return torch.where(there, values, 0.0), (wide.mT @ vectors) * inverse
+
+    def compressed(self, most: int) -> Patches:
+        """The ``most`` leading eigenpairs, and the mean of the others in every direction."""
+        if len(self.rows) <= most:
+            return self
+        values, vectors = self.eigenpairs()
+        rows = (vectors[:, -most:] * values[-most:].sqrt()).mT
+        left = float(values[:-most].sum()) / self.dimension
+        return Patches(rows.to(self.rows.dtype).contiguous(), self.spread + left)
+
+
+Moment = Matrix | Patches
+
+
+def added(held: Moment | None, new: Moment, limit: float) -> Moment:
+    """The sum of two moments: patches as long as they are at most d / 2, or no matrix fits within the limit.
+
+    Args:
+        held: what there is so far; None for nothing.
+        new: what comes.
+        limit: the bytes that one matrix may take.
+    """
+    if held is None:
+        return _fitting(new, limit) if isinstance(new, Patches) else new
+    if isinstance(new, Patches) and isinstance(held, Patches):
+        return _fitting(Patches(torch.cat([held.rows, new.rows]), held.spread + new.spread), limit)
+    one, other = (m.matrix() if isinstance(m, Patches) else m for m in (held, new))
+    return Matrix(one.values + other.values)
+
+
+def _fitting(moment: Patches, limit: float) -> Moment:
+    """Patches as they are if they are few, else as a matrix, or compressed if none fits within the limit."""
+    d = moment.dimension
+    if 2 * len(moment.rows) <= d:
+        return moment
+    if 8 * d * d > limit:
+        return moment.compressed(max(1, min(d // 2, int(limit / (8 * d)))))
+    return moment.matrix()
+
+
+def root_of(moment: Moment, samples: int, damping: Tensor, dtype: torch.dtype) -> Root:
+    """The root of a damped Σ.
+
+    Args:
+        moment: Σ times the number of samples.
+        samples: that number.
+        damping: σ, float64 [] or [width], positive.
+        dtype: of the root.
+    """
+    if isinstance(moment, Patches):
+        values, vectors = moment.eigenpairs()
+        return _LowRank.of(values / samples, vectors, float(damping) + moment.spread / samples, dtype)
+    eye = torch.eye(moment.dimension, dtype=torch.float64, device=moment.values.device)
+    lower = torch.linalg.cholesky(moment.values / samples + damping[..., None, None] * eye)
+    inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+    return _Dense(lower.to(dtype), inverse.to(dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    """Cholesky's root L and its inverse, [d, d] or [width, d, d]."""
+
+    lower: Tensor
+    inverse: Tensor
+
+    @property
+    def dimension(self) -> int:
+        return int(self.lower.shape[-1])
+
+    def raw(self, whitened: Tensor) -> Tensor:
+        return whitened @ self.inverse
+
+    def whitened(self, raw: Tensor) -> Tensor:
+        return raw @ self.lower
+
+    def white(self, covectors: Tensor) -> Tensor:
+        return covectors @ self.inverse.mT
+
+
+@dataclass(frozen=True, eq=False)
+class _LowRank:
+    """The symmetric root ``a I + V diag(b) Vᵀ``, and its inverse likewise.
+
+    Attributes:
+        vectors: V, [d, n].
+        root: (a, b).
+        inverse: (1 / a, …).
+    """
+
+    vectors: Tensor
+    root: tuple[float, Tensor]
+    inverse: tuple[float, Tensor]
+
+    @property
+    def dimension(self) -> int:
+        return len(self.vectors)
+
+    @staticmethod
+    def of(values: Tensor, vectors: Tensor, damping: float, dtype: torch.dtype) -> _LowRank:
+        """From Λ, V and σ."""
+
+        def power(exponent: float) -> tuple[float, Tensor]:
+            still = float(damping**exponent)
+            return still, ((values + damping) ** exponent - still).to(dtype)
+
+        return _LowRank(vectors.to(dtype), power(0.5), power(-0.5))
+
+    def _times(self, rows: Tensor, still: float, along: Tensor) -> Tensor:
+        return still * rows + ((rows @ self.vectors) * along) @ self.vectors.mT
+
+    def raw(self, whitened: Tensor) -> Tensor:
+        return self._times(whitened, *self.inverse)
+
+    def whitened(self, raw: Tensor) -> Tensor:
+        return self._times(raw, *self.root)
+
+    def white(self, covectors: Tensor) -> Tensor:
+        return self._times(covectors, *self.inverse)

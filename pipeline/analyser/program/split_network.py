@@ -1,0 +1,275 @@
+"""The network with every channel in two displaced copies, at about the price of two passes instead of four.
+
+A grown network is wider at both ends of every weight. Here the copies of a channel go side by side as far as
+the consumers, which read ``Σ_i w_i σ(θ + ε δ_i)`` as one channel: the same function, with consumers of the
+old width. Groups meet in consumers only, so all groups are split at once, each as far as its own step says.
+Groups that are nested, such as the heads of an attention and the channels within a head, are the exception
+(see `apart`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from growpipe.analyser.program.aten import CONVOLUTIONS, aten
+from growpipe.analyser.program.binding import BoundGroup, Edge
+from growpipe.analyser.program.lifetimes import last_uses
+from growpipe.analyser.program.program import Program
+from growpipe.analyser.program.values import scalar_loss
+from growpipe.graph_ops.axes.dims import Dim, atoms_of, channel_rows
+from growpipe.graph_ops.axes.layouts import TensorLayout
+from growpipe.torch_module.outputs import LossFunction
+
+__all__ = ["Pair", "SplitNetwork", "apart"]
+
+_COPIES = range(2)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The two copies of every channel of a group.
+
+    Attributes:
+        weights: w_i, float64 [2, width]; the two of a channel sum to 1.
+        displacements: δ_i, [2, width, d].
+    """
+
+    weights: Tensor
+    displacements: Tensor
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every channel is the mean of its copies."""
+        return bool((self.weights == 0.5).all())
+
+    @property
+    def opposite(self) -> bool:
+        """Whether the second copy of every channel goes where the first one does not."""
+        return torch.equal(self.displacements[1], -self.displacements[0])
+
+    def halved(self) -> Pair:
+        """The same with the channels that are no mean of their copies left as they are."""
+        even = (self.weights == 0.5).all(0)
+        return Pair(torch.full_like(self.weights, 0.5), self.displacements * even[None, :, None])
+
+
+def apart(groups: Sequence[str], layouts: Mapping[str, TensorLayout]) -> list[list[str]]:
+    """The groups in as few parts as a greedy search finds, so that no two groups of a part are nested.
+
+    Two groups are nested if one entry of a tensor belongs to a channel of each.
+
+    Args:
+        groups: their names.
+        layouts: of their tensors.
+    """
+    nested: dict[str, set[str]] = {group: set() for group in groups}
+    for layout in layouts.values():
+        for axis in layout.axes:
+            for one, other in _overlapping(axis.dim, nested):
+                nested[one].add(other)
+    parts: list[list[str]] = []
+    for group in groups:
+        free = next((part for part in parts if nested[group].isdisjoint(part)), None)
+        if free is None:
+            parts.append([group])
+        else:
+            free.append(group)
+    return parts
+
+
+def _overlapping(dim: Dim, groups: Container[str]) -> Iterator[tuple[str, str]]:
+    """The pairs of groups with an entry of an axis in common, in both orders."""
+    found = dict.fromkeys(atom.name for atom in atoms_of(dim) if atom.name in groups)
+    entries = {name: set(channel_rows(dim, name).flat) for name in found}
+    for one, other in itertools.permutations(entries, 2):
+        if not entries[one].isdisjoint(entries[other]):
+            yield one, other
+
+
+@dataclass(frozen=True, eq=False)
+class _Copies:
+    """The values of a node, one per copy."""
+
+    values: tuple[Any, ...]
+
+
+class SplitNetwork:
+    """Groups of a program split into pairs.
+
+    A channel whose copies do not count alike needs to be found on the input axis of its consumers. That is
+    known of convolutions and linear maps; a group with other consumers leaves such channels as they are.
+
+    Args:
+        program: the bound program.
+        pairs: by group its copies; no two groups are nested. Groups that are left out do not split.
+        layouts: of the tensors of the groups.
+    """
+
+    def __init__(
+        self, program: Program, pairs: Mapping[str, Pair], layouts: Mapping[str, TensorLayout]
+    ) -> None:
+        self.program = program
+        self.groups = [group for group in program.groups if group.name in pairs]
+        self._layouts = layouts
+        self.pairs = {group.name: self._usable(group, pairs[group.name]) for group in self.groups}
+        self._on_path: dict[Node, list[int]] = {}
+        for position, group in enumerate(self.groups):
+            for node in group.path:
+                self._on_path.setdefault(node, []).append(position)
+        self._mixed = {edge: self._factors(edge) for group in self.groups for edge in group.edges}
+        self._deltas = [self._displacements(group) for group in self.groups]
+        self._last_use = last_uses(program.nodes, program.lasting)
+
+    def _usable(self, group: BoundGroup, pair: Pair) -> Pair:
+        """The pair, without what cannot be mixed at the group's consumers."""
+        known = pair.uniform or all(self._input_axis(consumer) for consumer, _ in group.edges)
+        return pair if known else pair.halved()
+
+    def _displacements(self, group: BoundGroup) -> dict[str, list[Tensor]]:
+        """By tensor δ of each copy, of the tensor's shape."""
+        parts = self.pairs[group.name].displacements.split(group.sizes, dim=-1)
+        blocks = zip(group.blocks, parts, strict=True)
+        return {block.tensor: [block.scatter(part[i]) for i in _COPIES] for block, part in blocks}
+
+    def _input_axis(self, consumer: Node) -> tuple[int, TensorLayout] | None:
+        """The axis of a consumer's input on which its channels stand, and the layout of its weight."""
+        weight = consumer.args[1] if len(consumer.args) > 1 else None
+        layout = self._layouts.get(self.program.names.get(weight, "")) if isinstance(weight, Node) else None
+        if layout is None:
+            return None
+        if consumer.target is aten.linear.default:
+            return -1, layout
+        grouped = len(consumer.args) > 6 and consumer.args[6] != 1
+        return (1, layout) if consumer.target in CONVOLUTIONS and not grouped else None
+
+    def _factors(self, edge: Edge) -> list[Tensor] | None:
+        """w_i at a consumer's input, of its number of axes; None where all are ½."""
+        consumer, source = edge
+        here = [group for group in self.groups if edge in group.edges]
+        if all(self.pairs[group.name].uniform for group in here):
+            return None
+        found = self._input_axis(consumer)
+        assert found is not None
+        axis, layout = found
+        like = self.program.tensor(here[0].blocks[0].tensor)
+        weights = torch.full((2, layout.shape[1]), 0.5, dtype=like.dtype)
+        for group in here:
+            rows = torch.from_numpy(channel_rows(layout.axes[1].dim, group.name))
+            own = self.pairs[group.name].weights.to(weights)
+            weights[:, rows.reshape(-1)] = own.repeat_interleave(rows.shape[1], dim=1)
+        behind = source.meta["val"].ndim - 2 if axis == 1 else 0
+        return [w.reshape(-1, *[1] * behind).to(like.device) for w in weights]
+
+    def slopes(
+        self, inputs: Any, target: Any, loss_fn: LossFunction, steps: Sequence[float]
+    ) -> tuple[float, Tensor]:
+        """The mean loss of a batch, and its derivative by the step of every group.
+
+        Args:
+            inputs: those of the batch.
+            target: its target.
+            loss_fn: the mean loss.
+            steps: ε of every group.
+
+        Returns:
+            The loss, and ∂L/∂ε, float64 [groups]; not finite where the loss is not.
+        """
+        reference = self.program.tensor(self.groups[0].blocks[0].tensor)
+        with torch.enable_grad():
+            moved = torch.tensor(steps, dtype=reference.dtype, device=reference.device).requires_grad_()
+            loss = scalar_loss(loss_fn(self._output(inputs, moved), target))
+            (slopes,) = torch.autograd.grad(loss.reshape(()), moved)
+        return float(loss.detach()), slopes.double()
+
+    def _output(self, inputs: Any, steps: Tensor) -> Any:
+        program = self.program
+        values: dict[Node, Any] = program.start(inputs)
+        own = steps.unbind()
+        parameters: dict[tuple[Node, tuple[int, ...], int], Tensor] = {}
+
+        def read(source: Node, user: Node, copy: int) -> Any:
+            """The value of a node as one copy of another one sees it."""
+            value = values[source]
+            positions = tuple(p for p in self._on_path.get(user, ()) if self.groups[p].varies(source, user))
+            if positions and source in program.names:
+                key = (source, positions, copy)
+                if key not in parameters:
+                    parameters[key] = self._displaced(source, value, positions, own, copy)
+                return parameters[key]
+            if not isinstance(value, _Copies):
+                return value
+            return value.values[copy] if positions else self._mix(value, (user, source))
+
+        def call(node: Node, copy: int) -> Any:
+            return program.call(node, lambda source: read(source, node, copy))
+
+        for node in program.nodes:
+            if node not in self._on_path:
+                values[node] = call(node, 0)
+            else:
+                moved = self._moved(node, read, own)
+                values[node] = _Copies(tuple(call(node, i) for i in _COPIES)) if moved is None else moved
+            for dead in self._last_use.get(node, ()):
+                values.pop(dead, None)
+        return program.output(
+            {node: value.values[0] if isinstance(value, _Copies) else value for node, value in values.items()}
+        )
+
+    def _displaced(
+        self, source: Node, value: Tensor, positions: Sequence[int], steps: Sequence[Tensor], copy: int
+    ) -> Tensor:
+        """A parameter as one copy has it, displaced for the groups at these positions."""
+        name = self.program.names[source]
+        for position in positions:
+            if name in self._deltas[position]:
+                value = value + steps[position] * self._deltas[position][name][copy]
+        return value
+
+    def _mix(self, value: _Copies, edge: Edge) -> Any:
+        """What a consumer reads of the copies."""
+        first, second = value.values
+        factors = self._mixed.get(edge)
+        if not isinstance(first, Tensor):
+            return first
+        return (first + second) * 0.5 if factors is None else first * factors[0] + second * factors[1]
+
+    def _moved(
+        self, node: Node, read: Callable[[Node, Node, int], Any], steps: Sequence[Tensor]
+    ) -> _Copies | None:
+        """The copies of a producer of one group, by what its displacement adds to it: ``u + ε δ·p``.
+
+        A pair of opposite displacements is one product. None for any other node.
+        """
+        positions = self._on_path[node]
+        affine = node.target in CONVOLUTIONS or node.target is aten.linear.default
+        if len(positions) != 1 or node not in self.groups[positions[0]].cut or not affine or node.kwargs:
+            return None
+        (position,) = positions
+        x, weight, *rest = node.args
+        varying = [s for s in node.all_input_nodes if self.groups[position].varies(s, node)]
+        if not isinstance(weight, Node) or varying != [weight] or weight not in self.program.names:
+            return None
+        delta = self._deltas[position][self.program.names[weight]]
+        plain = {weight: self.program.parameter(weight)}
+
+        def run(kernel: Tensor, bias: Any) -> Tensor:
+            plain[weight] = kernel
+            moved = (x, weight, bias, *rest[1:])
+            found: Tensor = self.program.apply(
+                node, *map_arg(moved, lambda s: plain[s] if s in plain else read(s, node, 0))
+            )
+            return found
+
+        still = run(plain[weight], rest[0] if rest else None)
+        first = run(delta[0], None) * steps[position]
+        opposite = self.pairs[self.groups[position].name].opposite
+        second = -first if opposite else run(delta[1], None) * steps[position]
+        return _Copies((still + first, still + second))

@@ -107,6 +107,13 @@ class ChannelGroups:
     barriers: tuple[Barrier, ...] = ()
     contradictions: tuple[str, ...] = ()
 
+    @property
+    def nothing_found(self) -> str | None:
+        """Why there is neither a group nor a barrier that would explain it; None if there is one."""
+        if self.groups or self.barriers:
+            return None
+        return "the model has no channel group: no operator of it makes or mixes channels with a weight"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         splittable = sum(group.splittable for group in self.groups)

@@ -250,6 +250,8 @@ def _added_channels(
         if group.splittable and growth > 0 and group.name not in factors
     }
     if not added and not factors:
+        if groups.nothing_found is not None:
+            raise UsageError(groups.nothing_found)
         whole = next((group for group in groups.groups if group.whole_factor is not None), None)
         raise UsageError(
             "no channel group of the model can split; growpipe inspect says why"

@@ -88,6 +88,7 @@ _MOST_NOTES = 5  # of a kind; the JSON form has them all
 def _print_notes(groups: ChannelGroups) -> None:
     """What the table does not show, on stderr."""
     notes = [
+        *([] if groups.nothing_found is None else [groups.nothing_found]),
         *_shortened("no channel passes ", [str(barrier) for barrier in groups.barriers]),
         *_shortened("not counted among the MACs: ", groups.cost.uncounted),
         *_shortened("the file contradicts itself: ", groups.contradictions),

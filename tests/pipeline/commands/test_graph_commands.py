@@ -349,3 +349,18 @@ def test_all_of_it_works_without_torch(folder):
     done = python_without((*TORCH, "onnxruntime"), NO_TORCH)
     assert done.returncode == 0, done.stderr
     assert (folder / "bundle" / "card.json").is_file()
+
+
+@pytest.mark.parametrize("operator", ["Sigmoid (x)", "Mul (x, x)", "ReduceMax <keepdims = 0> (x)"])
+def test_model_without_a_weight(folder, growpipe, operator):
+    """Nothing can grow, and both commands say why."""
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[3,2] x) => (float y) {{ y = {operator} }}'
+    save_model(ir.from_onnx_text(text), "none.onnx")
+    reason = "no channel group: no operator of it makes or mixes channels with a weight"
+    inspected = growpipe("inspect", "none.onnx")
+    assert inspected.code == 0
+    assert reason in inspected.err
+    planned = growpipe("plan", "none.onnx", "--random", "--growth", "0.3", "-o", "plan")
+    assert planned.code == 2
+    assert reason in planned.err
+    assert not Path("plan").exists()

@@ -47,6 +47,5 @@ def write_vectors(model: Path, data: Dataset, names: tuple[str, ...], target: Pa
         **{f"input/{name}": array for name, array in inputs.items()},
         **{f"output/{name}": array for name, array in outputs.items()},
     }
-    with target.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's keywords are names
+    np.savez(target, **arrays)  # type: ignore[arg-type]  # numpy's keywords are names
     return arrays

@@ -37,8 +37,9 @@ def launch(folder: Path, *ignored: int) -> subprocess.Popen[str]:
     (folder / "net.py").write_text(NET)
 
     def ignore() -> None:
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
+        # What started the tests may ignore signals itself, as nohup does; a child would inherit that.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
     command = [sys.executable, "-m", "growpipe", "run", "recipe.toml", "--out", "run"]
     process = subprocess.Popen(

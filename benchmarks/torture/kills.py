@@ -56,7 +56,7 @@ seed_control = true
 parameters = 900
 """
 
-MEASURED = ("manifest.json", "report.json", "summary.json", "summary.md")
+MEASURED = ("manifest.json", "report.html", "report.json", "summary.json", "summary.md")
 """Files that hold times, or the hash of a file that does."""
 
 

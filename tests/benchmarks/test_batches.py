@@ -11,6 +11,8 @@ from benchmarks.common import batches
 from benchmarks.common.batches import read_journal, run_batches
 from benchmarks.common.child import run_child
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, os, signal, sys, time
 begin, end = map(int, sys.argv[2:])

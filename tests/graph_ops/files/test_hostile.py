@@ -20,6 +20,8 @@ from growpipe.graph_ops.onnx_tools.width_check import check_structure
 from growpipe.graph_ops.plan.data_free import random_plan
 from tests.helpers.text_models import text_model
 
+pytestmark = pytest.mark.slow
+
 BODY = """
     a = Conv<pads=[1,1,1,1]>(x, w1)
     n = BatchNormalization(a, scale, bias, mean, var)

@@ -14,6 +14,8 @@ from growpipe.analyser.preparation import functional, prepare
 from growpipe.analyser.spectra.drive import random_start
 from growpipe.torch_module.export import export_growth_form
 
+pytestmark = pytest.mark.slow
+
 
 class OwnStatistics(nn.Module):
     """Normalised by the batch itself, in evaluation mode too."""

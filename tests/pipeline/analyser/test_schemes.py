@@ -78,6 +78,7 @@ def least_value(spectrum: np.ndarray, c: float, m: int, starts: int, rng: np.ran
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Values in x were outside bounds")
 @pytest.mark.parametrize("m", [2, 3, 4])
 @pytest.mark.parametrize("name", SPECTRA)

@@ -24,6 +24,8 @@ from growpipe.models.convnet import ConvNet
 from growpipe.models.digits import DigitsNet
 from growpipe.torch_module.export import export_growth_form
 
+pytestmark = pytest.mark.slow
+
 Law = Callable[[Mapping[str, int]], float]
 
 
@@ -113,7 +115,6 @@ def test_a_network_that_was_tried_is_measured_itself(
     assert len(measured) == designs + 1
 
 
-@pytest.mark.slow
 def test_many_groups_are_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = ConvNet((2,) * (DESIGNS + 3))
     graph = export_growth_form(deep.eval(), (torch.rand(2, 3, 32, 32),)).graph

@@ -30,6 +30,8 @@ from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import net2net_plan
 from tests.helpers.text_models import text_model
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 
 CLASSES = 3

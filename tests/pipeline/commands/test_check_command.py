@@ -16,6 +16,8 @@ from tests.helpers.broken_models import TORCH_MODULE
 from tests.helpers.good_models import build, cnn, cnn_weights, normal, save
 from tests.helpers.torch_free import TORCH, python_without
 
+pytestmark = pytest.mark.slow
+
 FAST = ["--only", "safety", "--only", "structure/checker"]
 
 
@@ -130,7 +132,6 @@ def test_it_starts_and_runs_without_torch(tmp_path: Path) -> None:
     assert "numerics/reference" in done.stdout
 
 
-@pytest.mark.slow
 def test_torch_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file

@@ -19,6 +19,8 @@ from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
 from tests.helpers.text_models import text_model
 
+pytestmark = pytest.mark.slow
+
 BODY = "h = MatMul(x, a) r = Relu(h) y = MatMul(r, b)"
 ROOM = 4096  # bytes that a file may have
 

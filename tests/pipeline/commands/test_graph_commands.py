@@ -18,6 +18,8 @@ from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from tests.helpers.torch_free import TORCH, python_without
 
+pytestmark = pytest.mark.slow
+
 BODY = """
     a = Conv<pads=[1,1,1,1]>(x, w1)
     n = BatchNormalization(a, scale, bias, mean, var)

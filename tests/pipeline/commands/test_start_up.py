@@ -10,6 +10,8 @@ import pytest
 
 from growpipe.cli import COMMANDS, SECTIONS
 
+pytestmark = pytest.mark.slow
+
 HEAVY = (
     "onnx",
     "onnx_ir",

@@ -25,6 +25,8 @@ from growpipe.data.images import decode, open_images, read_images
 from growpipe.data.meshes import parse_off, sample_surface
 from growpipe.graph_ops.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 
 def peak() -> int:
     """KiB that this process has taken at most."""
@@ -311,7 +313,6 @@ def test_hostile_hdf5_files_are_told(h5py: Any, tmp_path: Path, make: Any, messa
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2**20
 
 
-@pytest.mark.slow
 def test_a_hdf5_file_that_ends_its_reader_is_told(h5py: Any, tmp_path: Path) -> None:
     path = tmp_path / "ply_data_train0.h5"
     with h5py.File(path, "w") as file:

@@ -20,6 +20,8 @@ from growpipe.run.stages.names import TRAIN, round_stage
 from growpipe.run.store import Run
 from growpipe.run.summary import rows_of
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("train", "export", "analyse", "check")
 
 

@@ -13,6 +13,8 @@ from torch import nn
 from growpipe.graph_ops.errors import UsageError
 from growpipe.torch_module.export import export_growth_form, named_tensors
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     def __init__(self) -> None:

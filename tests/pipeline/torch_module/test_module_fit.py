@@ -25,6 +25,8 @@ from growpipe.torch_module.integers import get_integer
 from growpipe.torch_module.module_fit import ModuleFit, fit_module
 from tests.helpers.text_models import ort_run
 
+pytestmark = pytest.mark.slow
+
 
 class Literal(nn.Module):
     """The first hidden layer is reshaped to a literal width, the second is not."""

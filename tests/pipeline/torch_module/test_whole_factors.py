@@ -19,6 +19,8 @@ from growpipe.torch_module.grow_module import grow, load_grown, plan_for_module,
 from tests.helpers.streams import HIDDEN, STREAMS, WIDTH, WORDS, stream_network
 from tests.helpers.text_models import ort_run
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def exported(name: str) -> GrowthExport:

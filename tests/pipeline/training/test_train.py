@@ -134,6 +134,7 @@ def foreign(file: Path) -> None:
     file.write_text('["of another program"]')
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("damage", [cut, flip, pipe, foreign, Path.unlink])
 @pytest.mark.parametrize("name", ["progress.json", "weights.safetensors", "optimizer.safetensors"])

@@ -19,6 +19,8 @@ from growpipe.torch_module.grow_module import grow
 from growpipe.torch_module.outputs import to_numpy
 from tests.helpers.splitting_cases import build
 
+pytestmark = pytest.mark.slow
+
 C = 3.0
 
 

@@ -34,7 +34,12 @@ def hessian(case: Problem, position: int) -> torch.Tensor:
     return dense.reshape(zero.numel(), zero.numel())
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("chain", "shared", "swiglu")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+)
 def test_equals_the_dense_second_derivative(name):
     case = build(name)
     operator = SplittingOperator(

@@ -15,6 +15,8 @@ from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow_into
 from tests.helpers.splitting_cases import CASES, Problem, build
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = ((0.5, 0.5), (1.125, -0.125), (0.5, 0.5))
 """Of the copies, channel by channel in turn."""
 

@@ -17,6 +17,8 @@ from growpipe.analyser.spectra.recurrence import Recurrence
 from growpipe.analyser.spectra.solvers import Start, solve
 from tests.helpers.splitting_cases import CASES, build
 
+pytestmark = pytest.mark.slow
+
 problem = functools.lru_cache(maxsize=None)(build)
 NAMES = ["chain", "depthwise", "residual", "squeeze-excite"]
 

@@ -13,10 +13,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from benchmarks.common.command import run_command
+from benchmarks.common.mean import with_error
 from benchmarks.common.record import append, summarise
 from growpipe.parallel.processes import ALONE
 from growpipe.run.loop import run_all
@@ -55,16 +56,11 @@ def table(families: Sequence[dict[str, Any]]) -> list[str]:
         ]
         macs = mean(m["grown"]["size"]["macs"] for m in members)
         differences = [g - r for g, r in zip(grown, rival, strict=True)]
-        cells = [_with_error(grown), _with_error(rival), _with_error(differences, sign=True)]
-        lines.append(f"| {macs:,.0f} | {' | '.join(cells)} | {_with_error(deployed)} |")
+        cells = [with_error(grown), with_error(rival), with_error(differences, sign=True)]
+        lines.append(f"| {macs:,.0f} | {' | '.join(cells)} | {with_error(deployed)} |")
     shares = [100 * found["training_macs"] / sum(map(rival_macs, found["members"])) for found in families]
-    lines += ["", f"Training MACs of the family over those of its rivals: {_with_error(shares)} %."]
+    lines += ["", f"Training MACs of the family over those of its rivals: {with_error(shares)} %."]
     return lines
-
-
-def _with_error(values: Sequence[float], *, sign: bool = False) -> str:
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{mean(values):{'+' if sign else ''}.2f} ± {error:.2f}"
 
 
 def main() -> None:

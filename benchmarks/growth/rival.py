@@ -13,10 +13,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.common.command import run_command
+from benchmarks.common.mean import with_error
 from benchmarks.common.record import append, environment, summarise
 from growpipe.parallel.processes import ALONE
 from growpipe.run.loop import run_all
@@ -56,17 +56,12 @@ def table(outcomes: Sequence[dict[str, Any]]) -> list[str]:
     }
     lines.append("")
     for name, values in {**by_name, "deployed": deployed}.items():
-        lines.append(f"- {name}: {_with_error(values)} %")
+        lines.append(f"- {name}: {with_error(values)} %")
     for name in ("deployed", "grown"):
         values = deployed if name == "deployed" else by_name[name]
         differences = [a - b for a, b in zip(values, by_name["rival"], strict=True)]
-        lines.append(f"- {name} less rival, paired: {_with_error(differences, sign=True)} points")
+        lines.append(f"- {name} less rival, paired: {with_error(differences, sign=True)} points")
     return lines
-
-
-def _with_error(values: Sequence[float], *, sign: bool = False) -> str:
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{mean(values):{'+' if sign else ''}.2f} ± {error:.2f}"
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ ORDER = {
     "checks": "measure policy child report baseline input_sets equivalence context registry request "
     "same_defect runner areas formats",
     "run": "locate lock recipe store task recipe_limits facts announce rehearsal stages leftovers verdict "
-    "summary picture repeat story finish family_picture family_finish family loop",
+    "summary figure picture repeat story finish family_picture family_finish family loop",
 }
 
 LONGEST_MODULE = 420

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from growpipe.environment import require
 from growpipe.run.facts import JudgedFacts, MemberFacts
+from growpipe.run.figure import GROWN_COLOR, RIVAL_COLOR, two_panels
 
 __all__ = ["draw_family"]
-
-_GROWN, _RIVAL = "#1b6ca8", "#2e7d32"
 
 
 def draw_family(members: Sequence[MemberFacts], path: Path) -> None:
@@ -23,33 +21,30 @@ def draw_family(members: Sequence[MemberFacts], path: Path) -> None:
     Raises:
         MissingEnvironment: matplotlib is not installed.
     """
-    require("matplotlib", "train", "the picture of a family")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    with two_panels(path, "the picture of a family", sharey=True) as (figure, left, right):
+        from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
-    measured = all(member.grown.test_accuracy is not None for member in members)
-    grown = [_height(member.grown) for member in members]
-    left.plot([m.grown.size.macs for m in members], grown, "o-", color=_GROWN, label="grown, one run")
-    right.plot([m.latency.candidate_ms for m in members], grown, "o-", color=_GROWN)
-    rivals = [(m.rival, m.rival_latency) for m in members]
-    beside = [(rival, latency) for rival, latency in rivals if rival is not None and latency is not None]
-    if beside:
-        heights = [_height(rival) for rival, _ in beside]
-        label = "uniform from scratch, each alone"
-        left.plot([rival.size.macs for rival, _ in beside], heights, "D--", color=_RIVAL, label=label)
-        right.plot([latency.candidate_ms for _, latency in beside], heights, "D--", color=_RIVAL)
-    left.set(xlabel="MACs", ylabel="test accuracy in onnxruntime, %" if measured else "validation loss")
-    left.xaxis.set_major_formatter(EngFormatter(sep=""))
-    right.set(xlabel="latency of one sample in onnxruntime, ms")
-    for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=3, fontsize=8)
-    figure.savefig(path, dpi=120)
+        measured = all(member.grown.test_accuracy is not None for member in members)
+        grown = [_height(member.grown) for member in members]
+        left.plot(
+            [m.grown.size.macs for m in members], grown, "o-", color=GROWN_COLOR, label="grown, one run"
+        )
+        right.plot([m.latency.candidate_ms for m in members], grown, "o-", color=GROWN_COLOR)
+        rivals = [(m.rival, m.rival_latency) for m in members]
+        beside = [(rival, latency) for rival, latency in rivals if rival is not None and latency is not None]
+        if beside:
+            heights = [_height(rival) for rival, _ in beside]
+            label = "uniform from scratch, each alone"
+            left.plot(
+                [rival.size.macs for rival, _ in beside], heights, "D--", color=RIVAL_COLOR, label=label
+            )
+            right.plot([latency.candidate_ms for _, latency in beside], heights, "D--", color=RIVAL_COLOR)
+        left.set(xlabel="MACs", ylabel="test accuracy in onnxruntime, %" if measured else "validation loss")
+        left.xaxis.set_major_formatter(EngFormatter(sep=""))
+        right.set(xlabel="latency of one sample in onnxruntime, ms")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        figure.legend(loc="outside lower left", ncols=3, fontsize=8)
 
 
 def _height(facts: JudgedFacts) -> float:

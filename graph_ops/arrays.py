@@ -11,3 +11,5 @@ import numpy.typing as npt
 AnyArray: TypeAlias = npt.NDArray[Any]
 # Numbers of single or double precision, whichever the network has.
 FloatArray: TypeAlias = npt.NDArray[np.floating]
+# Numbers that mathematics is done in.
+Float64Array: TypeAlias = npt.NDArray[np.float64]

@@ -29,11 +29,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from growpipe.graph_ops.arrays import Float64Array
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["ROWS", "SCHEMES", "Copy", "OptimalSplit", "Scheme", "best_rows", "exact_rows", "scheme_of"]
-
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class OptimalSplit:
     name: str
     copies: int
     symmetric: bool
-    value: Callable[[Array, Array, float], Array]
+    value: Callable[[Float64Array, Float64Array, float], Float64Array]
     offspring: Callable[[float], tuple[Copy, ...]]
 
 
@@ -73,7 +72,7 @@ def _n(c: float) -> float:
     return (c - 1.0) / 2.0
 
 
-def _signed(values: Array, c: float) -> Array:
+def _signed(values: Float64Array, c: float) -> Float64Array:
     # With c = 1 there are no negative weights: the row is the identity or a positive split with fewer copies.
     return values if c > 1.0 else np.full_like(values, np.inf)
 
@@ -186,7 +185,9 @@ def scheme_of(name: str, c: float) -> Scheme:
     return Scheme(name, SCHEMES[name], 1.0 if name == "s2d" else float(c))
 
 
-def best_rows(low: Array, high: Array, c: float, copies: int) -> tuple[Array, npt.NDArray[np.int64]]:
+def best_rows(
+    low: Float64Array, high: Float64Array, c: float, copies: int
+) -> tuple[Float64Array, npt.NDArray[np.int64]]:
     """The optimum over all splits with at most ``copies`` copies, channel by channel.
 
     Args:
@@ -211,7 +212,9 @@ def best_rows(low: Array, high: Array, c: float, copies: int) -> tuple[Array, np
     return np.where(split, best, 0.0), np.where(split, choice, -1).astype(np.int64)
 
 
-def exact_rows(low: Array, high: Array, c: float, copies: int) -> tuple[Array, npt.NDArray[np.int64]]:
+def exact_rows(
+    low: Float64Array, high: Float64Array, c: float, copies: int
+) -> tuple[Float64Array, npt.NDArray[np.int64]]:
     """The best of the rows with exactly ``copies`` copies, even where it raises the loss.
 
     Args:

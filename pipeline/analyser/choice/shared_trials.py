@@ -40,13 +40,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from growpipe.analyser.samples import MicroBatch
+from growpipe.graph_ops.arrays import Float64Array
 
 __all__ = ["NODES", "REACH", "ROUNDS", "SETTLED", "START", "SharedTrials"]
-
-FloatArray = npt.NDArray[np.float64]
 
 START = 0.2
 """The first step of every group, in the metric's unit."""
@@ -77,11 +75,11 @@ class SharedTrials:
     """
 
     groups: Sequence[str]
-    gains: FloatArray
-    slopes: Callable[[MicroBatch, FloatArray], FloatArray]
-    total: Callable[[FloatArray], FloatArray]
+    gains: Float64Array
+    slopes: Callable[[MicroBatch, Float64Array], Float64Array]
+    total: Callable[[Float64Array], Float64Array]
 
-    def steps(self, batches: Sequence[MicroBatch], rounds: int = ROUNDS) -> FloatArray:
+    def steps(self, batches: Sequence[MicroBatch], rounds: int = ROUNDS) -> Float64Array:
         """ε of every group, float64 [groups], from some micro-batches of this process."""
         steps = np.full_like(self.gains, START)
         for _ in range(rounds):
@@ -99,11 +97,13 @@ class SharedTrials:
             steps = steps * np.sqrt(np.clip(factor, 1 / REACH, REACH))
         return steps
 
-    def _by_square(self, batch: MicroBatch, steps: FloatArray) -> FloatArray:
+    def _by_square(self, batch: MicroBatch, steps: Float64Array) -> Float64Array:
         """The derivative by every group's ε²."""
         return self.slopes(batch, steps) / (2 * steps)
 
-    def worth(self, sets: Sequence[Sequence[MicroBatch]], steps: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def worth(
+        self, sets: Sequence[Sequence[MicroBatch]], steps: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
         """The worth of every group at these steps and its standard error, float64 [groups] each.
 
         Args:
@@ -124,14 +124,14 @@ class SharedTrials:
                 break
         return self._combined(strata)
 
-    def _take(self, strata: Sequence[_Stratum], batches: Sequence[MicroBatch], steps: FloatArray) -> None:
+    def _take(self, strata: Sequence[_Stratum], batches: Sequence[MicroBatch], steps: Float64Array) -> None:
         """Half of every micro-batch at each node."""
         for batch in batches:
             for stratum, part, share in zip(strata, batch.halves(), NODES, strict=True):
                 found = -(steps**2) * self._by_square(part, steps * math.sqrt(share))
                 stratum.take(part.samples, found)
 
-    def _combined(self, strata: Sequence[_Stratum]) -> tuple[FloatArray, FloatArray]:
+    def _combined(self, strata: Sequence[_Stratum]) -> tuple[Float64Array, Float64Array]:
         """The mean of the strata, and its standard error."""
         sums = np.stack([self.total(stratum.sums) for stratum in strata])
         samples, pieces, totals, squares = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3]
@@ -153,12 +153,12 @@ class _Stratum:
     def __init__(self, groups: int) -> None:
         self.sums = np.zeros((4, groups))
 
-    def take(self, samples: int, found: FloatArray) -> None:
+    def take(self, samples: int, found: Float64Array) -> None:
         self.sums += np.stack([np.full_like(found, samples), np.ones_like(found), samples * found,
                                samples * found**2])  # fmt: skip
 
 
-def _settled(worth: FloatArray, error: FloatArray) -> bool:
+def _settled(worth: Float64Array, error: Float64Array) -> bool:
     """Whether what groups differ by is hardly noise."""
     if len(worth) < 2:
         return False

@@ -14,6 +14,7 @@ from growpipe.bundle.triton import triton_config
 from growpipe.bundle.variants import Variant, judged, write_half, write_int8
 from growpipe.bundle.vectors import VECTORS, write_vectors
 from growpipe.graph_ops.edit.bundle import Card
+from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import json_document
 from growpipe.graph_ops.files.reading import hash_file
 
@@ -30,6 +31,7 @@ def completed(options: BundleOptions) -> Callable[[Path, Card], None]:
     """
 
     def complete(folder: Path, card: Card) -> None:
+        _match_labels(options.labels, card)
         model = folder / options.place
         variants = _variants(options, folder, model)
         card["variants"] = [asdict(variant) for variant in variants]
@@ -50,6 +52,23 @@ def completed(options: BundleOptions) -> Callable[[Path, Card], None]:
         _write(folder / "README.md", readme(options, card, variants, vectors=options.vectors is not None))
 
     return complete
+
+
+def _match_labels(labels: tuple[str, ...], card: Card) -> None:
+    """Refuse labels that cannot be those of the first output, whose first axis is the batch.
+
+    Raises:
+        UsageError: no axis has, or may have, as many channels as there are labels.
+    """
+    output = card["outputs"][0]
+    shape = output["shape"]
+    if not labels or shape is None:
+        return
+    if not any(not isinstance(length, int) or length == len(labels) for length in shape[1:]):
+        raise UsageError(
+            f"there are {len(labels)} labels, but the first output, {output['name']!r}, is {shape}; "
+            "give one label per class, in the order of the classes"
+        )
 
 
 def _variants(options: BundleOptions, folder: Path, model: Path) -> list[Variant]:

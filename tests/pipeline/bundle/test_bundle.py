@@ -320,6 +320,7 @@ def test_the_readme_is_true_and_harmless(place: Path) -> None:
         (["--name", "../up"], "not a name"),
         (["--task", "a\nb"], "not a task"),
         (["--labels", "twice.txt"], "each once"),
+        (["--labels", "two.txt"], r"2 labels, but the first output, '\w+', is \['N', 3\]"),
         (["--test-vectors", "other.npz"], "no array 'x'"),
         (["--test-vectors", "absent.npz"], "absent.npz"),
     ],
@@ -329,6 +330,7 @@ def test_a_wrong_option_is_one_line_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(place)
     (place / "twice.txt").write_text("a\na\n")
+    (place / "two.txt").write_text("a\nb\n")
     np.savez(place / "other.npz", z=np.zeros(3))
     with pytest.raises(GrowpipeError, match=message) as caught:
         deploy(place, *options)

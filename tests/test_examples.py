@@ -138,7 +138,9 @@ def around() -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/tutorial.md"])
+@pytest.mark.parametrize(
+    "document", [name for name in DOCUMENTS if name != "docs/tutorial.md" and blocks(name, "python")]
+)
 def test_the_python_of_a_document_runs(
     document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

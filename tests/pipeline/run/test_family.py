@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,9 @@ import onnx
 import pytest
 from onnxruntime import InferenceSession
 
+from growpipe.checks.measure.latency import LatencyRatio
+from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.pages.page import run_page
 from growpipe.parallel.processes import ALONE
 from growpipe.run import family_finish, loop
@@ -58,9 +63,27 @@ def artifacts(final: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured, but not well."""
+    """Latency is measured, but not well; that of a member tells which file was measured."""
     for module in (check, family_finish):
         monkeypatch.setattr(module, "_LATENCY_SECONDS", 0.05)
+    measure = family_finish.paired_latency
+
+    def told(reference: Path, candidate: Path, *rest: object) -> LatencyRatio:
+        found = measure(reference, candidate, *rest)
+        return replace(found, reference_ms=content(reference), candidate_ms=content(candidate))
+
+    monkeypatch.setattr(family_finish, "paired_latency", told)
+
+
+def content(path: Path) -> float:
+    """A number that tells one file from another."""
+    return float(zlib.crc32(path.read_bytes()))
+
+
+def deployed(run: Run, stage: str, target: Path) -> float:
+    """The `content` of the deploy form of what a stage made."""
+    save_model(deploy_form(load_model(run.path / stage / "growth.onnx")), target)
+    return content(target)
 
 
 def test_a_family_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +103,12 @@ def test_a_family_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert member.rival is not None
         assert member.rival.size.macs <= member.grown.size.macs
         place = folder / member.folder
+        form = tmp_path / "form.onnx"
+        assert member.latency.reference_ms == deployed(run, "round-01/branch", form)
+        assert member.latency.candidate_ms == deployed(run, f"round-{number:02d}/branch", form)
+        assert member.rival_latency is not None
+        assert member.rival_latency.candidate_ms == deployed(run, f"control/rival-{number:02d}", form)
+        assert {path.name for path in place.iterdir()} == {"growth.onnx", "model.onnx", "weights.safetensors"}
         chosen = {"grown": f"round-{number:02d}/branch", "rival": f"control/rival-{number:02d}"}[
             member.deployed
         ]

@@ -75,8 +75,11 @@ def tried(folder: Path, target: str, **keys: Any) -> None:
         ("multilabel", {"task": "multilabel"}),
     ],
 )
-def test_tasks_that_fit_pass(target: str, keys: dict[str, Any], tmp_path: Path) -> None:
+def test_tasks_that_fit_pass(
+    target: str, keys: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tried(tmp_path, target, **keys)
+    assert capsys.readouterr().err == ""  # nothing is warned of
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ class ModelDifference:
     Attributes:
         parameters: of parent and child.
         macs: multiply-accumulates per sample of parent and child.
-        widths: every channel group of either model that is made by a weight, in graph order of the parent,
-            those of the child alone last.
+        widths: every channel group of either model that can grow, in graph order of the parent, those of the
+            child alone last.
         operators: operators whose number changed.
         values: inputs, outputs and operator sets that changed.
         tensors: parameters that changed.
@@ -158,7 +158,8 @@ def difference_of(parent: ir.Model, child: ir.Model) -> ModelDifference:
 
 def _widths(parent: ChannelGroups, child: ChannelGroups) -> tuple[WidthChange, ...]:
     before, after = (
-        {group.name: group.width for group in groups.groups if group.splittable} for groups in (parent, child)
+        {group.name: group.width for group in groups.groups if group.barrier is None}
+        for groups in (parent, child)
     )
     return tuple(WidthChange(name, before.get(name), after.get(name)) for name in _either(before, after))
 

@@ -121,7 +121,7 @@ class ChannelGroups:
             f"{splittable} of {len(self.groups)} channel groups can split, "
             f"{self.cost.parameters():,} parameters, {self.cost.macs():,} MACs",
             ("group", "width", "members", "can split"),
-            [(g.name, g.width, len(g.members), g.barrier or "yes") for g in self.groups],
+            [(g.name, g.width, len(g.members), g.barrier or g.whole_factor or "yes") for g in self.groups],
         )
 
     def read(self, name: str) -> AnyArray:

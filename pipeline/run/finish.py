@@ -15,6 +15,7 @@ from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.pages.page import run_page
 from growpipe.run.facts import FinalFacts
 from growpipe.run.picture import draw_run
+from growpipe.run.stages.check import DEPLOY_TOLERANCE
 from growpipe.run.stages.names import (
     CHECK,
     CONTROL,
@@ -37,8 +38,6 @@ from growpipe.run.task import Task, input_names
 from growpipe.run.verdict import judge
 
 __all__ = ["finish", "write_deployed", "write_page", "write_summary"]
-
-_DEPLOY_TOLERANCE = 1e-5  # of the output's scale: fusing batch norm rounds
 
 
 def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
@@ -102,7 +101,7 @@ def write_deployed(task: Task, growth_form: Path, weights: Path, folder: Path) -
     save_model(deploy_form(graph), deployed)
     feed, _ = task.gathered(task.objective.loaders.validation, input_names(graph), limit=1)
     difference = compare(run_model(growth_form, feed), run_model(deployed, feed)).relative
-    if not difference <= _DEPLOY_TOLERANCE:
+    if not difference <= DEPLOY_TOLERANCE:
         raise CheckFailed(
             f"the deploy form differs from the growth form by {difference:.1e} of the output's scale"
         )

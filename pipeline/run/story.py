@@ -23,7 +23,8 @@ from growpipe.pages.content import (
 from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts
 from growpipe.run.recipe import Recipe
 from growpipe.run.repeat import command_of, environment_of, recipe_toml
-from growpipe.run.stages.check import PARITY_TOLERANCE
+from growpipe.run.stages.check import DEPLOY_TOLERANCE, PARITY_TOLERANCE
+from growpipe.run.stages.export import EXPORT_TOLERANCE
 from growpipe.run.stages.names import (
     ANALYSE,
     BRANCH,
@@ -330,12 +331,15 @@ def _checks(run: Run, final: FinalFacts | None) -> Iterator[CheckLine]:
         exported = run.published(round_stage(number, EXPORT))
         if exported is not None:
             yield CheckLine(
-                name, "torch against onnxruntime", f"{exported.facts.torch_divergence:.1e}", "≤ 1e-4"
+                name,
+                "torch against onnxruntime",
+                f"{exported.facts.torch_divergence:.1e}",
+                _limit(EXPORT_TOLERANCE),
             )
         split = checked.facts.split
         if split is not None:
             child = f"round {number} → {number + 1}"
-            allowed = f"≤ {PARITY_TOLERANCE:.0e}"
+            allowed = _limit(PARITY_TOLERANCE)
             yield CheckLine(child, "parent against child at ε = 0", f"{split.parity:.1e}", allowed)
             yield CheckLine(child, "grown module against grown graph", f"{split.torch_parity:.1e}", allowed)
             yield CheckLine(child, "drift of the outputs at the chosen ε", f"{split.drift:.2g}")
@@ -348,4 +352,13 @@ def _checks(run: Run, final: FinalFacts | None) -> Iterator[CheckLine]:
         told = f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]"
         yield CheckLine(member.folder, "latency of the grown network over the smallest grown one", told)
     if final is not None:
-        yield CheckLine("deployed", "deploy form against growth form", f"{final.deploy_parity:.1e}", "≤ 1e-5")
+        yield CheckLine(
+            "deployed",
+            "deploy form against growth form",
+            f"{final.deploy_parity:.1e}",
+            _limit(DEPLOY_TOLERANCE),
+        )
+
+
+def _limit(tolerance: float) -> str:
+    return f"≤ {tolerance:.0e}"

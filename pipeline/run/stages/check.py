@@ -43,8 +43,10 @@ from growpipe.torch_module.grow_module import load_grown
 from growpipe.torch_module.outputs import output_tensors, to_numpy
 from growpipe.training.metrics import samples_right
 
-__all__ = ["accuracy_on_test", "check_round", "structure_problems"]
+__all__ = ["DEPLOY_TOLERANCE", "accuracy_on_test", "check_round", "structure_problems"]
 
+DEPLOY_TOLERANCE = 1e-5
+"""Deploy form against growth form, relative to the output's scale: fusing batch norm rounds."""
 PARITY_TOLERANCE = 1e-5
 """Parent against child at ε = 0, relative to the output's scale; torch against ONNX at the chosen ε alike."""
 BATCH_SIZES = (1, 2, 7)

@@ -17,9 +17,9 @@ from growpipe.run.store import StageRecord
 from growpipe.run.task import Task, as_feed, input_names
 from growpipe.torch_module.outputs import output_tensors, to_numpy
 
-__all__ = ["divergence_from_torch", "export_round"]
+__all__ = ["EXPORT_TOLERANCE", "divergence_from_torch", "export_round"]
 
-_EXPORT_TOLERANCE = 1e-4  # relative to the output's scale, float32 through two runtimes
+EXPORT_TOLERANCE = 1e-4  # relative to the output's scale, float32 through two runtimes
 
 
 def export_round(task: Task, number: int) -> StageRecord[ExportFacts]:
@@ -64,9 +64,9 @@ def divergence_from_torch(task: Task, module: nn.Module, path: Path, where: str)
         expected = map(to_numpy, output_tensors(module(*examples)))
     outputs = run_model(path, as_feed(input_names(load_model(path)), examples))
     divergence = compare(dict(zip(outputs, expected, strict=True)), outputs).relative
-    if not divergence <= _EXPORT_TOLERANCE:
+    if not divergence <= EXPORT_TOLERANCE:
         raise CheckFailed(
             f"the graph of {where} differs from torch by {divergence:.1e} of the output's "
-            f"scale, more than {_EXPORT_TOLERANCE:.0e}; compare them operator by operator"
+            f"scale, more than {EXPORT_TOLERANCE:.0e}; compare them operator by operator"
         )
     return divergence

@@ -57,6 +57,23 @@ def test_growth_is_told_by_widths_costs_parameters_and_history() -> None:
     assert "1 channel group is narrower" in back.summary
 
 
+def test_a_group_that_grows_by_whole_factors_is_told() -> None:
+    before = text_model(
+        "h = MatMul(x, a) r = LayerNormalization(h, s) y = MatMul(r, b)",
+        "float[N,4] x",
+        "float[N,2] y",
+        a=A,
+        b=B,
+        s=np.ones(3, np.float32),
+    )
+    groups = find_channel_groups(before)
+    after = grow_graph(before, net2net_plan(groups, before, growth=0, factors=2))
+    found = difference_of(before, after)
+    assert found.widths == (WidthChange("a", 3, 6),)
+    assert found.summary.startswith("1 channel group is wider")
+    assert "<td>a</td><td>3</td><td>3</td><td>splits by whole factors:" in groups._repr_html_()
+
+
 def test_operators_inputs_and_values_are_told() -> None:
     found = difference_of(model(), model("Tanh", A + np.float32(0.5), "float[7,4] x"))
     assert found.operators == (Change("Relu", "1", ""), Change("Tanh", "", "1"))

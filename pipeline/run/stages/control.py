@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from growpipe.budgets.budget import NetworkCost
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.run.facts import JudgedFacts, NetworkSize, TrainFacts
 from growpipe.run.recipe_limits import alignment, budget_for, budget_of
 from growpipe.run.stages.judged import train_and_judge
@@ -85,7 +86,8 @@ def _train_rival(
     """Train a rival from scratch.
 
     The rival has the widths of the first round, all multiplied by the largest factor with which it costs no
-    more than the grown network, in what the budget bounds. It is trained for as many whole epochs as fit into
+    more than the grown network, in what the budget bounds; groups that grow by whole factors have the widths
+    of the grown network. It is trained for as many whole epochs as fit into
     ``spent``, at least one.
 
     Publishes the files of a train stage, and ``growth.onnx``.
@@ -121,7 +123,8 @@ def _train_rival(
         seed = task.build_seed()
         export = task.export(seed)
         cost = budget_for(task, export.graph, bounds).cost
-        follows = fit_module(seed, export.graph, export.groups(), task.example_inputs())
+        whole = _by_whole_factors(export.groups(recipe.growth.freeze), final)
+        follows = fit_module(seed, export.graph, export.groups(), task.example_inputs(), whole)
         widths = run.peers.broadcast(
             {} if run.peers.rank else _rival_widths(task, follows, export, cost, first.widths, final)
         )
@@ -133,8 +136,8 @@ def _train_rival(
         facts = _from_scratch(task, stage, folder, model, epochs, whole_config, options)
         if cost is None:
             return facts
-        whole = {group.name: widths.get(group.name, group.width) for group in export.groups().groups}
-        return dataclasses.replace(facts, cost=cost.tried(whole), unit=cost.unit)
+        all_widths = {group.name: widths.get(group.name, group.width) for group in export.groups().groups}
+        return dataclasses.replace(facts, cost=cost.tried(all_widths), unit=cost.unit)
 
     record = run.stage(stage, produce, config=config, inputs={}, everywhere=True)
     discard_progress(run, stage.name)
@@ -157,6 +160,15 @@ def _from_scratch(
     return train_and_judge(task, folder, model, optimizer, training, options=options)
 
 
+def _by_whole_factors(groups: ChannelGroups, final: NetworkSize) -> dict[str, int]:
+    """The widths of the groups that took a whole factor on the way to the final network."""
+    return {
+        group.name: final.widths[group.name]
+        for group in groups.groups
+        if group.whole_factor is not None and final.widths[group.name] != group.width
+    }
+
+
 def _rival_widths(
     task: Task,
     follows: ModuleFit,
@@ -173,14 +185,15 @@ def _rival_widths(
         for group in groups.groups
         if group.splittable and group.name not in follows.rigid
     }
-    own = {group.name: group.width for group in groups.groups}
+    whole = _by_whole_factors(groups, final)
+    own = {**{group.name: group.width for group in groups.groups}, **whole}
     bounded = budget_of(recipe, 0)
 
     def fits(widths: Mapping[str, int], share: float = 1.0) -> bool:
-        if bounded.parameters is not None and groups.cost.parameters(widths) > final.parameters:
+        if bounded.parameters is not None and groups.cost.parameters({**whole, **widths}) > final.parameters:
             return False
         by_macs = bounded.macs is not None or (bounded.parameters is None and cost is None)
-        if by_macs and groups.cost.macs(widths) > final.macs:
+        if by_macs and groups.cost.macs({**whole, **widths}) > final.macs:
             return False
         return cost is None or cost.of({**own, **widths}) <= share * cost.of({**own, **final.widths})
 
@@ -191,11 +204,11 @@ def _rival_widths(
 
     widths = largest(1.0)
     if cost is None or cost.resolution == 0:
-        return widths
+        return {**whole, **widths}
     # An estimate has chosen the factor; what counts is the cost of the network itself.
     allowed = cost.tried({**own, **final.widths}) * (1 + cost.resolution)
     share = 1.0
     while widths != base and cost.tried({**own, **widths}) > allowed:
         share *= _SHRINKING
         widths = largest(share)
-    return widths
+    return {**whole, **widths}

@@ -193,7 +193,7 @@ def fuse_batch_norms(model: ir.Model) -> int:
     additions = Additions(model.graph)
     for node in list(model.graph):
         producer = _fusable_producer(node)
-        affine = None if producer is None else _affine(node)
+        affine = None if producer is None else _affine(node, _output_channels(producer))
         if producer is None or affine is None:
             continue
         if _FUSERS[producer.op_type](additions, producer, *affine):
@@ -213,12 +213,27 @@ def _fusable_producer(node: ir.Node) -> ir.Node | None:
     return producer if len(between.uses()) == 1 and not between.is_graph_output() else None
 
 
-def _affine(node: ir.Node) -> tuple[AnyArray, AnyArray] | None:
-    """Scale and shift per channel of a batch norm, in float64; None if they are not constant."""
-    tensors = [constant_tensor(value) for value in node.inputs[1:5]]
-    if None in tensors:
+def _output_channels(node: ir.Node) -> int | None:
+    """The output channels of a Conv, ConvTranspose or Gemm; None if no constant weight says them."""
+    weight = constant_tensor(node.inputs[1])
+    if weight is None or len(weight.shape) < 2:
         return None
-    gamma, beta, mean, variance = (t.numpy().astype(np.float64) for t in tensors if t is not None)
+    axes = tuple(weight.shape.numpy())
+    if node.op_type == "ConvTranspose":
+        group = node.attributes.get("group")
+        groups = group.as_int() if group else 1
+        return groups * axes[1] if groups > 0 and axes[0] % groups == 0 else None
+    trans = node.attributes.get("transB")
+    return axes[0] if node.op_type == "Conv" or (trans and trans.as_int()) else axes[1]
+
+
+def _affine(node: ir.Node, channels: int | None) -> tuple[AnyArray, AnyArray] | None:
+    """Scale and shift of a batch norm, in float64; None if they are not constants of ``channels`` values."""
+    tensors = [constant_tensor(value) for value in node.inputs[1:5]]
+    known = [tensor for tensor in tensors if tensor is not None and tensor.shape.dims == (channels,)]
+    if len(known) < len(tensors):
+        return None
+    gamma, beta, mean, variance = (tensor.numpy().astype(np.float64) for tensor in known)
     epsilon = node.attributes.get("epsilon")
     with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is not fused
         scale = gamma / np.sqrt(variance + (epsilon.as_float() if epsilon else 1e-5))

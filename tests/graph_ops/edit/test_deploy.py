@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.edit.folding import fuse_batch_norms
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.onnx_tools.shape_inference import infer_shapes
 from tests.helpers.text_models import ort_run, text_model
@@ -115,6 +116,29 @@ def test_what_cannot_be_fused_stays(case):
     body, weights = NOT_FUSED[case]
     form = deploy_form(text_model(body, IMAGE, **weights))
     assert BN in [node.op_type for node in form.graph]
+
+
+@pytest.mark.parametrize("name", ["scale", "bias", "mean", "var"])
+@pytest.mark.parametrize("shape", [(4,), (1,), (), (5, 1)])
+def test_a_norm_without_one_value_for_each_channel_is_not_fused(name, shape):
+    weights = CASES["conv"][2] | {name: np.ones(shape, np.float32)}
+    assert fuse_batch_norms(text_model(CASES["conv"][0], IMAGE, **weights)) == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel"),
+    [
+        ("Conv(x, w)", (4, 4, 3, 3)),
+        ("Conv(x, w)", (5,)),
+        ("ConvTranspose<group=2>(x, w)", (3, 5, 3, 3)),
+        ("ConvTranspose<group=0>(x, w)", (4, 5, 3, 3)),
+        ("Gemm<transB=1>(x, w)", (4, 5)),
+        ("Gemm(x, w)", (5,)),
+    ],
+)
+def test_a_norm_behind_a_layer_of_another_width_is_not_fused(layer, kernel):
+    body = f"c = {layer} y = {BN}(c, scale, bias, mean, var)"
+    assert fuse_batch_norms(text_model(body, IMAGE, w=weight(*kernel), **norm(5))) == 0
 
 
 def test_a_weight_that_can_be_fed_is_not_fused():

@@ -12,14 +12,22 @@ __all__ = [
     "UsageError",
 ]
 
+_LONGEST, _BEGINNING, _END = 2000, 1200, 700
+"""The characters of a message that are shown, and of a longer one those of its beginning and of its end."""
+
 
 class GrowpipeError(Exception):
     """What a user can mend. The message is one line: what is wrong, where, and what to do.
 
-    ``exit_code`` is the exit code of the command line when the error ends a command.
+    A message that quotes a file's own names may be of any length: its middle is left out beyond 2,000
+    characters. ``exit_code`` is the exit code of the command line when the error ends a command.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if len(message) <= _LONGEST else f"{message[:_BEGINNING]} … {message[-_END:]}"
 
 
 class CheckFailed(GrowpipeError):

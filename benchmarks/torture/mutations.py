@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import reprlib
 import struct
 import tarfile
 import zipfile
@@ -137,11 +138,18 @@ def odd_value(random: Random, old: Any) -> Any:
         [old],
         {"a": old},
         [old] * 3,
-        str(old),
+        _text(old),
     ]
     if isinstance(old, (int, float)) and not isinstance(old, bool):
         values += [-old, old + 1, old * 1000] * 3
     return random.choice(values)
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except RecursionError:  # an earlier mutation nested it deeply
+        return reprlib.repr(value)
 
 
 def mutate_json(content: bytes, other: bytes, random: Random) -> bytes:

@@ -182,10 +182,15 @@ def hash_file(path: Place, *, inside: Place | None = None) -> str:
         return digest.hexdigest()
 
 
+_READS_BEYOND = 100
+"""How often a file may be read at its end: what reads on is lost in what a damaged header announces."""
+
+
 class LimitedReader(io.RawIOBase):
     """A binary file of which no more than so many bytes are ever read, in all or at once.
 
-    Libraries that unpack archives read as much as the archive tells them to.
+    Libraries that unpack archives read as much as the archive tells them to, some of them beyond the end of
+    the file, block by block.
 
     Args:
         file: what is read.
@@ -193,12 +198,12 @@ class LimitedReader(io.RawIOBase):
         once: the most bytes that one call may ask for; None for any number.
 
     Raises:
-        UsageError: on reading more.
+        UsageError: on reading more, or at the end of the file again and again.
     """
 
     def __init__(self, file: BinaryIO, *, total: int | None = None, once: int | None = None) -> None:
         self._file, self._total, self._once = file, total, once
-        self._seen = 0
+        self._seen = self._beyond = 0
 
     def readable(self) -> bool:
         return True
@@ -222,6 +227,9 @@ class LimitedReader(io.RawIOBase):
             size = min(size, self._total - self._seen + 1)
         content = self._file.read(size)
         self._seen += len(content)
+        self._beyond += bool(size) and not content
+        if self._beyond > _READS_BEYOND:
+            raise UsageError("it ends before what it announces")
         if self._total is not None and self._seen > self._total:
             raise UsageError(f"it unpacks to more than {self._total:,} bytes")
         if self._once is not None and len(content) > self._once:

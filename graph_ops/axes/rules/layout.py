@@ -62,6 +62,8 @@ def flatten(inference: AxisInference, node: ir.Node) -> None:
     axes = inference.axes_of(node, 0)
     at = attribute_of(node, "axis", 1)
     at = at + len(axes) if at < 0 else at
+    if not 0 <= at <= len(axes):
+        raise UnknownShape(f"there is no axis {at}")
     inference.output(node, [product(axes[:at]), product(axes[at:])])
     inference.view(node, [tuple(range(at)), tuple(range(at, len(axes)))])
 

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from growpipe.graph_ops.files.reading import (
     LimitedReader,
     MissingFile,
     hash_file,
+    limited,
     one_line,
     opened,
     read_bytes,
@@ -297,3 +299,16 @@ def test_no_other_module_opens_a_file() -> None:
                 found.add(path.relative_to(root).as_posix())
     assert found - ELSEWHERE.keys() == set()
     assert ELSEWHERE.keys() - found == set(), "these no longer open anything"
+
+
+def test_a_library_that_reads_on_at_the_end_of_a_file_is_stopped(tmp_path: Path) -> None:
+    """Streams of ``tarfile`` skip as many blocks as a header says, whether they are there or not."""
+    entry = tarfile.TarInfo("a")
+    entry.size = 2**60
+    (tmp_path / "a.tar").write_bytes(entry.tobuf(tarfile.GNU_FORMAT))
+    with (
+        opened(tmp_path / "a.tar", most=2**20) as file,
+        tarfile.open(fileobj=limited(file, total=2**20), mode="r|") as archive,
+        pytest.raises(UsageError, match="ends before"),
+    ):
+        archive.getnames()

@@ -199,3 +199,14 @@ def test_weights_behind_other_nodes_take_the_coefficients(name: str) -> None:
     assert find_channel_groups(model)["a"].splittable
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     assert_same_function(model, grow_graph(model, signed_plan(model, growth=0.5)), [{"x": x}])
+
+
+@pytest.mark.parametrize("axis", [-4, 4, 2**62, -(2**62)])
+def test_a_flatten_at_an_axis_that_is_not_there_is_a_barrier(axis: int) -> None:
+    model = read(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        flattened (float[3,5,4] x) => (float[m,2] y)
+        <float[4,6] a, float[6,2] b>
+        {{ h = MatMul (x, a) f = Flatten <axis = {axis}> (h) y = MatMul (f, b) }}
+    """)
+    assert not any(group.splittable for group in find_channel_groups(model).groups)

@@ -29,16 +29,18 @@ ALLOWED = {
     "parallel": "data environment graph_ops progress seeding",
     "torch_module": "data graph_ops user_code",
     "signals": "",
-    "pages": "graph_ops printing",
+    "quality": "",
+    "pages": "graph_ops printing quality",
     "bundle": "checks graph_ops printing",
-    "training": "data environment graph_ops parallel progress seeding torch_module user_code validation",
+    "training": "data environment graph_ops parallel progress quality seeding suggestions torch_module "
+    "user_code validation",
     "checks": "environment graph_ops printing suggestions torch_module user_code validation",
     "testing": "checks graph_ops torch_module",
     "budgets": "checks environment graph_ops parallel progress suggestions torch_module",
     "analyser": "budgets data environment graph_ops parallel progress seeding suggestions torch_module "
     "user_code validation",
     "run": "analyser budgets checks data environment graph_ops models pages parallel printing progress "
-    "seeding suggestions torch_module training user_code validation",
+    "quality seeding suggestions torch_module training user_code validation",
     "commands": "bundle checks environment graph_ops pages parallel printing run suggestions",
     "cli": "environment graph_ops printing signals",
     "__main__": "cli",
@@ -52,8 +54,8 @@ ORDER = {
     "report analysis api",
     "checks": "measure policy child report baseline input_sets equivalence context registry request "
     "same_defect runner areas formats",
-    "run": "locate lock recipe store task recipe_limits facts announce rehearsal stages leftovers verdict "
-    "summary figure picture repeat story finish family_picture family_finish family loop",
+    "run": "locate lock recipe recipe_keys store task recipe_limits facts announce rehearsal stages "
+    "leftovers verdict summary figure picture repeat story finish family_picture family_finish family loop",
 }
 
 LONGEST_MODULE = 420

@@ -192,7 +192,7 @@ def run(name: str, options: Mapping[str, Any], seed: int, data: Loaders) -> dict
     return {
         "variant": name,
         "seed": seed,
-        "accuracy": result.accuracy,
+        "accuracy": result.score,
         "loss": result.loss,
         "macs": groups.cost.macs(widths),
         "parameters": groups.cost.parameters(widths),

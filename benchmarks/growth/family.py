@@ -49,8 +49,8 @@ def table(families: Sequence[dict[str, Any]]) -> list[str]:
     lines.append("|---|---|---|---|---|")
     for position in range(min(len(found["members"]) for found in families)):
         members = [found["members"][position] for found in families]
-        grown = [100 * m["grown"]["test_accuracy"]["value"] for m in members]
-        rival = [100 * m["rival"]["test_accuracy"]["value"] for m in members]
+        grown = [100 * m["grown"]["test_score"]["value"] for m in members]
+        rival = [100 * m["rival"]["test_score"]["value"] for m in members]
         deployed = [
             r if m["deployed"] == "rival" else g for m, g, r in zip(members, grown, rival, strict=True)
         ]

@@ -187,14 +187,13 @@ class Bench:
         self.fit(task, model, optimizer, spending, epochs, LAST)
         held_out = evaluate(model, task.objective.loaders.test, task.objective, device=self.device)
         _, groups = self.views(model, task)
-        assert held_out.accuracy is not None
         return Outcome(
             entry,
             seed,
             _widths(groups),
             groups.cost.parameters(),
             groups.cost.macs(),
-            held_out.accuracy,
+            held_out.score,
             held_out.loss,
             spending.spent,
             epochs,

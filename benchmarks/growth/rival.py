@@ -48,12 +48,10 @@ def table(outcomes: Sequence[dict[str, Any]]) -> list[str]:
             lines.append(
                 f"| {result['seed']} | {name}{mark} | {'-'.join(map(str, row['widths']))} | "
                 f"{row['parameters']:,} | {row['macs']:,} | {row['training_macs']:.3g} | "
-                f"{100 * row['test_accuracy']:.1f} % |"
+                f"{100 * row['test_score']:.1f} % |"
             )
-    deployed = [100 * result[result["deployed"]]["test_accuracy"] for result in outcomes]
-    by_name = {
-        name: [100 * result[name]["test_accuracy"] for result in outcomes] for name in ("grown", "rival")
-    }
+    deployed = [100 * result[result["deployed"]]["test_score"] for result in outcomes]
+    by_name = {name: [100 * result[name]["test_score"] for result in outcomes] for name in ("grown", "rival")}
     lines.append("")
     for name, values in {**by_name, "deployed": deployed}.items():
         lines.append(f"- {name}: {with_error(values)} %")

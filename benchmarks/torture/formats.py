@@ -167,25 +167,24 @@ def trained() -> TrainFacts:
     """What a stage of training reports."""
     from growpipe.run.facts import TrainFacts
 
-    return TrainFacts(epochs=2, samples=100, train_loss=1.0, validation_loss=0.5, validation_accuracy=0.9)
+    return TrainFacts(epochs=2, samples=100, train_loss=1.0, validation_loss=0.5, validation_score=0.9)
 
 
 def made_run(folder: Path) -> Run:
     """A run directory with a round that is trained, exported, checked and analysed."""
-    from growpipe.checks.measure.accuracy import Accuracy
-    from growpipe.run.facts import AnalyseFacts, CheckFacts, ExportFacts, NetworkSize
+    from growpipe.run.facts import AnalyseFacts, CheckFacts, ExportFacts, NetworkSize, Score
     from growpipe.run.recipe import Recipe
     from growpipe.run.stages import names
     from growpipe.run.store import Run
 
     recipe = Recipe(name="mine", model="net.py:build", data="data.py:loaders")
     run = Run.create(folder, recipe, None, seed=3, device="cpu")
-    accuracy = Accuracy(0.9, 0.85, 0.95, 100)
+    score = Score(0.9, 0.85, 0.95, 0.03, 100, recipe.quality)
     facts = {
         names.TRAIN: trained(),
         names.EXPORT: ExportFacts(NetworkSize({"a": 3, "b": 4}, 100, 1000), 1e-7),
         names.ANALYSE: AnalyseFacts(epsilon=0.1, predicted_change=-0.1, realised_change=-0.05),
-        names.CHECK: CheckFacts(accuracy),
+        names.CHECK: CheckFacts(score),
     }
     for stage, told in facts.items():
 

@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from growpipe.analyser.options import MIN_SAMPLES
-from growpipe.data.loader_items import as_tuple, described, pairs, samples_of
+from growpipe.data.loader_items import as_tuple, described, length_of, pairs, samples_of
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.user_code import call_user_code
 
@@ -60,13 +60,6 @@ def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return value.to(device=device, dtype=dtype) if value.is_floating_point() else value.to(device)
 
 
-def _length(tree: Any) -> int:
-    for leaf in pytree.tree_leaves(tree):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return int(leaf.shape[0])
-    return 0
-
-
 def collect(
     batches: Iterable[Any],
     *,
@@ -100,7 +93,7 @@ def collect(
     pieces: list[tuple[Any, Any, int]] = []
     for own_inputs, target in pairs(batches):
         inputs = as_tuple(own_inputs)
-        length = _length(inputs)
+        length = length_of(inputs)
         if length == 0:
             raise UsageError(
                 "a batch has no samples: its inputs hold no tensor with a batch axis of at least 1"

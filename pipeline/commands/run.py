@@ -101,7 +101,7 @@ def _run(
         summary = read_json(final.folder / SUMMARY, "the summary", inside=out)
         print_json(summary)
         return
-    print_summary(rows_of(opened), title_of(opened))
+    print_summary(rows_of(opened), title_of(opened), opened.recipe.quality)
     if final.facts.members:
         models = ", ".join(str(final.folder / member.folder / DEPLOYED) for member in final.facts.members)
         tell(f"{final.facts.stopped}; the deployable models are {models}")

@@ -158,7 +158,7 @@ def report(directory: Path, as_json: bool, page: str | None) -> None:
         if as_json:
             print_json(document)
             return
-        print_summary(rows, title_of(opened))
+        print_summary(rows, title_of(opened), opened.recipe.quality)
         if final is not None:
             tell(final.facts.verdict)
 

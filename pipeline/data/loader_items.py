@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.utils._pytree as pytree
 from growpipe.graph_ops.errors import UsageError
 from growpipe.user_code import call_user_code
 
-__all__ = ["as_tuple", "described", "pairs", "samples_of", "to_device"]
+__all__ = ["ByPosition", "as_tuple", "described", "length_of", "pairs", "samples_of", "to_device"]
 
 _END = object()
 
@@ -28,6 +29,45 @@ def pairs(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
             length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise UsageError(f"batches must give (inputs, target) pairs, not {type(batch).__name__}{length}")
         yield batch[0], batch[1]
+
+
+@dataclass(frozen=True, eq=False)
+class ByPosition:
+    """A loader whose batches are dicts, as one that gives pairs whose inputs are in a fixed order.
+
+    Attributes:
+        loader: gives ``(dict, target)`` pairs, or dicts that hold the target too.
+        names: the keys of the inputs, in order. What else a dict holds is left out.
+        target: the key of the target; None if the loader gives pairs.
+    """
+
+    loader: Iterable[Any]
+    names: Sequence[str]
+    target: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for inputs, target in pairs(named_pairs(self.loader, self.target)):
+            yield tuple(_entry(inputs, name) for name in self.names), target
+
+
+def named_pairs(loader: Iterable[Any], target: str | None) -> Iterator[Any]:
+    """The batches of a loader; of a dict the target apart, if ``target`` names it.
+
+    Raises:
+        UsageError: a batch has no such key, or the loader fails.
+    """
+    iterator = call_user_code("the data loader", iter, loader)
+    while (batch := call_user_code("the data loader", next, iterator, _END)) is not _END:
+        if target is not None and isinstance(batch, Mapping):
+            batch = {key: value for key, value in batch.items() if key != target}, _entry(batch, target)
+        yield batch
+
+
+def _entry(batch: Any, name: str) -> Any:
+    if not isinstance(batch, Mapping) or name not in batch:
+        keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise UsageError(f"a batch has no key {name!r}; it has {keys}")
+    return batch[name]
 
 
 def as_tuple(inputs: Any) -> tuple[Any, ...]:
@@ -55,6 +95,14 @@ def samples_of(value: Any, start: int, stop: int, count: int) -> Any:
         return leaf[start:stop] if own else leaf
 
     return pytree.tree_map(part, value)
+
+
+def length_of(value: Any) -> int:
+    """The samples of a batch: axis 0 of the first tensor in any nest of containers; 0 without one."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, torch.Tensor) and leaf.ndim:
+            return int(leaf.shape[0])
+    return 0
 
 
 def described(value: Any) -> str:

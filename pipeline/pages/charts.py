@@ -12,6 +12,7 @@ from markupsafe import Markup
 from growpipe.pages.content import Curve, GroupGrowth, Kind, Network, RunStory
 from growpipe.pages.scales import MINUS, Scale, grouped, short
 from growpipe.pages.svg import group, tag, text
+from growpipe.quality import Quality
 
 __all__ = ["bar", "curves_chart", "networks_chart", "spectrum_chart", "told"]
 
@@ -64,31 +65,31 @@ def _chart(
 def networks_chart(story: RunStory) -> Markup:
     """Quality over size: a mark per network, grown ones joined in their order, the budget as a line."""
     networks = story.networks
-    by_accuracy = all(network.accuracy is not None for network in networks)
     sizes = [size_of(network, story.size) for network in networks]
     wide = max(sizes) > 20 * max(min(sizes), 1e-12)
     ends = [*sizes, *([] if story.limit is None else [story.limit])]
     frame = _Frame(
         Scale.over(ends, _LEFT, _WIDTH - _RIGHT, logarithmic=wide),
-        Scale.over(_quality_ends(networks, by_accuracy), _HEIGHT - _BOTTOM, _TOP),
+        Scale.over(_ends(networks, story.quality), _HEIGHT - _BOTTOM, _TOP),
     )
-    parts: list[str] = [
-        frame.axes(story.size, "test accuracy, %" if by_accuracy else "validation loss (lower is better)")
-    ]
+    parts: list[str] = [frame.axes(story.size, story.quality.axis("test"))]
     if story.limit is not None:
         bound = frame.x(story.limit)
         parts += [
             tag("line", class_="limit", x1=bound, x2=bound, y1=_TOP, y2=_HEIGHT - _BOTTOM),
             text(bound - 6, _TOP + 12, "budget", "tick", "end"),
         ]
-    places = [(frame.x(s), frame.y(_quality(n, by_accuracy))) for s, n in zip(sizes, networks, strict=True)]
+    places = [
+        (frame.x(s), frame.y(story.quality.scaled(n.score.value)))
+        for s, n in zip(sizes, networks, strict=True)
+    ]
     for kinds in (("grown", "seed"), ("family",)):
         joined = [place for place, n in zip(places, networks, strict=True) if n.kind in kinds]
         if len(joined) > 1:
             line = tag("polyline", points=_points(joined), class_=f"line kind-{kinds[0]}", aria_hidden="true")
             parts.append(line)
     for network, place in zip(networks, places, strict=True):
-        parts.append(_mark(network, place, frame.y if by_accuracy else None, len(networks) <= _MOST_LABELLED))
+        parts.append(_mark(network, place, frame.y, story.quality, len(networks) <= _MOST_LABELLED))
     return _chart("Quality of every network over its size", *parts)
 
 
@@ -101,23 +102,19 @@ def size_of(network: Network, size: str) -> float:
     return float(network.parameters)
 
 
-def _quality(network: Network, by_accuracy: bool) -> float:
-    return 100 * network.accuracy.value if by_accuracy and network.accuracy else network.validation_loss
-
-
-def _quality_ends(networks: Sequence[Network], by_accuracy: bool) -> Iterator[float]:
+def _ends(networks: Sequence[Network], quality: Quality) -> Iterator[float]:
     for network in networks:
-        yield _quality(network, by_accuracy)
-        if by_accuracy and network.accuracy:
-            yield from (100 * network.accuracy.low, 100 * network.accuracy.high)
+        for value in (network.score.value, network.score.low, network.score.high):
+            if value is not None:
+                yield quality.scaled(value)
 
 
-def _mark(network: Network, place: tuple[float, float], y: Scale | None, labelled: bool) -> Markup:
+def _mark(network: Network, place: tuple[float, float], y: Scale, quality: Quality, labelled: bool) -> Markup:
     """The mark of a network, its interval and its name."""
     left, top = place
     parts: list[str] = []
-    if y is not None and network.accuracy is not None:
-        ends = y(100 * network.accuracy.low), y(100 * network.accuracy.high)
+    if network.score.low is not None and network.score.high is not None:
+        ends = y(quality.scaled(network.score.low)), y(quality.scaled(network.score.high))
         parts.append(tag("line", class_="interval", x1=left, x2=left, y1=ends[0], y2=ends[1]))
     parts.append(_shape(network.kind, left, top))
     if network.deployed:
@@ -127,7 +124,7 @@ def _mark(network: Network, place: tuple[float, float], y: Scale | None, labelle
         down = 17 if network.kind in ("seed", "grown") else -11
         aside, anchor = (12.0, "start") if left < _WIDTH - 120 else (-12.0, "end")
         parts.append(text(left + aside, top + down, network.name, "name", anchor))
-    words = told(network)
+    words = told(network, quality)
     return group(
         *parts,
         class_=f"mark kind-{network.kind}",
@@ -149,15 +146,15 @@ def _shape(kind: Kind, x: float, y: float) -> Markup:
     return tag("circle", cx=x, cy=y, r=6.5, class_="shape")
 
 
-def told(network: Network) -> str:
+def told(network: Network, quality: Quality) -> str:
     """A network in words: what a pointer shows and a screen reader says."""
     widths = " ".join(str(width) for width in network.widths.values())
     parts = [network.name + (" (deployed)" if network.deployed else "")]
-    if network.accuracy is not None:
-        found = network.accuracy
-        parts.append(f"{100 * found.value:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}]")
-    else:
-        parts.append(f"validation loss {network.validation_loss:.4g}")
+    found = quality.told(network.score.value)
+    if network.score.low is not None and network.score.high is not None:
+        ends = (quality.shown(end).removesuffix(" %") for end in (network.score.low, network.score.high))
+        found += f" [{', '.join(ends)}]"
+    parts.append(found)
     parts += [
         f"widths {widths}",
         f"{grouped(network.parameters)} parameters",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from growpipe.quality import Quality
+
 __all__ = [
     "CheckLine",
     "Curve",
@@ -27,13 +29,13 @@ class Measured:
 
     Attributes:
         value: the value.
-        low: the lower end of the interval.
-        high: the upper end of the interval.
+        low: the lower end of the interval; None without one.
+        high: the upper end of the interval; None without one.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Network:
         macs: multiply-accumulates per sample.
         epochs: trained in all, up to this network.
         training_macs: multiply-accumulates of training and analyses, up to this network.
-        accuracy: on the test set in onnxruntime, 0 to 1; None if accuracy is not measured.
+        score: what networks are judged by, on the test set in onnxruntime.
         validation_loss: of the trained network.
         milliseconds: of one sample in onnxruntime; None if it was not measured.
         cost: in the unit of the budget; None if the budget is of parameters or MACs.
@@ -63,7 +65,7 @@ class Network:
     macs: int
     epochs: int
     training_macs: int
-    accuracy: Measured | None
+    score: Measured
     validation_loss: float
     milliseconds: float | None = None
     cost: float | None = None
@@ -183,6 +185,7 @@ class RunStory:
         environment: name and value of what the run depends on.
         command: the command that repeats the run.
         recipe: the recipe as TOML, every key with its value.
+        quality: what networks are judged by, in words.
     """
 
     title: str
@@ -197,3 +200,4 @@ class RunStory:
     environment: tuple[tuple[str, str], ...]
     command: str
     recipe: str
+    quality: Quality

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from growpipe.data.loader_items import pairs, samples_of
+from growpipe.data.loader_items import length_of, pairs, samples_of
 from growpipe.graph_ops.errors import GrowpipeError, MissingEnvironment, UsageError
 from growpipe.parallel.processes import ALONE, Processes, no_torchrun
 from growpipe.seeding import seed_everything
@@ -150,7 +150,7 @@ def pieces(batches: Iterable[tuple[Any, Any]], peers: Processes, *seed: object) 
     """
     if peers.world == 1:
         for inputs, target in pairs(batches):
-            yield Piece(inputs, target, len(target))
+            yield Piece(inputs, target, length_of(inputs))
         return
     seed_everything(*seed)
     drawing = torch.get_rng_state()
@@ -176,7 +176,7 @@ def pieces(batches: Iterable[tuple[Any, Any]], peers: Processes, *seed: object) 
         if source is not batches:
             ahead = _piece(inputs, target, lengths.popleft(), peers)
         else:
-            count = len(target)
+            count = length_of(inputs)
             bounds = _bounds(count, peers)
             own = (samples_of(inputs, *bounds, count), samples_of(target, *bounds, count))
             ahead = _piece(*own, count, peers)

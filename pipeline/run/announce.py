@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.checks.measure.latency import LatencyRatio
 from growpipe.progress import log
-from growpipe.run.facts import NetworkSize
+from growpipe.run.facts import NetworkSize, Score
 from growpipe.run.store import StageRecord
 
 __all__ = ["announced"]
@@ -35,8 +34,11 @@ def _told(facts: Any) -> Iterator[tuple[str, str]]:
         if field.name in _TOLD_LAST:
             continue
         match getattr(facts, field.name):
-            case Accuracy() as accuracy:
-                yield field.name, f"{accuracy.value:.1%}"
+            case Score() as score:
+                yield (
+                    f"{field.name.removesuffix('score')}{score.quality.name}",
+                    score.quality.shown(score.value),
+                )
             case LatencyRatio() as latency:
                 yield field.name, f"{latency.ratio:.2f}"
             case NetworkSize() as size:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.checks.measure.latency import LatencyRatio
+from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
+from growpipe.quality import Quality
 
 __all__ = [
     "AnalyseFacts",
@@ -18,6 +21,7 @@ __all__ = [
     "MemberFacts",
     "NetworkSize",
     "RewriteFacts",
+    "Score",
     "SplitFacts",
     "TrainFacts",
 ]
@@ -49,6 +53,35 @@ class NetworkSize:
 
 
 @dataclass(frozen=True)
+class Score:
+    """How well a network does on the test set, measured in onnxruntime.
+
+    Attributes:
+        value: of the metric.
+        low: the lower end of the 95 % interval of ``value``; None without one.
+        high: the upper end of the 95 % interval of ``value``; None without one.
+        standard_error: of ``value``; None if the metric does not say how single samples do.
+        samples: of the test set.
+        quality: the metric, in words.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    standard_error: float | None
+    samples: int
+    quality: Quality
+
+    def __post_init__(self) -> None:
+        ends = [end for end in (self.low, self.value, self.high) if end is not None]
+        ordered = all(a <= b + 1e-9 * max(1.0, abs(b)) for a, b in itertools.pairwise(ends))
+        if not all(map(math.isfinite, ends)) or not ordered or self.samples < 1:
+            raise UsageError(
+                f"not a score: {self.value} in [{self.low}, {self.high}], {self.samples} samples"
+            )
+
+
+@dataclass(frozen=True)
 class TrainFacts:
     """A stage of training.
 
@@ -57,7 +90,7 @@ class TrainFacts:
         train_loss: of the last epoch; None if nothing was trained.
         samples: how many were trained on, over all epochs.
         validation_loss: of the weights that the stage ended with.
-        validation_accuracy: of the weights that the stage ended with, 0 to 1; None if it is not measured.
+        validation_score: the recipe's metric of the weights that the stage ended with.
         processes: how many trained together; None for one alone.
     """
 
@@ -65,7 +98,7 @@ class TrainFacts:
     samples: int
     train_loss: float | None
     validation_loss: float
-    validation_accuracy: float | None
+    validation_score: float
     processes: int | None = None
 
 
@@ -132,14 +165,14 @@ class SplitFacts:
         torch_parity: the grown module against the grown graph at the chosen ε, as a share of the output's
             scale.
         drift: parent against child at the chosen ε, as a share of the output's scale.
-        child_test_accuracy: of the child before training; None if accuracy is not measured.
+        child_test_score: of the child before training.
         latency: of the child over its parent, batch 1.
     """
 
     parity: float
     torch_parity: float
     drift: float
-    child_test_accuracy: Accuracy | None
+    child_test_score: Score
     latency: LatencyRatio
 
 
@@ -148,11 +181,11 @@ class CheckFacts:
     """What onnxruntime says of a trained network.
 
     Attributes:
-        test_accuracy: None if accuracy is not measured.
+        test_score: of the network.
         split: of the network's split; None if it did not split.
     """
 
-    test_accuracy: Accuracy | None
+    test_score: Score
     split: SplitFacts | None = None
 
 
@@ -163,16 +196,29 @@ class JudgedFacts:
     Attributes:
         size: of the network.
         training: how it was trained.
-        test_accuracy: None if accuracy is not measured.
+        test_score: of the network; None in a process that does not measure.
         cost: of the network in ``unit``, if the budget is of something else than parameters and MACs.
         unit: of ``cost``.
     """
 
     size: NetworkSize
     training: TrainFacts
-    test_accuracy: Accuracy | None
+    test_score: Score | None
     cost: float | None = None
     unit: str = ""
+
+    @property
+    def score(self) -> Score:
+        """``test_score`` of a published network.
+
+        Raises:
+            UsageError: it is missing.
+        """
+        if self.test_score is None:
+            raise UsageError(
+                "a network of the run has no test score; its stage is damaged, remove its folder"
+            )
+        return self.test_score
 
 
 @dataclass(frozen=True)

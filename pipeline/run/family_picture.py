@@ -1,4 +1,4 @@
-"""The picture of a family: accuracy against MACs and against measured latency, the rivals beside it."""
+"""The picture of a family: the metric against MACs and against measured latency, the rivals beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["draw_family"]
 
 
 def draw_family(members: Sequence[MemberFacts], path: Path) -> None:
-    """Draw the members and their rivals; the validation loss where accuracy is not measured.
+    """Draw the members and their rivals.
 
     Args:
         members: the smallest first.
@@ -24,7 +24,7 @@ def draw_family(members: Sequence[MemberFacts], path: Path) -> None:
     with two_panels(path, "the picture of a family", sharey=True) as (figure, left, right):
         from matplotlib.ticker import EngFormatter, MaxNLocator
 
-        measured = all(member.grown.test_accuracy is not None for member in members)
+        quality = members[0].grown.score.quality
         grown = [_height(member.grown) for member in members]
         left.plot(
             [m.grown.size.macs for m in members], grown, "o-", color=GROWN_COLOR, label="grown, one run"
@@ -39,7 +39,7 @@ def draw_family(members: Sequence[MemberFacts], path: Path) -> None:
                 [rival.size.macs for rival, _ in beside], heights, "D--", color=RIVAL_COLOR, label=label
             )
             right.plot([latency.candidate_ms for _, latency in beside], heights, "D--", color=RIVAL_COLOR)
-        left.set(xlabel="MACs", ylabel="test accuracy in onnxruntime, %" if measured else "validation loss")
+        left.set(xlabel="MACs", ylabel=quality.axis("test"))
         left.xaxis.set_major_formatter(EngFormatter(sep=""))
         right.set(xlabel="latency of one sample in onnxruntime, ms")
         for axes in (left, right):
@@ -48,6 +48,4 @@ def draw_family(members: Sequence[MemberFacts], path: Path) -> None:
 
 
 def _height(facts: JudgedFacts) -> float:
-    if facts.test_accuracy is None:
-        return facts.training.validation_loss
-    return 100 * facts.test_accuracy.value
+    return facts.score.quality.scaled(facts.score.value)

@@ -34,7 +34,7 @@ from growpipe.run.stages.names import (
 from growpipe.run.store import Run, StageRecord
 from growpipe.run.story import story_of
 from growpipe.run.summary import RoundRow, rows_of, summary_document, summary_markdown, title_of
-from growpipe.run.task import Task, input_names
+from growpipe.run.task import Task
 from growpipe.run.verdict import judge
 
 __all__ = ["finish", "write_deployed", "write_page", "write_summary"]
@@ -72,7 +72,7 @@ def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
         rows = rows_of(run)
         facts = FinalFacts(stopped, parity, verdict.deployed, verdict.words)
         write_summary(run, rows, facts, folder)
-        draw_run(rows, run.path, folder / "run.png")
+        draw_run(rows, run.path, folder / "run.png", run.recipe.quality)
         write_page(run, facts, folder)
         return facts
 
@@ -99,7 +99,7 @@ def write_deployed(task: Task, growth_form: Path, weights: Path, folder: Path) -
     graph = load_model(growth_form)
     deployed = folder / DEPLOYED
     save_model(deploy_form(graph), deployed)
-    feed, _ = task.gathered(task.objective.loaders.validation, input_names(graph), limit=1)
+    feed = task.validation_feed(graph)
     difference = compare(run_model(growth_form, feed), run_model(deployed, feed)).relative
     if not difference <= DEPLOY_TOLERANCE:
         raise CheckFailed(
@@ -114,7 +114,9 @@ def write_summary(run: Run, rows: Sequence[RoundRow], facts: FinalFacts, folder:
     """Write ``summary.json`` and ``summary.md`` into a folder."""
     document = json.dumps(summary_document(run, rows, facts), indent=1) + "\n"
     (folder / SUMMARY).write_text(document, encoding="utf-8")
-    (folder / "summary.md").write_text(summary_markdown(rows, title_of(run), facts), encoding="utf-8")
+    (folder / "summary.md").write_text(
+        summary_markdown(rows, title_of(run), facts, run.recipe.quality), encoding="utf-8"
+    )
 
 
 def write_page(run: Run, facts: FinalFacts, folder: Path) -> None:

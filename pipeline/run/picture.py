@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from growpipe.quality import Quality
 from growpipe.run.figure import GROWN_COLOR, RIVAL_COLOR, two_panels
 from growpipe.run.stages.names import CONTROL, RIVAL
 from growpipe.run.store import METRICS, read_metrics
-from growpipe.run.summary import RoundRow
+from growpipe.run.summary import RoundRow, widths_in_short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,40 +33,37 @@ _CONTROLS = {
     "rival": _Look(RIVAL.name, "uniform from scratch, same training MACs", "D", RIVAL_COLOR),
     "control": _Look(CONTROL.name, "seed, same epochs, never grown", "s", "#b5651d"),
 }
-_MOST_WIDTHS = 6
 
 
-def draw_run(rows: Sequence[RoundRow], folder: Path, path: Path) -> None:
-    """Draw test accuracy over parameters and the validation loss over epochs.
+def draw_run(rows: Sequence[RoundRow], folder: Path, path: Path, quality: Quality) -> None:
+    """Draw what networks are judged by over parameters, and the validation loss over epochs.
 
     Args:
         rows: of `growpipe.run.summary.rows_of`.
         folder: the run directory.
         path: the PNG to write.
+        quality: what networks are judged by.
 
     Raises:
         MissingEnvironment: matplotlib is not installed.
     """
     with two_panels(path, "the picture of a run") as (figure, left, right):
-        _draw_accuracy(figure, left, rows)
+        _draw_scores(figure, left, rows, quality)
         _draw_losses(right, folder)
 
 
-def _draw_accuracy(figure: Figure, axes: Axes, rows: Sequence[RoundRow]) -> None:
-    """Test accuracy over parameters; nothing if a network has none."""
+def _draw_scores(figure: Figure, axes: Axes, rows: Sequence[RoundRow], quality: Quality) -> None:
+    """The scores on the test set over parameters."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    if any(row.test_accuracy is None for row in rows):
-        return
     grown = [row for row in rows if row.name not in _CONTROLS]
     parameters = [row.parameters for row in grown]
-    axes.plot(
-        parameters, [100 * (row.test_accuracy or 0) for row in grown], "o-", color=GROWN_COLOR, label="grown"
-    )
-    for row in grown:
+    heights = [quality.scaled(row.test_score) for row in grown]
+    axes.plot(parameters, heights, "o-", color=GROWN_COLOR, label="grown")
+    for row, height in zip(grown, heights, strict=True):
         axes.annotate(
-            _label(row),
-            (row.parameters, 100 * (row.test_accuracy or 0)),
+            widths_in_short(row.widths),
+            (row.parameters, height),
             xytext=(4, -12),
             textcoords="offset points",
             fontsize=8,
@@ -73,10 +71,10 @@ def _draw_accuracy(figure: Figure, axes: Axes, rows: Sequence[RoundRow]) -> None
     for row in rows:
         if row.name in _CONTROLS:
             look = _CONTROLS[row.name]
-            accuracy = 100 * (row.test_accuracy or 0)
-            axes.plot([row.parameters], [accuracy], look.marker, color=look.color, label=look.label)
-            axes.axhline(accuracy, color=look.color, lw=0.8, ls=":")
-    axes.set(xlabel="parameters", ylabel="test accuracy in onnxruntime, %")
+            height = quality.scaled(row.test_score)
+            axes.plot([row.parameters], [height], look.marker, color=look.color, label=look.label)
+            axes.axhline(height, color=look.color, lw=0.8, ls=":")
+    axes.set(xlabel="parameters", ylabel=quality.axis("test"))
     axes.margins(x=0.18, y=0.15)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -98,13 +96,6 @@ def _draw_losses(axes: Axes, folder: Path) -> None:
             losses = _validation_losses(metrics, folder)
             axes.plot(range(1, 1 + len(losses)), losses, color=look.color, lw=1)
     axes.set(xlabel="epoch (grey lines: splits)", ylabel="validation loss", yscale="log")
-
-
-def _label(row: RoundRow) -> str:
-    """The widths, or where these are too many to read how many channels they are."""
-    if len(row.widths) <= _MOST_WIDTHS:
-        return "-".join(map(str, row.widths))
-    return f"{sum(row.widths):,} channels"
 
 
 def _validation_losses(path: Path, run: Path) -> list[float]:

@@ -13,6 +13,7 @@ from growpipe.analyser.options import MIN_SAMPLES, GrowthOptions
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_toml, table_at
 from growpipe.graph_ops.files.reading import reading
+from growpipe.quality import DEFAULT_METRICS, METRICS, METRICS_OF_TASKS, Quality, TaskName
 from growpipe.run.locate import read_recipe
 from growpipe.training.options import TrainingOptions
 from growpipe.validation import Section, explained
@@ -20,6 +21,7 @@ from growpipe.validation import Section, explained
 __all__ = ["BudgetSection", "ControlSection", "FamilySection", "Growth", "Recipe", "load_recipe"]
 
 Reference = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
+NameOrReference = Annotated[str, Field(pattern=r"^(.+:)?[A-Za-z_][A-Za-z0-9_.]*$")]
 
 
 class Growth(GrowthOptions):
@@ -50,7 +52,14 @@ class Growth(GrowthOptions):
 
 
 class TableTerm(Section):
-    """One term: ``rate`` times the widths of ``groups``, or the ``costs`` of one group at some ``widths``."""
+    """One term: ``rate`` times the widths of ``groups``, or the ``costs`` of one group at some ``widths``.
+
+    Attributes:
+        groups: the channel groups that the term is of.
+        rate: the cost is this number times the product of their widths.
+        widths: of the one group, at which its cost is known.
+        costs: of the one group, at ``widths``; linear in between and beyond.
+    """
 
     groups: tuple[str, ...] = Field(min_length=1)
     rate: float | None = Field(default=None, ge=0.0)
@@ -68,7 +77,14 @@ class TableTerm(Section):
 
 
 class Table(Section):
-    """A cost that somebody else knows; see `growpipe.graph_ops.cost.cost_table.CostTable`."""
+    """A cost that somebody else knows; see `growpipe.graph_ops.cost.cost_table.CostTable`.
+
+    Attributes:
+        limit: the most that the network may cost.
+        unit: of all costs.
+        base: what depends on no width.
+        terms: are summed.
+    """
 
     limit: float = Field(gt=0.0)
     unit: str = ""
@@ -79,8 +95,13 @@ class Table(Section):
 class BudgetSection(Section):
     """The most that the finished network may cost; None for no limit.
 
-    ``milliseconds`` are those of one sample through the deploy form in onnxruntime on the machine of the run,
-    on its CPU, with so many ``threads`` within an operator; see `growpipe.budgets.measured_latency`.
+    Attributes:
+        parameters: the number of parameters.
+        macs: multiply-accumulates per sample.
+        milliseconds: of one sample through the deploy form in onnxruntime, on the CPU of the machine of the
+            run; see `growpipe.budgets.measured_latency`.
+        threads: within an operator, for ``milliseconds``.
+        table: a cost that you know by the widths of the channel groups.
     """
 
     parameters: int | None = Field(default=None, ge=1)
@@ -140,17 +161,44 @@ class FamilySection(Section):
 class Recipe(Section):
     """One run.
 
-    ``model``, ``data`` and ``loss`` are ``file.py:name`` (relative to the recipe) or ``package.module:name``.
-    ``model`` is called with ``model_options`` and returns an ``nn.Module``; ``data`` is called with
-    ``batch_size``, ``seed`` and ``data_options`` and returns `growpipe.data.Loaders`; ``loss`` is called with
-    ``(output, target)`` and returns a mean over samples.
+    Code is named as ``file.py:name`` (relative to the recipe) or ``package.module:name``.
+
+    Attributes:
+        name: of the run.
+        model: a function or class that is called with ``model_options`` and returns an ``nn.Module``.
+        data: a function that is called with ``batch_size``, ``seed`` and ``data_options`` and returns
+            `growpipe.Loaders`.
+        task: what targets are, which gives loss and metric.
+        loss: a loss of `torch.nn` by its name, or a function of ``(output, target)`` that returns the mean
+            over samples, or a class that makes one; None for the loss of the task.
+        loss_options: arguments of ``loss``; lists become tensors, as in ``{ weight = [1.0, 3.0] }``.
+        metric: what networks are judged by, by its name or a function of ``(output, target)`` of your own;
+            None for the metric of the task.
+        metric_options: arguments of a ``metric`` of your own.
+        lower_is_better: of a ``metric`` of your own, which needs it.
+        target: the key of the target, if the batches are dicts and no pairs.
+        model_options: arguments of ``model``.
+        data_options: further arguments of ``data``.
+        inputs: the names of the inputs of the ONNX file, in order; None for those of ``forward``, or the keys
+            of the batches if their inputs are dicts.
+        outputs: the names of the outputs of the ONNX file, in order; None for those of torch's exporter.
+        train: how the network is trained.
+        growth: how the network grows.
+        budget: what the finished network may cost.
+        control: what the grown network is compared with.
+        family: several networks from one run; None for one network.
     """
 
     name: str = Field(min_length=1)
     model: Reference
     data: Reference
-    task: Literal["classification", "binary", "multilabel", "regression"] = "classification"
-    loss: Reference | None = None
+    task: TaskName = "classification"
+    loss: NameOrReference | None = None
+    loss_options: dict[str, Any] = Field(default_factory=dict)
+    metric: NameOrReference | None = None
+    metric_options: dict[str, Any] = Field(default_factory=dict)
+    lower_is_better: bool | None = None
+    target: str | None = None
     model_options: dict[str, Any] = Field(default_factory=dict)
     data_options: dict[str, Any] = Field(default_factory=dict)
     inputs: tuple[str, ...] | None = None
@@ -160,6 +208,33 @@ class Recipe(Section):
     budget: BudgetSection = BudgetSection()
     control: ControlSection = ControlSection()
     family: FamilySection | None = None
+
+    @property
+    def quality(self) -> Quality:
+        """What networks are judged by, in words."""
+        if self.metric is None:
+            return METRICS[DEFAULT_METRICS[self.task]]
+        if ":" not in self.metric:
+            return METRICS[self.metric]
+        name = self.metric.rpartition(":")[2].rpartition(".")[2].replace("_", " ")
+        return Quality(name, lower_is_better=bool(self.lower_is_better))
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> Recipe:
+        if self.metric is None or ":" not in self.metric:
+            if self.lower_is_better is not None or self.metric_options:
+                raise ValueError(
+                    "lower_is_better and metric_options are of a metric of your own; remove them"
+                )
+            if self.metric is not None and self.metric not in METRICS_OF_TASKS[self.task]:
+                fitting = ", ".join(METRICS_OF_TASKS[self.task])
+                raise ValueError(
+                    f"a {self.task} task has no metric {self.metric!r}; the metrics are {fitting}, or "
+                    "file.py:name"
+                )
+        elif self.lower_is_better is None:
+            raise ValueError(f"set lower_is_better = true or false, for the metric {self.metric}")
+        return self
 
     @model_validator(mode="after")
     def _rival_to_deploy(self) -> Recipe:

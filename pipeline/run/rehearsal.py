@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from growpipe.analyser.samples import MicroBatch, check_mean_loss
-from growpipe.data.loader_items import as_tuple, described, pairs, to_device
+from growpipe.data.loader_items import as_tuple, described, length_of, pairs, to_device
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.progress import log
 from growpipe.run.task import Task
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.outputs import evaluation_mode
-from growpipe.training.metrics import samples_right
+from growpipe.training.metrics import Metric
 from growpipe.user_code import call_user_code
 
 __all__ = ["rehearse"]
@@ -29,7 +29,7 @@ def rehearse(task: Task, model: nn.Module) -> None:
 
     Raises:
         UsageError: the network or the loss fails, the loss is not finite or not a mean over samples, or
-            accuracy cannot be measured.
+            the metric cannot be measured.
 
     A network that ends in Softmax before the task's cross entropy is told in a warning on stderr.
     """
@@ -43,18 +43,29 @@ def rehearse(task: Task, model: nn.Module) -> None:
         try:
             check_mean_loss(
                 lambda x, y: float(objective.loss_fn(model(*x), y)),
-                MicroBatch(inputs, target, len(target), 0, 0, 1),
+                MicroBatch(inputs, target, length_of(inputs), 0, 0, 1),
             )
-            if objective.metric is not None:
-                output = call_user_code("the network", model, *inputs)
-                samples_right(objective.metric, output, target)
-                _warn_of_softmax(task, output)
+            output = call_user_code("the network", model, *inputs)
+            _warn_of_softmax(task, output)
+            _try_metric(objective.metric, output, target, length_of(inputs))
         except CheckFailed:
             value = float(objective.loss_fn(model(*inputs), target))
             raise UsageError(f"the loss is {value} on the first training batch; look at the data") from None
         except UsageError as error:
             batch = f"the first training batch has inputs {described(inputs)} and targets {described(target)}"
             raise UsageError(f"{error}{_hint(task, target)}; {batch}") from error
+
+
+def _try_metric(metric: Metric, output: Any, target: Any, samples: int) -> None:
+    tally = metric.tally()
+    try:
+        tally.add(output, target, samples)
+        tally.value()
+    except UsageError as error:
+        raise UsageError(
+            f"the metric {metric.quality.name} does not fit: {error}; to judge networks by the loss set "
+            'metric = "loss" in the recipe, or give a metric of your own'
+        ) from error
 
 
 def _warn_of_softmax(task: Task, output: Any) -> None:

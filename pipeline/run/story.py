@@ -7,7 +7,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.graph_ops.files.documents import parse_json, read_json, validated
 from growpipe.graph_ops.files.reading import MissingFile, reading
 from growpipe.pages.content import (
@@ -20,7 +19,7 @@ from growpipe.pages.content import (
     RoundStory,
     RunStory,
 )
-from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts
+from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts, Score
 from growpipe.run.recipe import Recipe
 from growpipe.run.repeat import command_of, environment_of, recipe_toml
 from growpipe.run.stages.check import DEPLOY_TOLERANCE, PARITY_TOLERANCE
@@ -120,6 +119,7 @@ def story_of(run: Run, final: FinalFacts | None) -> RunStory:
         environment=tuple(environment_of(run)),
         command=command_of(run),
         recipe=recipe_toml(run.recipe),
+        quality=run.recipe.quality,
     )
 
 
@@ -156,7 +156,7 @@ def _networks(run: Run, rows: list[RoundRow], final: FinalFacts | None) -> Itera
             macs=row.macs,
             epochs=row.epochs,
             training_macs=row.training_macs,
-            accuracy=None if facts[1] is None else Measured(facts[1].value, facts[1].low, facts[1].high),
+            score=Measured(facts[1].value, facts[1].low, facts[1].high),
             validation_loss=row.validation_loss,
             milliseconds=_milliseconds(run, kind, number, final),
             cost=row.cost,
@@ -192,15 +192,15 @@ def _beside(kind: Kind, number: int | None) -> Stage[JudgedFacts]:
     return RIVAL if number is None else rival_of_branch(number)
 
 
-def _judged(run: Run, kind: Kind, number: int | None) -> tuple[Mapping[str, int], Accuracy | None]:
-    """The widths of a network by group, and its accuracy; it has a row, so its stages are there."""
+def _judged(run: Run, kind: Kind, number: int | None) -> tuple[Mapping[str, int], Score]:
+    """The widths of a network by group, and its score; it has a row, so its stages are there."""
     if kind in ("seed", "grown"):
         at = number or 0
         size = previous_stage(run, at, EXPORT).facts.size
-        return size.widths, previous_stage(run, at, CHECK).facts.test_accuracy
+        return size.widths, previous_stage(run, at, CHECK).facts.test_score
     judged = run.published(_beside(kind, number))
     assert judged is not None
-    return judged.facts.size.widths, judged.facts.test_accuracy
+    return judged.facts.size.widths, judged.facts.score
 
 
 def _milliseconds(run: Run, kind: Kind, number: int | None, final: FinalFacts | None) -> float | None:

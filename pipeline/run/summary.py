@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from growpipe.checks.measure.accuracy import Accuracy
 from growpipe.graph_ops.errors import UsageError
 from growpipe.printing import one_line
+from growpipe.quality import Quality
 from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts, MemberFacts, RewriteFacts, SplitFacts
 from growpipe.run.stages.names import (
     ANALYSE,
@@ -31,7 +31,15 @@ from growpipe.run.stages.names import (
 from growpipe.run.stages.training_cost import macs_of_branch, macs_of_growth, macs_of_training
 from growpipe.run.store import Run
 
-__all__ = ["RoundRow", "print_summary", "rows_of", "summary_document", "summary_markdown", "title_of"]
+__all__ = [
+    "RoundRow",
+    "print_summary",
+    "rows_of",
+    "summary_document",
+    "summary_markdown",
+    "title_of",
+    "widths_in_short",
+]
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class RoundRow:
         parameters: number of parameters.
         macs: multiply-accumulates per sample.
         epochs: trained in all, up to this network.
-        test_accuracy: measured in onnxruntime; None for a regression.
+        test_score: the recipe's metric on the test set, measured in onnxruntime.
         validation_loss: of the trained network.
         training_macs: multiply-accumulates of training in all, up to this network, and of the analyses.
         latency_ratio: latency of this network over its parent's, batch 1; None if no split made the network.
@@ -64,7 +72,7 @@ class RoundRow:
     parameters: int
     macs: int
     epochs: int
-    test_accuracy: float | None
+    test_score: float
     validation_loss: float
     training_macs: int
     latency_ratio: float | None = None
@@ -96,7 +104,7 @@ def rows_of(run: Run) -> list[RoundRow]:
             exported.facts.size.parameters,
             exported.facts.size.macs,
             epochs,
-            _value(checked.facts.test_accuracy),
+            checked.facts.test_score.value,
             trained.facts.validation_loss,
             macs_of_growth(run, number),
         )
@@ -139,16 +147,12 @@ def _judged_row(name: str, facts: JudgedFacts) -> RoundRow:
         facts.size.parameters,
         facts.size.macs,
         facts.training.epochs,
-        _value(facts.test_accuracy),
+        facts.score.value,
         facts.training.validation_loss,
         macs_of_training(facts.size, facts.training),
         cost=facts.cost,
         unit=facts.unit,
     )
-
-
-def _value(accuracy: Accuracy | None) -> float | None:
-    return None if accuracy is None else accuracy.value
 
 
 def _split_columns(
@@ -177,7 +181,9 @@ def title_of(run: Run) -> str:
 
 
 _ABSENT = "-"
-_WHOLE_WIDTH = 234  # characters that the table with all columns needs
+_PIPED_WIDTH = 100
+_MOST_WIDTHS = 6
+_SCORE = "score"  # the column is called after the metric
 _COLUMNS = (
     "network",
     "widths",
@@ -187,7 +193,7 @@ _COLUMNS = (
     "epochs",
     "training MACs",
     "validation loss",
-    "test accuracy",
+    _SCORE,
     "latency / parent",
     "ε",
     "Δloss predicted",
@@ -198,7 +204,18 @@ _COLUMNS = (
 )
 
 
-def _cells(row: RoundRow) -> tuple[str, ...]:
+# What people see first; `summary.md` and the page have all columns.
+_NARROW = ("network", "widths", "parameters", "MACs", "cost", "epochs", _SCORE, "latency / parent")
+
+
+def widths_in_short(widths: Sequence[int]) -> str:
+    """The widths, or if they are too many to read how many channels they are."""
+    if len(widths) <= _MOST_WIDTHS:
+        return "-".join(map(str, widths))
+    return f"{sum(widths):,} channels"
+
+
+def _cells(row: RoundRow, quality: Quality) -> tuple[str, ...]:
     def shown(value: float | None, form: str) -> str:
         return _ABSENT if value is None else format(value, form)
 
@@ -216,9 +233,8 @@ def _cells(row: RoundRow) -> tuple[str, ...]:
         f"{shown(row.cost, '.3g')} {row.unit}".strip(),
         str(row.epochs),
         f"{row.training_macs:.3g}",
-        # The loss tells nothing beside an accuracy that is measured in onnxruntime.
-        shown(row.validation_loss if row.test_accuracy is None else None, ".3g"),
-        shown(row.test_accuracy, ".1%"),
+        f"{row.validation_loss:.4g}",
+        quality.shown(row.test_score),
         latency,
         shown(row.epsilon, ".3g"),
         shown(row.predicted_change, "+.4f"),
@@ -234,31 +250,43 @@ def _columns_in_use(cells: Sequence[Sequence[str]]) -> list[int]:
     return [index for index in range(len(_COLUMNS)) if any(row[index] != _ABSENT for row in cells)]
 
 
-def print_summary(rows: Sequence[RoundRow], title: str) -> None:
-    """Print the rows on stdout: one table where there is room for it, else networks and splits apart."""
+def _headings(quality: Quality) -> dict[str, str]:
+    """What columns are called beside their own names."""
+    direction = " (lower is better)" if quality.lower_is_better else ""
+    return {_SCORE: f"test {quality.name}{direction}"}
+
+
+def print_summary(rows: Sequence[RoundRow], title: str, quality: Quality) -> None:
+    """Print on stdout what matters most, in a table of at most 100 characters.
+
+    Args:
+        rows: of `rows_of`.
+        title: the heading.
+        quality: what networks are judged by.
+    """
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_WHOLE_WIDTH)
-    cells = [_cells(row) for row in rows]
-    whole = _columns_in_use(cells)
-    of_networks = [index for index in whole if index <= _COLUMNS.index("test accuracy")]
-    of_splits = [index for index in whole if index not in of_networks[1:]]
-    for columns in [whole] if console.width >= _WHOLE_WIDTH else [of_networks, of_splits]:
-        table = Table(title=Text(one_line(title)), title_justify="left")
-        for index in columns:
-            table.add_column(_COLUMNS[index], justify="left" if index < 2 else "right", overflow="fold")
-        for row in cells:
-            if any(row[index] != _ABSENT for index in columns if index):
-                table.add_row(*(Text(one_line(row[index])) for index in columns))
-        console.print(table)
-        title = ""
+        console = Console(width=_PIPED_WIDTH)
+    cells = [_cells(row, quality) for row in rows]
+    used = _columns_in_use(cells)
+    columns = [index for index in used if _COLUMNS[index] in _NARROW]
+    table = Table(title=Text(one_line(title)), title_justify="left")
+    for index in columns:
+        heading = _headings(quality).get(_COLUMNS[index], _COLUMNS[index])
+        table.add_column(Text(one_line(heading)), justify="left" if index < 2 else "right", overflow="fold")
+    widths = _COLUMNS.index("widths")
+    for row, line in zip(rows, cells, strict=True):
+        short = {widths: widths_in_short(row.widths)}
+        table.add_row(*(Text(one_line(short.get(index, line[index]))) for index in columns))
+    console.print(table)
 
 
-def summary_markdown(rows: Sequence[RoundRow], title: str, facts: FinalFacts) -> str:
-    """The rows as a Markdown table, and what ended in which way."""
-    cells = [_cells(row) for row in rows]
+def summary_markdown(rows: Sequence[RoundRow], title: str, facts: FinalFacts, quality: Quality) -> str:
+    """The rows as a Markdown table with all columns, and what ended in which way."""
+    cells = [_cells(row, quality) for row in rows]
     columns = _columns_in_use(cells)
-    table = [[line[index] for index in columns] for line in (_COLUMNS, *cells)]
+    headings = [_headings(quality).get(name, name) for name in _COLUMNS]
+    table = [[line[index] for index in columns] for line in (headings, *cells)]
     lines = ["| " + " | ".join(line) + " |" for line in table]
     lines = [f"# {title}", "", lines[0], "|" + "---|" * len(columns), *lines[1:], "", f"{facts.verdict}."]
     for member in facts.members:
@@ -286,6 +314,7 @@ def summary_document(run: Run, rows: Sequence[RoundRow], facts: FinalFacts | Non
         "stopped": "not finished" if facts is None else facts.stopped,
         "deployed": None if facts is None else facts.deployed,
         "verdict": None if facts is None else facts.verdict,
+        "metric": asdict(run.recipe.quality),
         "rows": [asdict(row) for row in rows],
     }
     if facts is not None and facts.members:

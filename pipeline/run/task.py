@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,26 +12,21 @@ import torch
 from torch import nn
 
 from growpipe.data import Loaders
-from growpipe.data.loader_items import as_tuple, pairs
+from growpipe.data.loader_items import ByPosition, as_tuple, length_of, named_pairs, pairs
 from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UsageError
+from growpipe.quality import DEFAULT_METRICS
 from growpipe.run.store import Run
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.export import GrowthExport, export_growth_form
+from growpipe.torch_module.keywords import take_positions
 from growpipe.torch_module.outputs import LossFunction, to_numpy
 from growpipe.training.evaluation import Objective
-from growpipe.training.metrics import Metric, binary_loss
+from growpipe.training.losses import loss_of
+from growpipe.training.metrics import Metric, metric_of, own_metric
 from growpipe.user_code import call_user_code, hash_user_file, load_reference
 
 __all__ = ["Task", "TrainedNetwork", "as_feed", "input_names", "load_task"]
-
-_LOSSES: dict[str, LossFunction] = {
-    "classification": nn.functional.cross_entropy,
-    "binary": binary_loss,
-    "multilabel": binary_loss,
-    "regression": nn.functional.mse_loss,
-}
-_METRICS: dict[str, Metric] = {"classification": "classes", "binary": "labels", "multilabel": "labels"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +50,19 @@ class Task:
 
     Attributes:
         run: whose recipe it is.
-        objective: data, loss, and whether accuracy is measured.
+        objective: data, loss and metric.
         config: the recipe values that enter the key of every stage that uses the model or the data, plus
             hashes of the user's own files.
+        names: the arguments of ``forward`` that inputs are for; None if inputs come by position.
         network: the trained network that was used last; see `growpipe.run.stages.network`.
     """
 
     run: Run
     objective: Objective
     config: Mapping[str, Any]
+    names: tuple[str, ...] | None = None
     network: TrainedNetwork | None = None
+    _template: Any = None
 
     def build_seed(self) -> nn.Module:
         """The seed network as the recipe's ``model`` builds it, initialised from the run's seed.
@@ -80,6 +76,8 @@ class Task:
         model = call_user_code(recipe.model, builder, **recipe.model_options)
         if not isinstance(model, nn.Module):
             raise UsageError(f"{recipe.model} returned {type(model).__name__}, not an nn.Module")
+        if self.names is not None:
+            take_positions(model, self.names)
         return model
 
     def export(self, model: nn.Module) -> GrowthExport:
@@ -91,7 +89,10 @@ class Task:
         recipe = self.run.recipe
         model.to("cpu").eval()
         return export_growth_form(
-            model, self.example_inputs(), input_names=recipe.inputs, output_names=recipe.outputs
+            model,
+            self.example_inputs(),
+            input_names=recipe.inputs or self.names,
+            output_names=recipe.outputs,
         )
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
@@ -105,13 +106,21 @@ class Task:
             raise UsageError("the validation loader gave no batches; look at the recipe's data")
         return tuple(tensor[:8] for tensor in as_tuple(inputs))
 
+    def output_template(self) -> Any:
+        """What the network gives for `example_inputs`: the form in which losses and metrics take outputs."""
+        if self._template is None:
+            with torch.no_grad():
+                model = self.build_seed().eval()
+                self._template = call_user_code("the network", model, *self.example_inputs())
+        return self._template
+
     def analysis_batches(self, samples: int) -> list[tuple[Any, Any]]:
         """Training batches of about ``samples`` samples, the same at every call."""
         seed_everything(self.run.seed, "analysis set")
         batches, count = [], 0
         for batch in pairs(self.objective.loaders.train):
             batches.append(batch)
-            count += len(batch[1])
+            count += length_of(batch[0])
             if count >= samples:
                 break
         return batches
@@ -121,29 +130,16 @@ class Task:
         inputs, target = self.analysis_batches(1)[0]
         return self.objective.loss_fn(call_user_code("the network", model, *as_tuple(inputs)), target)
 
-    def gathered(
-        self, loader: Iterable[tuple[Any, Any]], names: list[str], limit: int | None = None
-    ) -> tuple[dict[str, AnyArray], AnyArray]:
-        """All inputs of a loader by graph input name, and the targets, as arrays.
-
-        Args:
-            loader: of the objective.
-            names: the graph's inputs, in order.
-            limit: the most batches.
-        """
-        inputs: list[tuple[torch.Tensor, ...]] = []
-        targets: list[torch.Tensor] = []
-        for batch, target in itertools.islice(pairs(loader), limit):
-            inputs.append(as_tuple(batch))
-            targets.append(target)
-        if not targets:
-            raise UsageError("a data loader gave no batches; look at the recipe's data")
-        columns = [torch.cat(column) for column in zip(*inputs, strict=True)]
-        return as_feed(names, columns), to_numpy(torch.cat(targets))
+    def validation_feed(self, graph: ir.Model) -> dict[str, AnyArray]:
+        """The first validation batch by the names of the graph's inputs."""
+        inputs, _ = next(pairs(self.objective.loaders.validation), (None, None))
+        if inputs is None:
+            raise UsageError("the validation loader gave no batches; look at the recipe's data")
+        return as_feed(input_names(graph), as_tuple(inputs))
 
     def one_sample(self, graph: ir.Model) -> dict[str, AnyArray]:
         """The first validation sample, a batch of one, by input name: what latency is measured on."""
-        feed, _ = self.gathered(self.objective.loaders.validation, input_names(graph), limit=1)
+        feed = self.validation_feed(graph)
         return {name: np.ascontiguousarray(array[:1]) for name, array in feed.items()}
 
 
@@ -183,18 +179,54 @@ def load_task(run: Run) -> Task:
                 f"the {part} loader of {recipe.data} can be read only once ({type(loader).__name__}); give a "
                 "list of batches, a DataLoader, or an object whose __iter__ starts from the beginning"
             )
-    loss = _LOSSES[recipe.task] if recipe.loss is None else load_reference(recipe.loss, run.folder)
-    loss_fn = functools.partial(call_user_code, recipe.loss or f"the loss of a {recipe.task} task", loss)
-    references = [reference for reference in (recipe.model, recipe.data, recipe.loss) if reference]
+    names = _names_of(loaders, recipe.target)
+    if names is not None:
+        by_position = (
+            ByPosition(part, names, recipe.target)
+            for part in (loaders.train, loaders.validation, loaders.test)
+        )
+        loaders = Loaders(*by_position)
+    loss_fn = loss_of(recipe.task, recipe.loss, recipe.loss_options, run.folder, run.device)
+    named = (recipe.model, recipe.data, recipe.loss, recipe.metric)
+    references = [reference for reference in named if reference and ":" in reference]
     config = {
         "model": recipe.model,
         "model_options": recipe.model_options,
         "data": recipe.data,
         "data_options": recipe.data_options,
         "task": recipe.task,
+        "target": recipe.target,
         "loss": recipe.loss,
+        "loss_options": recipe.loss_options,
+        "metric": recipe.metric,
+        "metric_options": recipe.metric_options,
         "user_files": {reference: hash_user_file(reference, run.folder) for reference in references},
         "seed": run.seed,
         "device": run.device,
     }
-    return Task(run, Objective(loaders, loss_fn, _METRICS.get(recipe.task)), config)
+    return Task(run, Objective(loaders, loss_fn, _metric(run, loss_fn)), config, names)
+
+
+def _names_of(loaders: Loaders, target: str | None) -> tuple[str, ...] | None:
+    """The arguments of ``forward`` that the inputs of the first batch are for; None if they have no names."""
+    first = next(named_pairs(loaders.validation, target), None)
+    if isinstance(first, Mapping):
+        raise UsageError(
+            f"a batch is a dict with the keys {sorted(map(str, first))}; set target in the recipe to the key "
+            "of the target"
+        )
+    if not isinstance(first, (tuple, list)) or len(first) != 2 or not isinstance(first[0], Mapping):
+        return None
+    # What is no tensor, such as the name of a file, is not an input.
+    return tuple(str(key) for key, value in first[0].items() if isinstance(value, torch.Tensor))
+
+
+def _metric(run: Run, loss_fn: LossFunction) -> Metric:
+    """What the recipe asks networks to be judged by."""
+    recipe = run.recipe
+    name = recipe.metric or DEFAULT_METRICS[recipe.task]
+    if name == "loss":
+        return own_metric("the loss", loss_fn, {}, recipe.quality)
+    if ":" not in name:
+        return metric_of(name, recipe.task)
+    return own_metric(name, load_reference(name, run.folder), recipe.metric_options, recipe.quality)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from growpipe.checks.measure.accuracy import Accuracy
-from growpipe.run.facts import JudgedFacts, TrainFacts
+from growpipe.quality import Quality
+from growpipe.run.facts import JudgedFacts, Score, TrainFacts
 from growpipe.run.recipe import Recipe
 from growpipe.run.recipe_limits import budget_of
 from growpipe.run.stages.names import BRANCH, CHECK, RIVAL, TRAIN, previous_stage, rival_of_branch
@@ -34,11 +34,11 @@ class Contender:
 
     Attributes:
         training: how it was trained, with its figures on the validation set.
-        test_accuracy: None if accuracy is not measured.
+        test_score: in onnxruntime.
     """
 
     training: TrainFacts
-    test_accuracy: Accuracy | None
+    test_score: Score
 
 
 def judge(run: Run, number: int) -> Verdict:
@@ -48,7 +48,7 @@ def judge(run: Run, number: int) -> Verdict:
         UsageError: the round is not checked yet.
     """
     grown = Contender(
-        previous_stage(run, number, TRAIN).facts, previous_stage(run, number, CHECK).facts.test_accuracy
+        previous_stage(run, number, TRAIN).facts, previous_stage(run, number, CHECK).facts.test_score
     )
     return _compare(run.recipe, grown, run.published(RIVAL))
 
@@ -60,7 +60,7 @@ def judge_branch(run: Run, number: int) -> Verdict:
         UsageError: the round has no branch yet.
     """
     branch = previous_stage(run, number, BRANCH).facts
-    grown = Contender(branch.training, branch.test_accuracy)
+    grown = Contender(branch.training, branch.score)
     return _compare(run.recipe, grown, run.published(rival_of_branch(number)))
 
 
@@ -75,50 +75,52 @@ def _compare(recipe: Recipe, grown: Contender, trained: StageRecord[JudgedFacts]
     finish = recipe.growth.finish
     own = "grown and retrained" if finish == "retrain" else "grown"
     if trained is None:
-        return Verdict("grown", f"{own} {_figure(grown)}; no rival was trained")
-    rival = Contender(trained.facts.training, trained.facts.test_accuracy)
-    better = "rival" if _better(rival.training, grown.training) else "grown"
+        return Verdict("grown", f"{own} {_figure(grown.test_score)}; no rival was trained")
+    rival = Contender(trained.facts.training, trained.facts.score)
+    better = "rival" if _better(rival.training, grown.training, recipe.quality) else "grown"
     deployed = {"best": better, "rival": "rival"}.get(finish, "grown")
     reason = "better on the validation set" if finish == "best" else f'as finish = "{finish}" asks'
     words = (
-        f"{own} {_figure(grown)}, uniform from scratch {_figure(rival)} at the same {_measure(recipe)}: "
-        + verdict_words(grown.test_accuracy, rival.test_accuracy, better)
+        f"{own} {_figure(grown.test_score)}, uniform from scratch {_figure(rival.test_score)} at the same "
+        f"{_measure(recipe)}: "
+        + verdict_words(grown.test_score, rival.test_score)
         + f"; deployed: the {deployed} network, {reason}"
     )
     return Verdict(deployed, words)
 
 
-def verdict_words(grown: Accuracy | None, rival: Accuracy | None, better: str) -> str:
-    """Who won.
+def verdict_words(grown: Score, rival: Score) -> str:
+    """Who won on the test set.
 
     Args:
-        grown: test accuracy of the grown network; None if accuracy is not measured.
-        rival: test accuracy of the rival; None if accuracy is not measured.
-        better: ``grown`` or ``rival``, by validation; decides if accuracy is not measured.
+        grown: of the grown network.
+        rival: of the rival.
     """
-    if grown is not None and rival is not None:
-        error = math.sqrt(sum(a.value * (1 - a.value) / a.samples for a in (grown, rival)))
-        difference = grown.value - rival.value
-        if abs(difference) <= error:
-            return f"no difference beyond the standard error of {100 * error:.1f} points"
-        better = "grown" if difference > 0 else "rival"
-    return "growth wins here" if better == "grown" else "plain training wins here"
+    quality = grown.quality
+    if grown.standard_error is not None and rival.standard_error is not None:
+        error = math.hypot(grown.standard_error, rival.standard_error)
+        if abs(grown.value - rival.value) <= error:
+            shown = f"{100 * error:.1f} points" if quality.percent else f"{error:.2g}"
+            return f"no difference beyond the standard error of {shown}"
+    if grown.value == rival.value:
+        return "no difference"
+    better = quality.better(grown.value, rival.value)
+    return "growth wins here" if better else "plain training wins here"
 
 
-def _better(first: TrainFacts, second: TrainFacts) -> bool:
-    """Whether the first network is better on the validation set: by accuracy, then by loss."""
+def _better(first: TrainFacts, second: TrainFacts, quality: Quality) -> bool:
+    """Whether the first network is better on the validation set: by the metric, then by the loss."""
 
     def badness(facts: TrainFacts) -> tuple[float, float]:
+        score = facts.validation_score if quality.lower_is_better else -facts.validation_score
         loss = facts.validation_loss
-        return -(facts.validation_accuracy or 0.0), math.inf if math.isnan(loss) else loss
+        return math.inf if math.isnan(score) else score, math.inf if math.isnan(loss) else loss
 
     return badness(first) < badness(second)
 
 
-def _figure(contender: Contender) -> str:
-    if contender.test_accuracy is None:
-        return f"validation loss {contender.training.validation_loss:.4g}"
-    return f"{100 * contender.test_accuracy.value:.1f} %"
+def _figure(score: Score) -> str:
+    return score.quality.told(score.value)
 
 
 def _measure(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from growpipe.graph_ops.arrays import AnyArray
 
-__all__ = ["LossFunction", "evaluation_mode", "output_tensors", "to_numpy", "to_torch"]
+__all__ = ["LossFunction", "evaluation_mode", "filled", "output_tensors", "to_numpy", "to_torch"]
 
 LossFunction = Callable[[Any, Any], torch.Tensor]
 """``(output, target)`` to a scalar, the mean loss over the samples of a batch."""
@@ -42,6 +42,33 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
             yield from _tensors([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
         elif isinstance(leaf, Iterable) and not isinstance(leaf, (str, bytes)):
             yield from _tensors(list(leaf))
+
+
+def filled(template: Any, tensors: Iterable[torch.Tensor]) -> Any:
+    """An output of the form of ``template`` with other tensors, in the order of `output_tensors`.
+
+    Args:
+        template: what ``forward`` returned.
+        tensors: as many as ``template`` has, e.g. the outputs of the ONNX graph.
+    """
+    rest = iter(tensors)
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return next(rest)
+        if isinstance(leaf, Mapping):
+            return {key: nested(value) for key, value in leaf.items()}
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            names = [field.name for field in dataclasses.fields(leaf)]
+            return dataclasses.replace(leaf, **{name: nested(getattr(leaf, name)) for name in names})
+        if isinstance(leaf, Iterable) and not isinstance(leaf, (str, bytes)):
+            return [nested(value) for value in leaf]
+        return leaf
+
+    def nested(value: Any) -> Any:
+        return pytree.tree_map(put, value)
+
+    return nested(template)
 
 
 def to_numpy(tensor: torch.Tensor) -> AnyArray:

@@ -36,7 +36,7 @@ class Epoch:
         learning_rate: the rate of the epoch.
         train_loss: the mean over the samples of the epoch, in training mode, while the weights changed.
         validation_loss: of the weights after the epoch.
-        validation_accuracy: of the weights after the epoch; None if it is not measured.
+        validation_score: the metric of the weights after the epoch.
         samples: how many were trained on, by all processes together.
     """
 
@@ -45,7 +45,7 @@ class Epoch:
     learning_rate: float
     train_loss: float
     validation_loss: float
-    validation_accuracy: float | None
+    validation_score: float
     samples: int
 
 

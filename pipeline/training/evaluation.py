@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from growpipe.data import Loaders
-from growpipe.data.loader_items import as_tuple, to_device
+from growpipe.data.loader_items import as_tuple, length_of, to_device
 from growpipe.graph_ops.errors import UsageError
 from growpipe.parallel.distributed import pieces
 from growpipe.parallel.processes import ALONE, Processes
 from growpipe.torch_module.outputs import LossFunction, evaluation_mode
-from growpipe.training.metrics import Metric, samples_right
+from growpipe.training.metrics import ACCURACY, Metric
 from growpipe.user_code import call_user_code
 
 __all__ = ["Evaluation", "Objective", "evaluate"]
@@ -28,12 +28,12 @@ class Objective:
     Attributes:
         loaders: the data.
         loss_fn: ``(output, target)`` to a mean over samples.
-        metric: how accuracy is measured (see `samples_right`); None if it is not.
+        metric: what networks are judged by.
     """
 
     loaders: Loaders
     loss_fn: LossFunction
-    metric: Metric | None = "classes"
+    metric: Metric = ACCURACY
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Evaluation:
 
     Attributes:
         loss: the mean over samples.
-        accuracy: the share of targets that are right, 0 to 1; None if it is not measured.
+        score: the objective's metric.
     """
 
     loss: float
-    accuracy: float | None
+    score: float
 
 
 @torch.no_grad()
@@ -58,30 +58,30 @@ def evaluate(
     device: str = "cpu",
     peers: Processes = ALONE,
 ) -> Evaluation:
-    """Loss and accuracy in evaluation mode.
+    """Loss and metric in evaluation mode.
 
     Args:
         model: on ``device``; its mode is restored afterwards.
         batches: gives ``(inputs, target)`` pairs, e.g. one of the objective's loaders.
-        objective: its loss, and whether accuracy is measured.
+        objective: its loss and its metric.
         device: where the batches are brought to.
         peers: the processes that share the batches; all get the same figures.
 
     Raises:
-        UsageError: ``batches`` is empty, or the network or the loss fails.
+        UsageError: ``batches`` is empty, or the network, the loss or the metric fails.
     """
-    total, correct, samples = 0.0, 0.0, 0.0
+    total, samples = 0.0, 0.0
+    tally = objective.metric.tally()
     with evaluation_mode(model):
         for piece in pieces(batches, peers, "evaluate"):
             target = to_device(piece.target, device)
             output = call_user_code("the network", model, *as_tuple(to_device(piece.inputs, device)))
             total += float(objective.loss_fn(output, target)) * piece.samples
-            if objective.metric is not None:
-                right = samples_right(objective.metric, output, target)
-                correct += float(right.sum()) * (piece.samples / len(target))
+            own = length_of(piece.inputs)
+            tally.add(output, target, own, piece.samples / own if own else 0.0)
             samples += piece.samples
     if peers.world > 1:
-        total, correct, samples = peers.totals(total, correct, samples, device=torch.device("cpu"))
+        total, samples = peers.totals(total, samples, device=torch.device("cpu"))
     if samples == 0:
         raise UsageError("a data loader gave no batches; look at the recipe's data")
-    return Evaluation(total / samples, None if objective.metric is None else correct / samples)
+    return Evaluation(total / samples, tally.value(peers))

@@ -17,6 +17,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.parallel.distributed import Piece, data_parallel, pieces, share_buffers, weights_hash
 from growpipe.parallel.processes import ALONE, Processes
 from growpipe.progress import progress_bar
+from growpipe.quality import METRICS, Quality
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.memory_format import channels_last, contiguous_where_needed
 from growpipe.torch_module.recalibration import recalibrate
@@ -105,12 +106,12 @@ def train(
     trainer = _Trainer(model, optimizer, objective, options, stage, device, peers)
     with progress_bar(stage.name, stage.epochs) as advance:
         for done in history:
-            advance(_status(done))
+            advance(_status(done, objective.metric.quality))
         while len(history) < stage.epochs and not (
             stage.until == "plateau" and _plateaued(history, options.patience)
         ):
             history.append(trainer.epoch(len(history)))
-            advance(_status(history[-1]))
+            advance(_status(history[-1], objective.metric.quality))
             checkpoint.save(model, optimizer, history)
     if options.recalibrate and history:
         history[-1] = trainer.recalibrated(history[-1])
@@ -158,7 +159,7 @@ class _Trainer:
             self.model.train()
             train_loss, samples = self._steps(batches, f"{stage.name}, epoch {number + 1}")
         share_buffers(self.model, self.peers)
-        return self._judged(Epoch(stage.name, number + 1, rate, train_loss, math.nan, None, samples))
+        return self._judged(Epoch(stage.name, number + 1, rate, train_loss, math.nan, math.nan, samples))
 
     def recalibrated(self, last: Epoch) -> Epoch:
         """Average the running statistics of batch norm again; the last epoch with the figures after it."""
@@ -184,7 +185,7 @@ class _Trainer:
             device=self.device,
             peers=self.peers,
         )
-        return replace(epoch, validation_loss=held_out.loss, validation_accuracy=held_out.accuracy)
+        return replace(epoch, validation_loss=held_out.loss, validation_score=held_out.score)
 
     def _steps(self, batches: Iterable[Piece], where: str) -> tuple[float, int]:
         """Train on these batches; the mean loss, and the samples of all processes."""
@@ -286,8 +287,8 @@ def _plateaued(history: list[Epoch], patience: int) -> bool:
     return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def _status(epoch: Epoch) -> str:
+def _status(epoch: Epoch, quality: Quality) -> str:
     text = (
         f"rate {epoch.learning_rate:.2g}, loss {epoch.train_loss:.4f}, validation {epoch.validation_loss:.4f}"
     )
-    return text if epoch.validation_accuracy is None else f"{text}, {epoch.validation_accuracy:.1%}"
+    return text if quality == METRICS["loss"] else f"{text}, {quality.told(epoch.validation_score)}"

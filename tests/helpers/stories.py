@@ -11,25 +11,28 @@ from growpipe.pages.content import (
     RoundStory,
     RunStory,
 )
+from growpipe.quality import METRICS, Quality
 
 __all__ = ["story"]
 
 
-def story(name: str = "conv1.weight", *, rounds: int = 2, groups: int = 2, accuracy: bool = True) -> RunStory:
+def story(
+    name: str = "conv1.weight", *, rounds: int = 2, groups: int = 2, quality: Quality = METRICS["accuracy"]
+) -> RunStory:
     """A finished run.
 
     Args:
         name: of the first group, and part of every other text.
         rounds: how often it grew.
         groups: the number of its channel groups.
-        accuracy: whether accuracy was measured.
+        quality: what networks are judged by.
     """
     names = [name, *(f"conv{index}.weight" for index in range(2, groups + 1))]
 
-    def network(label: str, kind: str, width: int, quality: float, **more: object) -> Network:
-        found = Measured(quality, quality - 0.02, quality + 0.01) if accuracy else None
+    def network(label: str, kind: str, width: int, score: float, **more: object) -> Network:
+        found = Measured(score, score - 0.02, score + 0.01)
         widths = dict.fromkeys(names, width)
-        return Network(label, kind, widths, 100 * width, 1000 * width, 10, 10**9, found, 1 - quality, **more)  # type: ignore[arg-type]
+        return Network(label, kind, widths, 100 * width, 1000 * width, 10, 10**9, found, 1 - score, **more)  # type: ignore[arg-type]
 
     return RunStory(
         title=f"run of {name}",
@@ -58,6 +61,7 @@ def story(name: str = "conv1.weight", *, rounds: int = 2, groups: int = 2, accur
         environment=(("torch", name),),
         command=f"growpipe run {name}",
         recipe=f'name = "{name}"\n',
+        quality=quality,
     )
 
 

@@ -136,7 +136,7 @@ def facts(peers: Processes, folder: Path) -> dict[str, Any]:
         "together": together,
         "normalised": weights_hash(model),
         "resumed": resumed(peers, folder),
-        "held_out": [held_out.loss, held_out.accuracy],
+        "held_out": [held_out.loss, held_out.score],
         "samples": samples,
         "refusal": refusal(peers),
     }

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from growpipe.checks.measure.accuracy import Accuracy, accuracy, wilson_interval
 from growpipe.checks.measure.compare import compare, run_model
 from growpipe.checks.measure.latency import Timing, paired_latency
 from growpipe.checks.runner import run_checks
@@ -19,7 +18,7 @@ from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.atomic import write_text
-from growpipe.graph_ops.files.load_save import load_model, save_model
+from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.run.facts import CheckFacts, RewriteFacts, SplitFacts
 from growpipe.run.stages.names import (
@@ -37,13 +36,13 @@ from growpipe.run.stages.names import (
     round_stage,
 )
 from growpipe.run.stages.network import trained_network
+from growpipe.run.stages.score import score_on_test
 from growpipe.run.store import StageRecord
 from growpipe.run.task import Task, input_names
 from growpipe.torch_module.grow_module import load_grown
 from growpipe.torch_module.outputs import output_tensors, to_numpy
-from growpipe.training.metrics import samples_right
 
-__all__ = ["DEPLOY_TOLERANCE", "accuracy_on_test", "check_round", "structure_problems"]
+__all__ = ["DEPLOY_TOLERANCE", "check_round", "structure_problems"]
 
 DEPLOY_TOLERANCE = 1e-5
 """Deploy form against growth form, relative to the output's scale: fusing batch norm rounds."""
@@ -51,7 +50,6 @@ PARITY_TOLERANCE = 1e-5
 """Parent against child at ε = 0, relative to the output's scale; torch against ONNX at the chosen ε alike."""
 BATCH_SIZES = (1, 2, 7)
 _LATENCY_SECONDS = 2.0
-_TEST_BATCH = 256
 
 
 def check_round(task: Task, number: int) -> StageRecord[CheckFacts]:
@@ -81,7 +79,7 @@ def check_round(task: Task, number: int) -> StageRecord[CheckFacts]:
             problems += _structure(rewritten.folder / CHILD)
             split = _check_split(task, number, rewritten, folder)
             problems += _parity_problems(split)
-        facts = CheckFacts(accuracy_on_test(task, network), split)
+        facts = CheckFacts(score_on_test(task, network), split)
         if problems:
             write_text(failed, json.dumps({"problems": problems, **_report(facts)}, indent=1) + "\n")
             raise CheckFailed(
@@ -95,24 +93,6 @@ def check_round(task: Task, number: int) -> StageRecord[CheckFacts]:
 
     config = {**task.config, "tolerance": PARITY_TOLERANCE, "batch_sizes": BATCH_SIZES}
     return run.stage(round_stage(number, CHECK), produce, config=config, inputs=inputs)
-
-
-def accuracy_on_test(task: Task, path: Path) -> Accuracy | None:
-    """Accuracy of an ONNX file on the test set in onnxruntime, with its interval; None for a regression."""
-    metric = task.objective.metric
-    if metric is None:
-        return None
-    feed, targets = task.gathered(task.objective.loaders.test, input_names(load_model(path)))
-    if metric == "classes":
-        return accuracy(path, feed, targets)
-    shares = []
-    for start in range(0, len(targets), _TEST_BATCH):
-        part = slice(start, start + _TEST_BATCH)
-        outputs = run_model(path, {name: array[part] for name, array in feed.items()})
-        scores, right = torch.from_numpy(next(iter(outputs.values()))), torch.from_numpy(targets[part])
-        shares.append(samples_right(metric, scores, right))
-    value = float(torch.cat(shares).mean())
-    return Accuracy(value, *wilson_interval(value, len(targets)), len(targets))
 
 
 def structure_problems(path: str | os.PathLike[str], batch_sizes: Sequence[int] = (1, 3)) -> list[str]:
@@ -147,7 +127,7 @@ def _check_split(task: Task, number: int, rewritten: StageRecord[RewriteFacts], 
     export = trained_network(task, number).export
     graph = export.graph
     names = input_names(graph)
-    feed, _ = task.gathered(task.objective.loaders.validation, names, limit=1)
+    feed = task.validation_feed(graph)
 
     undisplaced = folder / ".undisplaced.onnx"
     save_model(grow_graph(graph, plan.with_epsilon(0.0), export.solution), undisplaced)
@@ -163,7 +143,7 @@ def _check_split(task: Task, number: int, rewritten: StageRecord[RewriteFacts], 
         parity=parity,
         torch_parity=compare(dict(zip(outputs, expected, strict=True)), outputs).relative,
         drift=compare(run_model(parent, feed), outputs).relative,
-        child_test_accuracy=accuracy_on_test(task, child),
+        child_test_score=score_on_test(task, child),
         latency=paired_latency(parent, child, sample, Timing(seconds=_LATENCY_SECONDS, level=0.95)),
     )
 
@@ -194,4 +174,4 @@ def _parity_problems(split: SplitFacts) -> list[str]:
 def _report(facts: CheckFacts) -> dict[str, Any]:
     """The fields of ``report.json``."""
     report = dataclasses.asdict(facts)
-    return {"test_accuracy": report["test_accuracy"], **(report["split"] or {})}
+    return {"test_score": report["test_score"], **(report["split"] or {})}

@@ -10,10 +10,11 @@ from torch import nn
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.run.facts import JudgedFacts, NetworkSize
-from growpipe.run.stages.check import accuracy_on_test, structure_problems
+from growpipe.run.stages.check import structure_problems
 from growpipe.run.stages.export import divergence_from_torch
 from growpipe.run.stages.names import GROWTH_FORM
 from growpipe.run.stages.network import add_history
+from growpipe.run.stages.score import score_on_test
 from growpipe.run.stages.train import fit
 from growpipe.run.store import PublishedFile
 from growpipe.run.task import Task
@@ -59,4 +60,4 @@ def train_and_judge(
     divergence_from_torch(task, model, graph, stage.name)
     for problem in structure_problems(graph):
         raise CheckFailed(f"{stage.name} failed its check: {problem}")
-    return JudgedFacts(size, trained, accuracy_on_test(task, graph))
+    return JudgedFacts(size, trained, score_on_test(task, graph))

@@ -105,7 +105,7 @@ def _judged(task: Task, folder: Path, model: nn.Module, optimizer: torch.optim.O
     run, objective = task.run, task.objective
     found = evaluate(model, objective.loaders.validation, objective, device=run.device, peers=run.peers)
     _write(folder, model, optimizer, [])
-    return TrainFacts(0, 0, None, found.loss, found.accuracy)
+    return TrainFacts(0, 0, None, found.loss, found.score)
 
 
 def _write(
@@ -187,7 +187,7 @@ def fit(
         samples=sum(epoch.samples for epoch in history),
         train_loss=done.train_loss,
         validation_loss=done.validation_loss,
-        validation_accuracy=done.validation_accuracy,
+        validation_score=done.validation_score,
         processes=processes,
     )
 

@@ -16,9 +16,11 @@ from growpipe.graph_ops.edit.difference import difference_of
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
+from growpipe.pages.content import Measured
 from growpipe.pages.page import difference_page, run_page
 from growpipe.pages.scales import Scale, grouped, short, signed
 from growpipe.pages.svg import tag
+from growpipe.quality import METRICS
 from tests.helpers.stories import story
 from tests.helpers.text_models import text_model
 
@@ -104,10 +106,12 @@ def test_a_page_says_what_it_shows_in_words() -> None:
     assert headings[:3] == ["h1", "h2", "h2"]
 
 
-def test_without_an_accuracy_the_loss_stands_in_its_place() -> None:
-    words = Structure(run_page(story(accuracy=False))).words
-    assert "validation loss (lower is better)" in words
-    assert "test accuracy" not in words
+def test_the_metric_and_its_direction_are_told() -> None:
+    words = Structure(run_page(story(quality=METRICS["rmse"]))).words
+    assert "test RMSE (lower is better)" in words
+    assert "Down and to the left is better." in words
+    assert "accuracy" not in words
+    assert "Up and to the left is better." in Structure(run_page(story())).words
 
 
 def test_an_unfinished_run_has_a_page() -> None:
@@ -127,8 +131,8 @@ def test_a_page_stays_small_whatever_it_is_about() -> None:
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300])
 def test_odd_numbers_are_drawn(odd: float) -> None:
-    base = story(accuracy=False)
-    networks = tuple(dataclasses.replace(n, validation_loss=odd) for n in base.networks)
+    base = story(quality=METRICS["loss"])
+    networks = tuple(dataclasses.replace(n, score=Measured(odd, odd, odd)) for n in base.networks)
     curve = dataclasses.replace(base.curves[0], validation_loss=(odd, 1.0), train_loss=(odd, odd))
     page = run_page(dataclasses.replace(base, networks=networks, curves=(curve,)))
     places = re.findall(r' (?:x|y|cx|cy|x1|x2|y1|y2|width|height|points)="([^"]*)"', page)

@@ -171,12 +171,12 @@ def test_the_better_network_on_validation_is_deployed(undisturbed: tuple[Path, f
         "grown": json.loads((folder / "round-02/train/manifest.json").read_text())["facts"],
         "rival": json.loads((folder / "control/rival/manifest.json").read_text())["facts"]["training"],
     }
-    best = max(facts, key=lambda n: (facts[n]["validation_accuracy"], -facts[n]["validation_loss"]))
+    best = max(facts, key=lambda n: (facts[n]["validation_score"], -facts[n]["validation_loss"]))
     assert summary["deployed"] == best
     place = {"grown": "round-02/export", "rival": "control/rival"}[best]
     assert (folder / "final/growth.onnx").read_bytes() == (folder / place / "growth.onnx").read_bytes()
-    assert f"grown {100 * grown['test_accuracy']:.1f} %" in summary["verdict"]
-    assert f"uniform from scratch {100 * rival['test_accuracy']:.1f} %" in summary["verdict"]
+    assert f"grown {100 * grown['test_score']:.1f} %" in summary["verdict"]
+    assert f"uniform from scratch {100 * rival['test_score']:.1f} %" in summary["verdict"]
     assert "at the same parameters" in summary["verdict"]
     assert summary["verdict"] in (folder / "final/summary.md").read_text()
 
@@ -360,7 +360,7 @@ def test_a_run_from_trained_weights_grows_before_it_trains(
     first, second, rival, _ = json.loads((folder / "final/summary.json").read_text())["rows"]
     judged = json.loads((undisturbed[0] / "final/summary.json").read_text())["rows"][0]
     assert (first["epochs"], second["epochs"]) == (0, 6)
-    assert first["test_accuracy"] == judged["test_accuracy"], "the run begins by judging what it was given"
+    assert first["test_score"] == judged["test_score"], "the run begins by judging what it was given"
     assert second["parameters"] > first["parameters"]
     assert rival["training_macs"] <= second["training_macs"]
     plans = [run / "round-00/analyse/plan/plan.safetensors" for run in (folder, undisturbed[0])]

@@ -193,4 +193,4 @@ def test_damaged_lines_of_the_metrics_are_left_out(run: Run, tmp_path: Path) -> 
         part.write_text(f'{{"validation_loss": 1.0}}\n{line}\n')
         with run.locked():
             assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 7
-        draw_run(rows_of(run), run.path, tmp_path / "a.png")
+        draw_run(rows_of(run), run.path, tmp_path / "a.png", run.recipe.quality)

@@ -72,6 +72,11 @@ def tried(folder: Path, target: str, **keys: Any) -> None:
         ("numbers", {"task": "regression", "model_options": {"outputs": 1}}),
         ("binary", {"task": "binary", "model_options": {"outputs": 1}}),
         ("binary", {"task": "binary", "model_options": {"outputs": 1, "form": "flat"}}),
+        (
+            "flat",
+            {"task": "regression", "model_options": {"outputs": 1}, "loss": "HuberLoss", "metric": "r2"},
+        ),
+        ("classes", {"loss": "CrossEntropyLoss", "loss_options": {"weight": [1.0, 2.0, 1.0]}}),
         ("multilabel", {"task": "multilabel"}),
     ],
 )
@@ -94,7 +99,17 @@ def test_tasks_that_fit_pass(
         (
             "classes",
             {"model_options": {"form": "dict"}},
-            r"not dict.*inputs \[8, 4\] float32 and targets \[8\] int64",
+            r"gives 2 \(dict\).*inputs \[8, 4\] float32 and targets \[8\] int64",
+        ),
+        (
+            "one-hot",
+            {"loss": "CrossEntropyLoss"},
+            'the metric accuracy does not fit: .*integer targets.*set metric = "loss"',
+        ),
+        (
+            "numbers",
+            {"task": "regression", "model_options": {"outputs": 2}},
+            r"outputs float32 \[8, 2\] and targets float32 \[8, 1\] do not fit",
         ),
         ("classes", {"loss": "net.py:summed"}, "not a mean over samples.*reduction='mean'"),
         (

@@ -54,8 +54,7 @@ def test_an_unfinished_run_is_told_as_far_as_it_came(run: Run) -> None:
     assert story.verdict == "The run is not finished."
     (network,) = story.networks
     assert (network.kind, network.widths, network.parameters) == ("seed", {"a": 3, "b": 4}, 100)
-    assert network.accuracy is not None
-    assert (network.accuracy.low, network.accuracy.high) == (0.85, 0.95)
+    assert (network.score.low, network.score.high) == (0.85, 0.95)
     (round_,) = story.rounds
     first, second = round_.groups
     assert (first.before, first.after, first.parameters, first.macs) == (3, 5, 40, 300)

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import growpipe
+from growpipe.cli import cli
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -63,6 +65,20 @@ def test_every_folder_of_code_has_its_tests_in_the_contributors_table() -> None:
         for folder in (ROOT / source).iterdir():
             if any(folder.glob("*.py")):
                 assert f"`{source}/{folder.name}/" in text, folder.name
+
+
+def test_the_reference_of_recipes_is_that_of_the_types() -> None:
+    """To bring it up to date: growpipe run --keys > docs/recipe-keys.md"""
+    from growpipe.run.recipe_keys import reference
+
+    done = CliRunner().invoke(cli, ["run", "--keys"], standalone_mode=False)
+    assert done.output == text_of("docs/recipe-keys.md") == reference() + "\n"
+    for words in (
+        '| `finish` | `"best"`, `"continue"`',
+        "| `align` | integer ≥ 1 | - |",
+        "## `[budget.table]`",
+    ):
+        assert words in done.output, words
 
 
 def test_every_key_of_a_recipe_is_documented() -> None:

@@ -16,6 +16,15 @@ from growpipe.run.lock import hold
 __all__ = ["run"]
 
 
+def _print_keys(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from growpipe.run.recipe_keys import reference
+
+    tell(reference())
+    context.exit()
+
+
 @click.command()
 @click.argument("recipe", default="digits")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory.")
@@ -33,6 +42,14 @@ __all__ = ["run"]
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--keys",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_keys,
+    help="Print every key of a recipe with type, default and meaning, and exit.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the table.")
 def run(
     recipe: str,

@@ -1,4 +1,4 @@
-"""One batch through network, loss and metric: what does not fit is said before anything is trained."""
+"""One batch through network, loss, metric and optimizer: what does not fit is said before training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from growpipe.run.task import Task
 from growpipe.seeding import seed_everything
 from growpipe.torch_module.outputs import evaluation_mode
 from growpipe.training.metrics import Metric
+from growpipe.training.optimizers import try_optimizer
 from growpipe.user_code import call_user_code
 
 __all__ = ["rehearse"]
 
 
 def rehearse(task: Task, model: nn.Module) -> None:
-    """Try network, loss and metric on the first training batch.
+    """Try network, loss, metric and optimizer on the first training batch.
 
     Args:
         task: gives data, loss and metric.
@@ -29,7 +30,7 @@ def rehearse(task: Task, model: nn.Module) -> None:
 
     Raises:
         UsageError: the network or the loss fails, the loss is not finite or not a mean over samples, or
-            the metric cannot be measured.
+            the metric cannot be measured, or the optimizer's state cannot follow growth.
 
     A network that ends in Softmax before the task's cross entropy is told in a warning on stderr.
     """
@@ -54,6 +55,11 @@ def rehearse(task: Task, model: nn.Module) -> None:
         except UsageError as error:
             batch = f"the first training batch has inputs {described(inputs)} and targets {described(target)}"
             raise UsageError(f"{error}{_hint(task, target)}; {batch}") from error
+
+    def loss(tried: nn.Module) -> torch.Tensor:
+        return objective.loss_fn(call_user_code("the network", tried, *inputs), target)
+
+    try_optimizer(model, task.run.recipe.train, task.run.folder, loss)
 
 
 def _try_metric(metric: Metric, output: Any, target: Any, samples: int) -> None:

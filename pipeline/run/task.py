@@ -187,7 +187,7 @@ def load_task(run: Run) -> Task:
         )
         loaders = Loaders(*by_position)
     loss_fn = loss_of(recipe.task, recipe.loss, recipe.loss_options, run.folder, run.device)
-    named = (recipe.model, recipe.data, recipe.loss, recipe.metric)
+    named = (recipe.model, recipe.data, recipe.loss, recipe.metric, recipe.train.optimizer)
     references = [reference for reference in named if reference and ":" in reference]
     config = {
         "model": recipe.model,

@@ -213,17 +213,21 @@ def _name_batch(model: ir.Model) -> None:
 
 
 def _assert_parameters_equal(program: torch.export.ExportedProgram, graph: ir.Model) -> None:
-    """Every parameter and buffer that the program reads is an initializer of the same name and bits."""
+    """Every parameter and buffer that an output depends on is an initializer of the same name and bits."""
     signature = program.graph_signature
     named = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
     }
     tensors: Mapping[str, torch.Tensor] = {**program.state_dict, **program.constants}
+    live: set[torch.fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.op == "output" or not live.isdisjoint(node.users):
+            live.add(node)
     used = [
         named[node.name]
         for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in named and node.users
+        if node.op == "placeholder" and node.name in named and node in live
     ]
     for name in used:
         value = graph.graph.initializers.get(name)

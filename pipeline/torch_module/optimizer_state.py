@@ -21,7 +21,7 @@ from growpipe.graph_ops.plan.grow_tensor import grow_tensor
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.torch_module.state_file import read_state
 
-__all__ = ["carry_optimizer_state", "load_optimizer", "save_optimizer"]
+__all__ = ["carry_optimizer_state", "load_optimizer", "require_state_that_grows", "save_optimizer"]
 
 _SCALARS_KEY = "growpipe.scalars"
 
@@ -31,6 +31,8 @@ _MOMENTS = {
     "exp_avg": 1,
     "grad_avg": 1,
     "exp_inf": 1,
+    "prev": 1,
+    "step_size": 0,
     "exp_avg_sq": 2,
     "max_exp_avg_sq": 2,
     "square_avg": 2,
@@ -94,6 +96,32 @@ def carry_optimizer_state(
     optimizer.state.update(state)
 
 
+def require_state_that_grows(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer, which has taken a step, if its state could not follow growth.
+
+    Raises:
+        UsageError: it keeps something of an unknown kind or shape; the message names it.
+    """
+    for name, parameter in model.named_parameters():
+        entries = optimizer.state.get(parameter, {})
+        for key, value in entries.items():
+            if not _is_of(value, parameter) or not (
+                _is_factor(key, entries) or _is_moment(key, value, parameter)
+            ):
+                raise _cannot_grow(key, name)
+
+
+def _is_factor(key: str, entries: Mapping[str, Any]) -> bool:
+    return key in _FACTORS and entries.keys() >= set(_FACTORS)
+
+
+def _is_moment(key: str, value: Any, parameter: nn.Parameter) -> bool:
+    """Whether an entry is a moment that is known here, or a number, which stays as it is."""
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return True
+    return key in _MOMENTS and value.shape == parameter.shape
+
+
 def _grown_state(
     state: Mapping[str, Any], old: nn.Parameter, name: str, layout: TensorLayout | None, plan: SplitPlan
 ) -> dict[str, Any]:
@@ -117,7 +145,7 @@ def _grown_state(
         factors = {}
     for key, value in entries.items():
         if isinstance(value, torch.Tensor) and value.ndim > 0:
-            if key not in _MOMENTS or value.shape != old.shape:
+            if not _is_moment(key, value, old):
                 raise _cannot_grow(key, name)
             grown = _grown_moment(value, _MOMENTS[key], layout, plan)
             entries[key] = grown.abs() if key == "exp_inf" else grown

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from growpipe.validation import Section
 
 __all__ = ["TrainingOptions"]
 
-Optimizer = Annotated[
-    Literal[
-        "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd"
-    ],
-    BeforeValidator(lambda name: name.casefold() if isinstance(name, str) else name),
-]  # fmt: skip
+Optimizer = Annotated[str, Field(pattern=r"^(.+:)?[A-Za-z_][A-Za-z0-9_.]*$")]
 
 
 class TrainingOptions(Section):
@@ -25,7 +20,8 @@ class TrainingOptions(Section):
     along a cosine. (Growing early and training long afterwards is worth several points.)
 
     Attributes:
-        optimizer: an optimizer of `torch.optim` whose state follows growth, by its name in any case.
+        optimizer: an optimizer of `torch.optim` by its name, in any case, or a class of your own. LBFGS,
+            ASGD, SparseAdam, Muon and others whose state cannot follow growth are refused before training.
         optimizer_options: further arguments of the optimizer, such as ``{ betas = [0.9, 0.95] }``.
         learning_rate: the constant rate, and the rate that the cosine starts from.
         momentum: of SGD.

@@ -39,7 +39,7 @@ def train_branch(task: Task, number: int) -> StageRecord[JudgedFacts]:
 
     def produce(folder: Path) -> JudgedFacts:
         model = load_grown(task.build_seed(), trunk.folder / WEIGHTS).to(run.device)
-        optimizer = make_optimizer(model, recipe.train)
+        optimizer = make_optimizer(model, recipe.train, run.folder)
         load_optimizer(optimizer, model, trunk.folder / OPTIMIZER)
         key = json.dumps([config, inputs], sort_keys=True)
         training = training_stage(run, stage.name, epochs, "end", key, fresh=False)

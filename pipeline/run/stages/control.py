@@ -154,7 +154,7 @@ def _from_scratch(
     options: TrainingOptions,
 ) -> JudgedFacts:
     run = task.run
-    optimizer = make_optimizer(model.to(run.device), options)
+    optimizer = make_optimizer(model.to(run.device), options, run.folder)
     key = json.dumps(config, sort_keys=True)
     training = training_stage(run, stage.name, epochs, "end", key, fresh=True)
     return train_and_judge(task, folder, model, optimizer, training, options=options)

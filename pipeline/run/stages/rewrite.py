@@ -60,7 +60,7 @@ def rewrite_round(task: Task, number: int) -> StageRecord[RewriteFacts]:
         plan = SplitPlan.load(analysed.folder / PLAN)
         child = grow_graph(network.export.graph, plan, network.export.solution)
         save_model(child, folder / CHILD)
-        optimizer = make_optimizer(network.module, run.recipe.train)
+        optimizer = make_optimizer(network.module, run.recipe.train, run.folder)
         load_optimizer(optimizer, network.module, trained.folder / OPTIMIZER)
         grown = grow(network.module, plan, optimizer=optimizer)
         _assert_lockstep(grown, child)

@@ -78,7 +78,7 @@ def train_round(task: Task, number: int) -> StageRecord[TrainFacts]:
             seed_everything(run.seed, "retrain")
             reinitialise(model)
         model.to(run.device)
-        optimizer = make_optimizer(model, recipe.train)
+        optimizer = make_optimizer(model, recipe.train, run.folder)
         if parent is not None and not retrain:
             load_optimizer(optimizer, model, parent.folder / OPTIMIZER)
         if given is not None:

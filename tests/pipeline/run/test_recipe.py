@@ -45,6 +45,14 @@ def test_every_shipped_recipe_is_valid() -> None:
     [
         (MINIMAL + "modle = 1\n", "unknown key 'modle'; did you mean 'model'?"),
         (MINIMAL + "[growth]\nround = 3\n", "unknown key 'growth.round'; did you mean 'rounds'?"),
+        (MINIMAL + "[train]\nlr = 0.1\n", "unknown key 'train.lr'; did you mean 'learning_rate'?"),
+        (MINIMAL + 'criterion = "MSELoss"\n', "unknown key 'criterion'; did you mean 'loss'?"),
+        (
+            MINIMAL + 'metric = "rmse"\n',
+            "a classification task has no metric 'rmse'; the metrics are accuracy, f1",
+        ),
+        (MINIMAL + 'metric = "m.py:mine"\n', "set lower_is_better = true or false, for the metric m.py:mine"),
+        (MINIMAL + "lower_is_better = true\n", "of a metric of your own; remove them"),
         (MINIMAL + '[train]\nepochs = "ten"\n', "wrong at 'train.epochs'.*integer"),
         (MINIMAL + "[growth]\nc = 0.5\n", "wrong at 'growth.c'.*greater than or equal to 1"),
         (MINIMAL.replace("net.py:build", "net.py"), "wrong at 'model'"),

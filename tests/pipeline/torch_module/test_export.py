@@ -44,6 +44,17 @@ def test_every_parameter_keeps_its_name_and_its_bits() -> None:
     assert "BatchNormalization" in {node.op_type for node in graph}
 
 
+def test_a_branch_that_no_output_depends_on_is_left_out() -> None:
+    class Branched(Net):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            self.conv(image) * 2
+            return self.head(image.mean(dim=(2, 3)).expand(-1, 3))
+
+    graph = export_growth_form(Branched().eval(), (torch.rand(2, 1, 8, 8),)).graph.graph
+    assert set(graph.initializers) >= {"head.weight", "head.bias"}
+    assert "conv.weight" not in graph.initializers
+
+
 def test_half_precision_keeps_its_bits_too() -> None:
     torch.manual_seed(0)
     for dtype in (torch.bfloat16, torch.float16):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -16,10 +15,28 @@ from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow
 from growpipe.torch_module.optimizer_state import load_optimizer, save_optimizer
-from growpipe.training.optimizers import make_optimizer
-from growpipe.training.options import Optimizer, TrainingOptions
+from growpipe.training.optimizers import make_optimizer, try_optimizer
+from growpipe.training.options import TrainingOptions
 
-NAMES = get_args(get_args(Optimizer)[0])
+NAMES = [
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "sgd",
+]
+REFUSED = {
+    "ASGD": "keeps 'ax' of '0.weight', which cannot be grown",
+    "LBFGS": "per-parameter options",
+    "Muon": "2D parameters",
+    "SparseAdam": "does not support dense gradients|weight_decay",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +81,51 @@ def test_options_reach_the_optimizer_or_are_refused_in_one_line() -> None:
     assert adam.defaults["betas"] == (0.8, 0.95)
     with pytest.raises(UsageError, match=r"train\.optimizer_options do not fit adamw: .*'beta'"):
         make_optimizer(model, TrainingOptions(optimizer_options={"beta": 0.9}))
+
+
+def of(model: nn.Module) -> torch.Tensor:
+    loss: torch.Tensor = model(torch.ones(2, 3)).square().mean()
+    return loss
+
+
+def test_every_optimizer_of_torch_follows_growth_or_is_refused_before_training(
+    network: tuple[nn.Module, SplitPlan],
+) -> None:
+    there = {
+        name
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name != "Optimizer"
+    }
+    assert {name.casefold() for name in there} == {*NAMES, *(name.casefold() for name in REFUSED)}
+    before = copy.deepcopy(network[0].state_dict())
+    for name in NAMES:
+        try_optimizer(network[0], TrainingOptions(optimizer=name), None, of)
+    for name, message in REFUSED.items():
+        with pytest.raises(UsageError, match=message) as refusal:
+            try_optimizer(network[0], TrainingOptions(optimizer=name), None, of)
+        assert "\n" not in str(refusal.value)
+    assert all(torch.equal(value, before[name]) for name, value in network[0].state_dict().items())
+
+
+def test_an_optimizer_of_the_users_own_is_named_and_tried(
+    network: tuple[nn.Module, SplitPlan], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Signs(torch.optim.SGD):\n"
+        "    @torch.no_grad()\n"
+        "    def step(self):\n"
+        "        for group in self.param_groups:\n"
+        "            for p in group['params']:\n"
+        "                p -= group['lr'] * p.grad.sign()\n"
+        "                self.state[p]['exp_avg'] = p.grad.clone()\n"
+        "class Odd(Signs):\n"
+        "    def step(self):\n"
+        "        for p in self.param_groups[0]['params']:\n"
+        "            self.state[p]['history'] = torch.ones(7)\n"
+    )
+    try_optimizer(network[0], TrainingOptions(optimizer="mine.py:Signs"), tmp_path, of)
+    with pytest.raises(UsageError, match=r"keeps 'history' of '0\.weight', which cannot be grown"):
+        try_optimizer(network[0], TrainingOptions(optimizer="mine.py:Odd"), tmp_path, of)
+    with pytest.raises(UsageError, match=r"torch\.optim has no optimizer 'rmsprob'; did you mean 'rmsprop'"):
+        try_optimizer(network[0], TrainingOptions(optimizer="rmsprob"), tmp_path, of)

@@ -8,14 +8,16 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from growpipe.graph_ops.errors import GrowpipeError, UsageError
 from growpipe.suggestions import did_you_mean
 
-__all__ = ["call_user_code", "hash_user_file", "load_reference"]
+__all__ = ["call_user_code", "hash_user_files", "load_reference"]
+
+_NOT_OF_USERS = ("growpipe", "__main__")  # growpipe's own version is known otherwise
 
 
 def load_reference(reference: str, folder: Path | None) -> Callable[..., Any]:
@@ -75,13 +77,35 @@ def call_user_code(reference: str, function: Callable[..., Any], /, *args: Any, 
         raise UsageError(f"{reference} failed{place}: {_one_line(error)}") from error
 
 
-def hash_user_file(reference: str, folder: Path | None) -> str | None:
-    """SHA-256 of the file that ``reference`` names; None when it names a module."""
-    place, _, _ = reference.rpartition(":")
-    if not place.endswith(".py"):
-        return None
-    path = _user_path(place, folder)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+def hash_user_files(references: Iterable[str], depends: Iterable[str], folder: Path | None) -> dict[str, str]:
+    """SHA-256 of the files that user code consists of, by their names relative to ``folder``.
+
+    Args:
+        references: loaded before; those of the form ``file.py:name`` name a file.
+        depends: further files, relative to ``folder``.
+        folder: where the recipe stands. Every module in it that is imported belongs to the user's code too;
+            None for a shipped recipe, which has no such modules.
+
+    Raises:
+        UsageError: a file of ``depends`` is not there.
+    """
+    places = [reference.rpartition(":")[0] for reference in references]
+    files = {place: _user_path(place, folder) for place in places if place.endswith(".py")}
+    for name in depends:
+        files[name] = _user_path(name, folder)
+        if not files[name].is_file():
+            raise UsageError(f"depends: there is no file {files[name]}")
+    if folder is not None:
+        home = folder.resolve()
+        for name, module in list(sys.modules.items()):
+            file = None if name.partition(".")[0] in _NOT_OF_USERS else getattr(module, "__file__", None)
+            if isinstance(file, str) and home in (path := Path(file).resolve()).parents and _is_own(path):
+                files.setdefault(path.relative_to(home).as_posix(), path)
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in sorted(files.items())
+        if path.is_file()
+    }
 
 
 def _user_path(place: str, folder: Path | None) -> Path:
@@ -114,14 +138,15 @@ def _innermost_line(error: BaseException) -> str:
     """Where in the user's own code it happened, as far as one can tell."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f" (line {error.lineno})"
-    libraries = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
-
-    def is_own(file: Path) -> bool:
-        installed = {"site-packages", "dist-packages"}.intersection(file.parts)
-        return file.is_file() and not installed and not libraries.intersection(file.parents)
-
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_own(Path(f.filename))]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_own(Path(f.filename))]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a file is neither growpipe's, nor Python's, nor of an installed package."""
+    libraries = {Path(__file__).parent, Path(sysconfig.get_path("stdlib"))}
+    installed = {"site-packages", "dist-packages"}.intersection(file.parts)
+    return file.is_file() and not installed and not libraries.intersection(file.parents)
 
 
 def _one_line(error: BaseException) -> str:

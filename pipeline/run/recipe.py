@@ -177,6 +177,8 @@ class Recipe(Section):
         metric_options: arguments of a ``metric`` of your own.
         lower_is_better: of a ``metric`` of your own, which needs it.
         target: the key of the target, if the batches are dicts and no pairs.
+        depends: further files that your code reads, relative to the recipe, such as weights that ``model``
+            loads. A stage is done again if one of them or a module beside the recipe has changed.
         model_options: arguments of ``model``.
         data_options: further arguments of ``data``.
         inputs: the names of the inputs of the ONNX file, in order; None for those of ``forward``, or the keys
@@ -199,6 +201,7 @@ class Recipe(Section):
     metric_options: dict[str, Any] = Field(default_factory=dict)
     lower_is_better: bool | None = None
     target: str | None = None
+    depends: tuple[str, ...] = ()
     model_options: dict[str, Any] = Field(default_factory=dict)
     data_options: dict[str, Any] = Field(default_factory=dict)
     inputs: tuple[str, ...] | None = None

@@ -24,7 +24,7 @@ from growpipe.torch_module.outputs import LossFunction, to_numpy
 from growpipe.training.evaluation import Objective
 from growpipe.training.losses import loss_of
 from growpipe.training.metrics import Metric, metric_of, own_metric
-from growpipe.user_code import call_user_code, hash_user_file, load_reference
+from growpipe.user_code import call_user_code, hash_user_files, load_reference
 
 __all__ = ["Task", "TrainedNetwork", "as_feed", "input_names", "load_task"]
 
@@ -187,8 +187,11 @@ def load_task(run: Run) -> Task:
         )
         loaders = Loaders(*by_position)
     loss_fn = loss_of(recipe.task, recipe.loss, recipe.loss_options, run.folder, run.device)
+    metric = _metric(run, loss_fn)
     named = (recipe.model, recipe.data, recipe.loss, recipe.metric, recipe.train.optimizer)
     references = [reference for reference in named if reference and ":" in reference]
+    for reference in references:
+        load_reference(reference, run.folder)  # before what they import is looked at
     config = {
         "model": recipe.model,
         "model_options": recipe.model_options,
@@ -200,11 +203,12 @@ def load_task(run: Run) -> Task:
         "loss_options": recipe.loss_options,
         "metric": recipe.metric,
         "metric_options": recipe.metric_options,
-        "user_files": {reference: hash_user_file(reference, run.folder) for reference in references},
+        "lower_is_better": recipe.lower_is_better,
+        "user_files": hash_user_files(references, recipe.depends, run.folder),
         "seed": run.seed,
         "device": run.device,
     }
-    return Task(run, Objective(loaders, loss_fn, _metric(run, loss_fn)), config, names)
+    return Task(run, Objective(loaders, loss_fn, metric), config, names)
 
 
 def _names_of(loaders: Loaders, target: str | None) -> tuple[str, ...] | None:

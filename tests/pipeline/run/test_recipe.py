@@ -10,7 +10,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.run.locate import shipped_recipes
 from growpipe.run.recipe import load_recipe
 from growpipe.run.recipe_limits import budget_of, growth_of, rounds_of
-from growpipe.user_code import call_user_code, hash_user_file, load_reference
+from growpipe.user_code import call_user_code, hash_user_files, load_reference
 
 MINIMAL = 'name = "mine"\nmodel = "net.py:build"\ndata = "data.py:loaders"\n'
 
@@ -101,8 +101,30 @@ def test_user_code_can_import_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "neighbour_of_net.py").write_text("WIDTH = 5\n")
     (tmp_path / "net.py").write_text("from neighbour_of_net import WIDTH\ndef build():\n    return WIDTH\n")
     assert load_reference("net.py:build", tmp_path)() == 5
-    assert hash_user_file("net.py:build", tmp_path) is not None
-    assert hash_user_file("package.module:build", tmp_path) is None
+
+
+def test_every_file_of_the_users_code_is_in_its_hashes(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "width_of_mine.py").write_text("WIDTH = 5\n")
+    (tmp_path / "mine.py").write_text(
+        "from parts.width_of_mine import WIDTH\ndef build():\n    return WIDTH\n"
+    )
+    (tmp_path / "trained.pt").write_text("weights")
+    load_reference("mine.py:build", tmp_path)
+
+    def hashes() -> dict[str, str]:
+        return hash_user_files(["mine.py:build", "package.module:build"], ["trained.pt"], tmp_path)
+
+    before = hashes()
+    assert list(before) == ["mine.py", "parts/width_of_mine.py", "trained.pt"]
+    for name in before:
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+        now = hashes()
+        assert [name for name in before if now[name] != before[name]] == [name]
+        before = now
+    assert list(hash_user_files(["mine.py:build"], [], None)) == [], "a shipped recipe has no such files"
+    with pytest.raises(UsageError, match="depends: there is no file"):
+        hash_user_files([], ["absent.pt"], tmp_path)
 
 
 @pytest.mark.parametrize(

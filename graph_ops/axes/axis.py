@@ -53,11 +53,15 @@ class Barrier:
         return f"{where}{axis}: {self.reason}" if where else self.reason
 
 
+_LONGEST = 2**63 - 1
+
+
 class Axis:
     """One axis of one or many tensors.
 
     Attributes:
-        size: its length, None while unknown.
+        size: its length, None while unknown. A length that int64 cannot hold, which no tensor has but parts of
+            a damaged file may add up to, stays unknown.
         kind: ``"leaf"``, or how ``children`` make it up: ``"product"`` (row-major) or ``"concat"``.
         barrier: why it cannot grow; None if it can. A compound axis has one only after all its leaves do.
 
@@ -71,7 +75,7 @@ class Axis:
         if size is not None and size < 0:
             raise ValueError(f"an axis cannot have the length {size}")
         self.parent: Axis | None = None
-        self.size = size
+        self.size = None if size is None or size > _LONGEST else size
         self.kind: Literal["leaf", "product", "concat"] = "leaf"
         self.children: tuple[Axis, ...] = ()
         self.barrier = barrier

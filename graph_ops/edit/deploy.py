@@ -15,7 +15,11 @@ from growpipe.graph_ops.edit.clean_up import (
 )
 from growpipe.graph_ops.edit.folding import fold_constants, fuse_batch_norms, settle_reshapes
 from growpipe.graph_ops.errors import CheckFailed
-from growpipe.graph_ops.onnx_tools.shape_inference import infer_shapes, restore_output_shapes
+from growpipe.graph_ops.onnx_tools.shape_inference import (
+    forget_symbols,
+    infer_shapes,
+    restore_output_shapes,
+)
 from growpipe.graph_ops.onnx_tools.width_check import (
     check_structure,
     contradicting_widths,
@@ -69,6 +73,7 @@ def deploy_form(model: ir.Model) -> ir.Model:
     # A model may come with faults of its own that do not keep it from running; no edit may add one.
     if problems and len(problems) > len(check_structure(model)):
         raise CheckFailed(f"the deploy form is not sound: {problems[0]}")
+    forget_symbols(result)
     return result
 
 

@@ -23,6 +23,7 @@ from growpipe.graph_ops.edit.clean_up import raise_ir_version
 from growpipe.graph_ops.edit.history import record_growth
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import Solution, solve
+from growpipe.graph_ops.onnx_tools.shape_inference import input_symbols
 from growpipe.graph_ops.operators import node_name
 from growpipe.graph_ops.plan.grow_tensor import TensorGrowth, grow_tensor
 from growpipe.graph_ops.plan.lazy_tensor import GrownTensor
@@ -152,12 +153,7 @@ class _Growth:
         self._node: dict[ir.Node, ir.Node] = {}
         self._value: dict[ir.Value, ir.Value] = {}
         before, after = original.graph, self.grown.graph
-        self._input_symbols = {
-            length.value
-            for value in before.inputs
-            for length in value.shape or ()
-            if not isinstance(length, int)
-        }
+        self._input_symbols = input_symbols(original)
         self._value.update(zip(before.inputs, after.inputs, strict=True))
         self._value.update(zip(before.initializers.values(), after.initializers.values(), strict=True))
         for node, clone in zip(before, after, strict=True):

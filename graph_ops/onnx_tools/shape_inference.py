@@ -13,7 +13,7 @@ from growpipe.graph_ops.files.map_types import to_proto
 from growpipe.graph_ops.onnx_tools.process import infer_model_shapes
 from growpipe.graph_ops.operators import is_onnx
 
-__all__ = ["clear_shapes", "infer_shapes", "restore_output_shapes", "skeleton", "spell_out_defaults"]
+__all__ = ["clear_shapes", "forget_symbols", "infer_shapes", "input_symbols", "restore_output_shapes", "skeleton", "spell_out_defaults"]
 
 _SEPARATE_INITIALIZERS = 4  # the IR version from which an initializer that is an input is a default
 _SMALL = 4096
@@ -67,6 +67,26 @@ def restore_output_shapes(inferred: ir.Model, model: ir.Model) -> None:
         shape = before.shape
         if shape is not None and _compatible(value.shape, shape):
             value.shape = shape.copy() if value.shape is None else _merged(value.shape, shape)
+
+
+def input_symbols(model: ir.Model) -> set[str | None]:
+    """The names of the open lengths of the inputs."""
+    lengths = (length for value in model.graph.inputs for length in value.shape or ())
+    return {length.value for length in lengths if not isinstance(length, int)}
+
+
+def forget_symbols(model: ir.Model) -> None:
+    """Forget the open lengths of inner values that are not named at an input.
+
+    A runtime believes that two lengths of one name are equal, and reuses memory. Inference gives names by the
+    rules of ONNX; onnxruntime also runs models beyond them, such as a PRelu whose slope widens its input.
+    """
+    known, outputs = input_symbols(model), set(model.graph.outputs)
+    for value in _computed(model):
+        if value.shape is not None and value not in outputs:
+            value.shape = ir.Shape(
+                [d if isinstance(d, int) or d.value in known else None for d in value.shape]
+            )
 
 
 def spell_out_defaults(graph: onnx.GraphProto) -> None:

@@ -196,6 +196,13 @@ def test_all_views_of_one_axis_name_the_same_entries(applied):
         assert seen == own
 
 
+@pytest.mark.parametrize("together", [product, concat])
+def test_a_length_beyond_int64_stays_unknown(together):
+    assert together(axes(2**62, 2**62)).size is None
+    assert Axis(2**63).size is None
+    assert Axis(2**63 - 1).size == 2**63 - 1
+
+
 def test_an_axis_of_negative_length_is_refused():
     with pytest.raises(ValueError, match="-2"):
         Axis(-2)

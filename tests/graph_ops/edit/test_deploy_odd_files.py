@@ -208,6 +208,16 @@ class TestDeclaredShapes:
         written(tmp_path / "m.onnx", text, {"b": weight(4), "one": np.array([1])})
         assert_kept(tmp_path / "m.onnx", {"x": weight(3, 4)})
 
+    def test_lengths_that_inference_takes_to_be_equal_are_not_declared(self, tmp_path: Path) -> None:
+        """A slope of [1, 16] widens maps of width 1, which onnxruntime allows and ONNX's inference does not."""
+        text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,H,W] x) => (float[A,B,C,D] y) {
+            c = Conv(x, w) p = PRelu(c, s) d = Conv(p, v) y = Relu(d) }"""
+        weights = {"w": weight(16, 3, 3, 3), "s": weight(1, 16), "v": weight(8, 16, 3, 3)}
+        written(tmp_path / "m.onnx", text, weights)
+        form = assert_kept(tmp_path / "m.onnx", {"x": weight(1, 3, 31, 3)}, {"x": weight(2, 3, 20, 18)})
+        inner = [value.shape for node in form.graph for value in node.outputs if value.name == "p"]
+        assert [list(shape) for shape in inner if shape] == [["N", 16, None, None]]
+
 
 BRANCHES = """
     h = MatMul(x, w) r = Relu(h) k = Add(c1, c1) i = Identity(r) d = Constant<value_floats=[1.0, 2.0, 3.0]>()

@@ -9,7 +9,8 @@ through ``inspect``, ``plan``, ``grow`` and ``deploy`` as the command line runs 
 each batch in a process of its own; a process that dies or hangs costs one input only. What counts as a fault:
 an exception that is not a `GrowpipeError`, more than 10 s, more than 2 GiB, a process that dies, a file
 opened or changed outside the folder of the input, and a form that computes something else than its file (at
-ε = 0, judged with onnxruntime by `parity`). Time is processor time of all processes together. A run that was
+ε = 0, judged with onnxruntime by `parity`). A file that takes onnxruntime half of these limits by itself runs
+without the commands' own proof. Time is processor time of all processes together. A run that was
 stopped goes on where it was; inputs that showed a fault on another revision of growpipe run again.
 ``--record`` writes results/fuzz.json and RESULTS.md.
 """
@@ -43,8 +44,14 @@ def _facts(entries: Sequence[Entry]) -> dict[str, Any]:
     return {
         "kinds": dict(Counter(kind for entry in entries for kind in entry["kinds"].split("+"))),
         "proved_by_the_commands": sum(entry["proved"] for entry in entries),
+        "too_heavy_for_a_proof": _heavy(entries),
         "judged_the_same": sum(entry["judged"] for entry in entries),
     }
+
+
+def _heavy(entries: Sequence[Entry]) -> int:
+    """The inputs that ran without the proof, as the model by itself takes too much."""
+    return sum(entry.get("heavy", False) for entry in entries)
 
 
 def _summary(entries: Sequence[Entry], seed: int) -> str:
@@ -70,7 +77,8 @@ def _summary(entries: Sequence[Entry], seed: int) -> str:
 {revision_words(entries)}
 Faults: {fault_words(entries)}. The slowest input took {slowest:.1f} s of processor time (limit
 {SECONDS:.0f} s), the largest peak of memory was {peak} MB (limit {MEGABYTES} MB), both in all processes
-together. The commands ran their own proof of what they write on {proved:,} of them. Of the
+together. The commands ran their own proof of what they write on {proved:,} of them; {_heavy(entries):,}
+more ran without it, as onnxruntime takes half of these limits for the file by itself. Of the
 files whose forms onnxruntime runs, {judged:,} compute the same in every form at ε = 0. An
 outcome is the last command that succeeded, or `refused` if the file was not read at all. A file of several
 mutations counts in the row of each.

@@ -18,11 +18,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from benchmarks.common.watch import MEGABYTES
 from benchmarks.graph import parity
 
-__all__ = ["judge"]
+__all__ = ["is_heavy", "judge"]
 
 SECONDS = 10
+_NO_MEMORY = "Failed to allocate memory"
 _LARGEST = 1e6
 """Of a weight or an output: beyond it another order of sums overflows, or loses what the tolerance allows."""
 
@@ -73,8 +75,31 @@ def _judged(model: Path, forms: list[Path]) -> str:
     for form in forms:
         found = parity.compare(model, form, feeds)
         if not found["same"]:
+            if _NO_MEMORY in found["what"]:
+                return "not judged"
             return f"{form.relative_to(model.parent)}: {found['what']}"
     return "same"
+
+
+def is_heavy(model: Path) -> bool:
+    """Whether the model by itself takes half of what an input may take, in time or in memory, in onnxruntime.
+
+    No proof of what the commands write can be had for less: a Loop may have 2^63 steps.
+    """
+    child = os.fork()
+    if child == 0:
+        _in_child(os.open(os.devnull, os.O_WRONLY), lambda: _run_alone(model))
+    _, _, usage = os.wait4(child, 0)
+    seconds, megabytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024
+    return seconds > SECONDS / 2 or megabytes > MEGABYTES / 2
+
+
+def _run_alone(model: Path) -> str:
+    for optimised in (False, True):
+        alone = parity.session(model, optimised=optimised)
+        for feed in parity.probe(model)[:1]:
+            parity.run(alone, parity.inputs_of(alone, feed))
+    return ""
 
 
 def _moderate(path: Path) -> bool:

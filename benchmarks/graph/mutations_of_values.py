@@ -49,6 +49,8 @@ def _declare(model: ModelProto, others: Sequence[bytes], random: Random) -> None
 def _array(tensor: TensorProto) -> np.ndarray:
     if tensor.data_location == TensorProto.EXTERNAL:
         raise ValueError("its data lies elsewhere")
+    if tensor.data_type not in TensorProto.DataType.values():
+        raise ValueError("an earlier mutation took its type")
     return numpy_helper.to_array(tensor)
 
 

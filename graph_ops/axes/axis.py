@@ -60,8 +60,8 @@ class Axis:
     """One axis of one or many tensors.
 
     Attributes:
-        size: its length, None while unknown. A length that int64 cannot hold, which no tensor has but parts of
-            a damaged file may add up to, stays unknown.
+        size: its length, None while unknown. A length that int64 cannot hold stays unknown: no tensor has it,
+            but parts of a damaged file may add up to it.
         kind: ``"leaf"``, or how ``children`` make it up: ``"product"`` (row-major) or ``"concat"``.
         barrier: why it cannot grow; None if it can. A compound axis has one only after all its leaves do.
 

@@ -13,7 +13,15 @@ from growpipe.graph_ops.files.map_types import to_proto
 from growpipe.graph_ops.onnx_tools.process import infer_model_shapes
 from growpipe.graph_ops.operators import is_onnx
 
-__all__ = ["clear_shapes", "forget_symbols", "infer_shapes", "input_symbols", "restore_output_shapes", "skeleton", "spell_out_defaults"]
+__all__ = [
+    "clear_shapes",
+    "forget_symbols",
+    "infer_shapes",
+    "input_symbols",
+    "restore_output_shapes",
+    "skeleton",
+    "spell_out_defaults",
+]
 
 _SEPARATE_INITIALIZERS = 4  # the IR version from which an initializer that is an input is a default
 _SMALL = 4096

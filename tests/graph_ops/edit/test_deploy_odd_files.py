@@ -209,7 +209,7 @@ class TestDeclaredShapes:
         assert_kept(tmp_path / "m.onnx", {"x": weight(3, 4)})
 
     def test_lengths_that_inference_takes_to_be_equal_are_not_declared(self, tmp_path: Path) -> None:
-        """A slope of [1, 16] widens maps of width 1, which onnxruntime allows and ONNX's inference does not."""
+        """A slope of [1, 16] widens maps of width 1 in onnxruntime; ONNX's inference does not know that."""
         text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,H,W] x) => (float[A,B,C,D] y) {
             c = Conv(x, w) p = PRelu(c, s) d = Conv(p, v) y = Relu(d) }"""
         weights = {"w": weight(16, 3, 3, 3), "s": weight(1, 16), "v": weight(8, 16, 3, 3)}

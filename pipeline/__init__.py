@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from growpipe.graph_ops.cost.cost_table import CostTable
     from growpipe.graph_ops.plan.split_plan import SplitPlan
     from growpipe.torch_module.export import export_growth_form
-    from growpipe.torch_module.grow_module import grow, load_grown, save_grown
+    from growpipe.torch_module.grow_module import grow, grow_in_place, load_grown, save_grown
     from growpipe.torch_module.recalibration import recalibrate
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "analyze",
     "export_growth_form",
     "grow",
+    "grow_in_place",
     "load_grown",
     "recalibrate",
     "run_checks",
@@ -59,6 +60,7 @@ _HOMES = {
     "analyze": "growpipe.analyser.api",
     "export_growth_form": "growpipe.torch_module.export",
     "grow": "growpipe.torch_module.grow_module",
+    "grow_in_place": "growpipe.torch_module.grow_module",
     "load_grown": "growpipe.torch_module.grow_module",
     "recalibrate": "growpipe.torch_module.recalibration",
     "run_checks": "growpipe.checks",

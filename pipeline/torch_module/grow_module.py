@@ -22,14 +22,15 @@ from growpipe.graph_ops.files.documents import parse_json
 from growpipe.graph_ops.files.reading import reading
 from growpipe.graph_ops.plan.module_size import ModuleSize, sizes_of_groups
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
+from growpipe.torch_module.adopt import adopt, exchange_parameters
 from growpipe.torch_module.export import named_tensors, wrapped_in
 from growpipe.torch_module.integers import changed_integers, get_integer, set_integers
-from growpipe.torch_module.layer_sizes import LayerSize, grown_layer_sizes, layer_sizes
+from growpipe.torch_module.layer_sizes import grown_layer_sizes, layer_sizes, set_layer_sizes
 from growpipe.torch_module.optimizer_state import carry_optimizer_state
 from growpipe.torch_module.outputs import to_numpy, to_torch
 from growpipe.torch_module.state_file import read_state
 
-__all__ = ["SIZES_KEY", "grow", "grow_into", "load_grown", "plan_for_module", "save_grown"]
+__all__ = ["SIZES_KEY", "grow", "grow_in_place", "grow_into", "load_grown", "plan_for_module", "save_grown"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,7 +38,12 @@ SIZES_KEY = "growpipe.module_sizes"
 """The metadata key of files that `save_grown` wrote."""
 
 
-def grow(model: Module, plan: SplitPlan, optimizer: torch.optim.Optimizer | None = None) -> Module:
+def grow(
+    model: Module,
+    plan: SplitPlan,
+    optimizer: torch.optim.Optimizer | None = None,
+    averaged: Iterable[nn.Module] = (),
+) -> Module:
     """The grown network: same class, wider, sharing nothing with ``model``.
 
     Args:
@@ -47,10 +53,13 @@ def grow(model: Module, plan: SplitPlan, optimizer: torch.optim.Optimizer | None
             ``config.…`` has to change gets a copy of its own.
         optimizer: an optimizer of ``model``'s parameters. It is changed in place: it holds the grown
             parameters afterwards, with its state carried along (see `carry_optimizer_state`).
+        averaged: averages of ``model``'s weights, each a ``torch.optim.swa_utils.AveragedModel`` or any copy
+            of ``model`` with other values. They are changed in place: each gets the same copies, coefficients
+            and displacements, so that at ε = 0 it computes what it did. How often it was updated is kept.
 
     Raises:
-        UsageError: the plan was not made for this module, the module is wrapped, or the optimizer keeps
-            state that growpipe has no rule for.
+        UsageError: the plan was not made for this module, the module is wrapped, the optimizer keeps state
+            that growpipe has no rule for, or an average is of another network. Nothing is changed then.
     """
     inside = wrapped_in(model)
     if inside is not None:
@@ -61,9 +70,54 @@ def grow(model: Module, plan: SplitPlan, optimizer: torch.optim.Optimizer | None
     tensors = named_tensors(model)
     plan.check_belongs(lambda name: to_numpy(tensors[name]), f"this {type(model).__name__}")
     grown = grow_into(copy.deepcopy(model), model, plan)
+    averages = [(average, _grown_average(average, model, plan)) for average in map(_inside, averaged)]
     if optimizer is not None:
         carry_optimizer_state(optimizer, model, grown, plan)
+    for average, wider in averages:
+        adopt(average, wider)
     return grown
+
+
+def grow_in_place(
+    model: nn.Module,
+    plan: SplitPlan,
+    optimizer: torch.optim.Optimizer | None = None,
+    averaged: Iterable[nn.Module] = (),
+) -> None:
+    """Let ``model`` itself become what `grow` would return, for a trainer that holds on to the module object.
+
+    Parameters that keep their shape stay the same objects. The others are new ones, without a gradient.
+
+    Args:
+        model: the module the plan was made for; changed in place.
+        plan: the split plan.
+        optimizer: an optimizer of ``model``'s parameters; changed in place, as by `grow`.
+        averaged: averages of ``model``'s weights; changed in place, as by `grow`.
+
+    Raises:
+        UsageError: as `grow`. Nothing is changed then.
+    """
+    kept = adopt(model, grow(model, plan, optimizer, averaged))
+    if optimizer is not None:
+        exchange_parameters(optimizer, kept)
+
+
+def _inside(average: nn.Module) -> nn.Module:
+    return average.module if isinstance(average, torch.optim.swa_utils.AveragedModel) else average
+
+
+def _grown_average(average: nn.Module, model: nn.Module, plan: SplitPlan) -> nn.Module:
+    """What an average of ``model``'s weights grows into; UsageError if it is one of another network."""
+    own, theirs = (
+        {name: tensor.shape for name, tensor in named_tensors(module).items()} for module in (model, average)
+    )
+    differing = next((name for name in [*own, *theirs] if own.get(name) != theirs.get(name)), None)
+    if differing is not None:
+        raise UsageError(
+            f"an average is not of this {type(model).__name__}: they differ in {differing!r}; give averages "
+            "of the network that grows"
+        )
+    return grow_into(copy.deepcopy(average), average, plan)
 
 
 def grow_into(grown: Module, model: nn.Module, plan: SplitPlan) -> Module:
@@ -92,7 +146,7 @@ def grow_into(grown: Module, model: nn.Module, plan: SplitPlan) -> Module:
     )
     for path, module in model.named_modules():
         sizes = grown_layer_sizes(path, module, layouts, plan.widths)
-        _set_layer_sizes(grown.get_submodule(path), {**layer_sizes(module), **sizes})
+        set_layer_sizes(grown.get_submodule(path), {**layer_sizes(module), **sizes})
     set_module_sizes(grown, model, plan.module_sizes, plan.widths)
     return grown
 
@@ -193,7 +247,7 @@ def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
     for module_path, values in sizes.items():
         module = model.get_submodule(module_path)
         layer = layer_sizes(module).keys()
-        _set_layer_sizes(module, {name: value for name, value in values.items() if name in layer})
+        set_layer_sizes(module, {name: value for name, value in values.items() if name in layer})
         set_integers(module, {name: value for name, value in values.items() if name not in layer})
     return model
 
@@ -252,8 +306,3 @@ def _replace_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> N
             module = model.get_submodule(path)
             store: dict[str, Any] = module._parameters if is_parameter else module._buffers
             store[attribute] = replaced[id(old)]
-
-
-def _set_layer_sizes(module: nn.Module, sizes: Mapping[str, LayerSize | list[int]]) -> None:
-    for attribute, value in sizes.items():
-        setattr(module, attribute, tuple(value) if isinstance(value, list) else value)

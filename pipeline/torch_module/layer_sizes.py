@@ -12,7 +12,7 @@ from growpipe.graph_ops.axes.dims import Dim, Product, grown_size
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["LayerSize", "grown_layer_sizes", "layer_sizes"]
+__all__ = ["LayerSize", "grown_layer_sizes", "layer_sizes", "set_layer_sizes"]
 
 LayerSize = int | tuple[int, ...]
 
@@ -36,6 +36,12 @@ def layer_sizes(module: nn.Module) -> dict[str, LayerSize]:
         if isinstance(module, kind)
         for attribute in attributes
     }
+
+
+def set_layer_sizes(module: nn.Module, sizes: Mapping[str, LayerSize | list[int]]) -> None:
+    """Give a layer these sizes, by attribute."""
+    for attribute, value in sizes.items():
+        setattr(module, attribute, tuple(value) if isinstance(value, list) else value)
 
 
 def grown_layer_sizes(

@@ -244,6 +244,7 @@ def test_factored_moments_are_those_of_the_grown_moment(name: str) -> None:
         lambda p: torch.optim.Adagrad(p, 1e-3),
         lambda p: torch.optim.Adadelta(p, 1e-3),
         lambda p: torch.optim.Adafactor(p, 1e-3),
+        lambda p: torch.optim.Rprop(p, 1e-3),
     ],
 )
 def test_torchs_optimizers_step_on_after_growth(make_optimizer: Any) -> None:
@@ -263,7 +264,6 @@ def test_torchs_optimizers_step_on_after_growth(make_optimizer: Any) -> None:
     [
         (lambda p: torch.optim.LBFGS(p, 1e-3), "al"),
         (lambda p: torch.optim.ASGD(p, 1e-3), "ax"),
-        (lambda p: torch.optim.Rprop(p, 1e-3), "prev"),
     ],
 )
 def test_state_that_does_not_follow_growth_is_refused_before_anything_changes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -31,7 +31,7 @@ class AxisInference:
         opset: the version of ONNX's own operators.
         axes: the axes of every tensor of known rank.
         integers: the symbolic values of small integer tensors.
-        views: which tensors are computed from one constant, entry by entry.
+        views: which tensors are computed from constants, entry by entry, and how from each of them.
         sequences: the axes of the tensors in a sequence of known length.
         tensors: the constants: initializers, and the outputs of Constant nodes.
         constants: the values that are computed from constants alone.
@@ -51,7 +51,7 @@ class AxisInference:
         self.graph = model.graph
         self.opset = opset_version(model)
         self.axes: dict[ir.Value, Axes] = {}
-        self.views: dict[ir.Value, View] = {}
+        self.views: dict[ir.Value, tuple[View, ...]] = {}
         self.sequences: dict[ir.Value, list[Axes]] = {}
         self.tensors: dict[ir.Value, ir.TensorProtocol] = {}
         self.constants: set[ir.Value] = set()
@@ -66,7 +66,7 @@ class AxisInference:
         self.shapes = InferredShapes(model)
         self.fills: set[ir.Value] = set()
         self._private: dict[tuple[int, int], Axes] = {}
-        self._use_of: dict[tuple[int, int], Use] = {}
+        self._use_of: dict[tuple[int, int, ir.Value], Use] = {}
 
     # -- what a rule reads ---------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class AxisInference:
         if shape is None:
             return
         self.axes[value] = [Axis(size if isinstance(size, int) else None) for size in shape]
-        self.views[value] = View(value, tuple((axis,) for axis in range(len(self.axes[value]))))
+        self.views[value] = (View(value, tuple((axis,) for axis in range(len(self.axes[value])))),)
         if (
             tensor is not None
             and len(value.uses()) > 1
@@ -180,7 +180,7 @@ class AxisInference:
     def view(
         self, node: ir.Node, axes: Sequence[tuple[int, ...]], source: int = 0, obstacle: str = ""
     ) -> None:
-        """State that output 0 is computed from the constant at input ``source`` alone, entry by entry.
+        """State that output 0 holds entries of the constant at input ``source`` alone.
 
         Args:
             node: the node. Its other inputs, if any, are constants too.
@@ -189,14 +189,32 @@ class AxisInference:
             obstacle: why a coefficient on the input is not one on the output; empty if it is.
         """
         value = self.input(node, source)
-        seen = None if value is None else self.views.get(value)
-        if seen is None:
+        seen = () if value is None else self.views.get(value, ())
+        if not seen:
             return
-        composed = tuple(tuple(b for a in group for b in seen.axes[a]) for group in axes)
-        self.views[node.outputs[0]] = View(seen.base, composed, seen.obstacle or obstacle)
+        self.views[node.outputs[0]] = tuple(
+            View(
+                view.base,
+                tuple(tuple(b for a in group for b in view.axes[a]) for group in axes),
+                view.obstacle or obstacle,
+            )
+            for view in seen
+        )
         for index, other in enumerate(node.inputs):
             if index != source and other is not None and other in self.views:
                 self.use(node, index)
+
+    def view_parts(self, node: ir.Node, sources: Iterable[int]) -> None:
+        """State that the outputs hold entries of the constants at these inputs, axis by axis.
+
+        A node that cuts a weight into parts or joins several: Slice, Split, Concat.
+        """
+        if not self.is_constant(node):
+            return
+        seen = [self.views.get(value, ()) for index in sources if (value := self.input(node, index))]
+        if all(seen):
+            joined = tuple(dict.fromkeys(view for views in seen for view in views))
+            self.views.update(dict.fromkeys(node.outputs, joined))
 
     def is_constant(self, node: ir.Node) -> bool:
         """Whether everything that the node reads is computed from constants alone."""
@@ -213,13 +231,12 @@ class AxisInference:
         """
         if self.is_constant(node):
             return
-        for base, meant in self._base_axes(node, index, axis, part):
-            self.use(node, index).made.append((base, meant))
+        for use, base, meant in self._base_axes(node, index, axis, part):
+            use.made.append((base, meant))
 
     def mixed(self, node: ir.Node, index: int, axis: int, part: Axis | None = None) -> None:
         """State that the node contracts ``axis`` of its weight: there the coefficients go."""
-        for base, meant in self._base_axes(node, index, axis, part):
-            use = self.use(node, index)
+        for use, base, meant in self._base_axes(node, index, axis, part):
             use.mixed.append((base, meant))
             obstacle = self.obstacle(node, index)
             if obstacle:
@@ -229,20 +246,29 @@ class AxisInference:
         """Why the weight at an input cannot hold the coefficients of a split; empty if it can."""
         value = node.inputs[index]
         assert value is not None
-        view = self.views[value]
-        if view.base.dtype is not None and not view.base.dtype.is_floating_point():
-            stored = view.base.dtype.name.lower()
-            return f"the weight {view.base.name} is stored as {stored}, which cannot hold the coefficients"
-        return view.obstacle
+        for view in self.views[value]:
+            dtype = view.base.dtype
+            if dtype is not None and not dtype.is_floating_point():
+                stored = dtype.name.lower()
+                return (
+                    f"the weight {view.base.name} is stored as {stored}, which cannot hold the coefficients"
+                )
+            if view.obstacle:
+                return view.obstacle
+        return ""
 
-    def use(self, node: ir.Node, index: int) -> Use:
-        """How an input of the node uses its constant; recorded at the first call."""
-        key = (id(node), index)
+    def use(self, node: ir.Node, index: int) -> tuple[Use, ...]:
+        """How an input of the node uses the constants behind it; recorded at the first call."""
+        value = node.inputs[index]
+        assert value is not None
+        bases = dict.fromkeys(view.base for view in self.views[value])
+        return tuple(self._use(node, index, base) for base in bases)
+
+    def _use(self, node: ir.Node, index: int, base: ir.Value) -> Use:
+        key = (id(node), index, base)
         if key not in self._use_of:
-            value = node.inputs[index]
-            assert value is not None
-            axes = self._private.get(key, self.axes[self.views[value].base])
-            self._use_of[key] = Use(self.views[value].base, node, index, axes)
+            axes = self._private.get((id(node), index), self.axes[base])
+            self._use_of[key] = Use(base, node, index, axes)
             self.uses.append(self._use_of[key])
         return self._use_of[key]
 
@@ -283,13 +309,14 @@ class AxisInference:
 
     def _base_axes(
         self, node: ir.Node, index: int, axis: int, part: Axis | None
-    ) -> Iterable[tuple[int, Axis]]:
+    ) -> Iterator[tuple[Use, int, Axis]]:
         value = node.inputs[index]
         assert value is not None
         if part is None:
             part = self.axes_of(node, index)[axis]
-        view = self.views.get(value)
-        return [(base, part) for base in view.axes[axis]] if view is not None else []
+        for view in self.views.get(value, ()):
+            for base in view.axes[axis]:
+                yield self._use(node, index, view.base), base, part
 
 
 def size_of(axis: Axis) -> int | None:
@@ -297,7 +324,10 @@ def size_of(axis: Axis) -> int | None:
     return root(axis).size
 
 
-_REARRANGING = {"Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_REARRANGING = {
+    "Cast", "CastLike", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
 _LARGEST_FILL = 1 << 16
 
 

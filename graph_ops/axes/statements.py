@@ -14,9 +14,11 @@ __all__ = ["Axes", "Even", "Follow", "MacTerm", "Use", "View"]
 Axes = list[Axis]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, slots=True)
 class View:
-    """A tensor that is computed from a constant, entry by entry: a weight transposed, cast, masked, scaled.
+    """A tensor that holds entries of a constant: a weight transposed, cast, cut, masked, scaled.
+
+    A tensor that several constants were joined into has one view for each of them.
 
     Attributes:
         base: the initializer, or the output of the Constant node.

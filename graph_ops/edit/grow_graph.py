@@ -179,7 +179,7 @@ class _Growth:
         for (node, index), layout in self._solution.private.items():
             shared = node.inputs[index]
             if shared is not None and _grows(layout, plan):
-                array = inference.tensors[inference.views[shared].base].numpy()
+                array = inference.tensors[inference.views[shared][0].base].numpy()
                 grown = grow_tensor(array, layout, plan.offspring, {}, 0.0)
                 self._node[node].replace_input_with(index, self._constant(node, grown))
 

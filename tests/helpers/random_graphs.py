@@ -432,3 +432,41 @@ def heads(g, x, c, n, a, b):
     scores = g.node("Softmax", g.node("MatMul", turned, split), axis=-1)
     mixed = g.node("MatMul", value, scores)
     g.add(g.node("Reshape", mixed, g.ints(0, c, n)), c, n)
+
+
+@operation
+def recur(g, x, c, n, a, b):
+    """A recurrent layer over the length; its weights as one tensor, or joined from gates and directions."""
+    operator, gates = [("LSTM", 4), ("GRU", 3), ("RNN", 1)][a % 3]
+    hidden, directions = 1 + b % 3, 1 + a // 3 % 2
+
+    def weight(columns: int) -> str:
+        if b % 2:
+            return g.weight(directions, gates * hidden, columns, scale=0.5)
+        sides = []
+        for _ in range(directions):
+            rows = [g.weight(hidden, columns, scale=0.5) for _ in range(gates)]
+            sides.append(g.node("Unsqueeze", g.node("Concat", *rows, axis=0), g.ints(0)))
+        return g.node("Concat", *sides, axis=0) if directions > 1 else sides[0]
+
+    inputs = [g.node("Transpose", x, perm=[2, 0, 1]), weight(c), weight(hidden)]
+    if a % 2:
+        inputs.append(g.weight(directions, 2 * gates * hidden))
+    direction = "bidirectional" if directions > 1 else ["forward", "reverse"][b // 3 % 2]
+    states = g.node(operator, *inputs, hidden_size=hidden, direction=direction)
+    turned = g.node("Transpose", states, perm=[2, 1, 3, 0])
+    g.add(g.node("Reshape", turned, g.ints(0, directions * hidden, n)), directions * hidden, n)
+
+
+@operation
+def cut_weight(g, x, c, n, a, b):
+    """One weight that two convolutions have a part of each."""
+    first, second = 1 + a % 3, 1 + b % 3
+    weight, length = g.weight(first + second, c, 1), first + second
+    if a % 2:
+        parts = g.node("Split", weight, g.ints(first, second), outputs=2, axis=0)
+    else:
+        bounds = ((0, first), (first, length))
+        parts = [g.node("Slice", weight, g.ints(low), g.ints(high), g.ints(0)) for low, high in bounds]
+    g.add(g.node("Tanh", g.node("Conv", x, parts[0])), first, n)
+    g.add(g.node("Relu", g.node("Conv", x, parts[1])), second, n)

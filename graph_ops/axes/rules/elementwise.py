@@ -75,11 +75,11 @@ def _weight_of_weights(inference: AxisInference, node: ir.Node, axes: list[Axis]
 
 
 def _is_mask(inference: AxisInference, node: ir.Node, index: int) -> bool:
-    """Whether the constant behind an input holds nothing but zeros and ones."""
+    """Whether the constants behind an input hold nothing but zeros and ones."""
     value = node.inputs[index]
-    tensor = None if value is None else inference.tensors.get(inference.views[value].base)
-    array = None if tensor is None else tensor.numpy()
-    return array is not None and bool(((array == 0) | (array == 1)).all())
+    views = () if value is None else inference.views[value]
+    arrays = [tensor.numpy() if (tensor := inference.tensors.get(view.base)) else None for view in views]
+    return all(array is not None and bool(((array == 0) | (array == 1)).all()) for array in arrays)
 
 
 def _aligned(axes: list[Axis], rank: int, start: int) -> list[Axis]:

@@ -29,6 +29,7 @@ def join(inference: AxisInference, node: ir.Node) -> None:
             inference.unify(node, operands[0][axis], axes[axis], axis)
         result.append(operands[0][axis])
     inference.output(node, result)
+    inference.view_parts(node, range(len(node.inputs)))
 
 
 def split(inference: AxisInference, node: ir.Node) -> None:
@@ -47,6 +48,7 @@ def split(inference: AxisInference, node: ir.Node) -> None:
             target = "split"
     for index, part in enumerate(_divide(inference, node, position, sizes, target)):
         inference.output(node, [*axes[:position], part, *axes[position + 1 :]], index)
+    inference.view_parts(node, [0])
 
 
 def split_to_sequence(inference: AxisInference, node: ir.Node) -> None:
@@ -131,6 +133,7 @@ def cut(inference: AxisInference, node: ir.Node) -> None:
     inference.follow(node, at_starts, first)
     inference.follow(node, at_ends, last)
     inference.output(node, axes)
+    inference.view_parts(node, [0])
 
 
 def _cut_out(

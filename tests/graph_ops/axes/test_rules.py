@@ -466,7 +466,7 @@ CASES: dict[str, Case] = {
         ROWS,
         "h = MatMul (x, a) r, s, t = LSTM <hidden_size = 2> (h, w, u) q = Squeeze (r, one) y = MatMul (q, b)",
         {"a": (4, 8), "w": (1, 8, 8), "u": (1, 8, 2), "b": (2, 2)},
-        {"a"},
+        {"a", "w"},
         {"one": [1]},
     ),
     "LSTM with everything": Case(
@@ -485,7 +485,7 @@ CASES: dict[str, Case] = {
             "c": (4, 6),
             "b": (6, 2),
         },
-        {"a", "c"},
+        {"a", "w", "c"},
         {"flat": [0, 0, 4]},
     ),
     "GRU": Case(
@@ -493,8 +493,24 @@ CASES: dict[str, Case] = {
         "h = MatMul (x, a) r, s = GRU <hidden_size = 2> (h, w, u) q = Squeeze (s, zero) m = MatMul (q, c) "
         "z = Relu (m) y = MatMul (z, b)",
         {"a": (4, 8), "w": (1, 6, 8), "u": (1, 6, 2), "c": (2, 6), "b": (6, 2)},
-        {"a", "c"},
+        {"a", "w", "c"},
         {"zero": [0]},
+    ),
+    "RNN whose last state is an output": Case(
+        "float[n,5,3] x",
+        "h = MatMul (x, a) r, y = RNN <hidden_size = 2> (h, w, u)",
+        {"a": (3, 8), "w": (1, 2, 8), "u": (1, 2, 2)},
+        {"a"},
+        declined={"w": "an output of the graph"},
+    ),
+    "RNN with recurrent weights that are computed": Case(
+        "float[n,2,2] x",
+        "h = MatMul (x, a) u = Softmax (s) r, t = RNN <hidden_size = 2> (h, w, u) q = Squeeze (r, one) "
+        "y = MatMul (q, b)",
+        {"a": (2, 8), "w": (1, 2, 8), "s": (1, 2, 2), "b": (2, 2)},
+        {"a"},
+        {"one": [1]},
+        declined={"w": "it normalises over this axis by a sum, which copies would enlarge"},
     ),
     "what follows NonMaxSuppression": Case(
         "float[1,3,4] x",

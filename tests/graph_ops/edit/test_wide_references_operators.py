@@ -10,6 +10,7 @@ from tests.graph_ops.edit import (
     test_wide_references_even,
     test_wide_references_layout,
     test_wide_references_quantised,
+    test_wide_references_recurrent,
 )
 from tests.helpers.wide import FOUR, TWO, Case, assert_grown_as_written, image
 from tests.helpers.wide import beside as row
@@ -117,6 +118,7 @@ def test_every_rule_has_a_reference():
         test_wide_references_even,
         test_wide_references_layout,
         test_wide_references_quantised,
+        test_wide_references_recurrent,
     )
     cases = [CASES, *(module.CASES for module in others)]
     graphs = [case.original("float").graph for some in cases for case in some.values()]

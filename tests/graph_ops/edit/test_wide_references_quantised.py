@@ -1,4 +1,4 @@
-"""Recurrent, quantised and contributed operators, each against a wide graph."""
+"""Quantised and contributed operators, each against a wide graph."""
 
 from __future__ import annotations
 
@@ -40,27 +40,12 @@ def rows(body: str, a: Weight, inputs: str = ROWS, constants: str = "", **weight
     return alike(inputs, f"{body} y = MatMul (h, b)", constants, a=a, b=COLUMNS, **weights)
 
 
-def recurrent(operator: str, gates: int) -> Case:
-    outputs = "s, t, u" if operator == "LSTM" else "s, t"
-    return alike(
-        ROWS,
-        f"h = MatMul (x, a) {outputs} = {operator} <hidden_size = 2> (h, w, r) y = Squeeze (s, one)",
-        "<int64[1] one = {1}>",
-        a=w((3, 4), c(1)),
-        w=w((1, 2 * gates, 4), m(2)),
-        r=w((1, 2 * gates, 2)),
-    )
-
-
 def activation(operator: str) -> Case:
     return rows(f"k = MatMul (x, a) h = com.microsoft.{operator} (k)", w((3, 4), c(1)))
 
 
 DYNAMIC = "q, s, z = DynamicQuantizeLinear (x)"
 CASES = {
-    "LSTM": recurrent("LSTM", 4),
-    "GRU": recurrent("GRU", 3),
-    "RNN": recurrent("RNN", 1),
     "QLinearConv": alike(
         IMAGE,
         "q = QuantizeLinear (x, s, z) k = QLinearConv (q, s, z, a, sa, za, s, z, e) "

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict
 
 from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.edit.description import read_description
 from growpipe.graph_ops.edit.history import read_history
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.atomic import check_folder_target, publish_folder
@@ -133,7 +134,8 @@ def model_card(model: ir.Model) -> Card:
 
     Keys: ``inputs`` and ``outputs`` (name, type, shape; a symbolic length is its name, an unknown one null),
     ``opsets``, ``ir_version``, ``parameters``, ``macs`` (per sample), ``growth`` (the history, oldest
-    first). A bundle adds ``model`` (its place), ``verification``, and ``files`` (bytes and SHA-256 of each).
+    first), ``preprocessing`` and ``test`` (see `growpipe.graph_ops.edit.description`). A bundle adds
+    ``model`` (its place), ``verification``, and ``files`` (bytes and SHA-256 of each).
     """
     cost = find_channel_groups(model).cost
     return {
@@ -145,6 +147,7 @@ def model_card(model: ir.Model) -> Card:
         "parameters": cost.parameters(),
         "macs": cost.macs(),
         "growth": [asdict(step) for step in read_history(model)],
+        **asdict(read_description(model)),
     }
 
 

@@ -20,6 +20,7 @@ from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.axes.statements import Follow
 from growpipe.graph_ops.edit.additions import Additions
 from growpipe.graph_ops.edit.clean_up import raise_ir_version
+from growpipe.graph_ops.edit.description import drop_test_figure
 from growpipe.graph_ops.edit.history import record_growth
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import Solution, solve
@@ -67,6 +68,7 @@ def grow_graph(model: ir.Model, plan: SplitPlan, solution: Solution | None = Non
     growth.update_shapes()
     raise_ir_version(growth.grown)
     record_growth(growth.grown, solution.groups.graph_hash, plan)
+    drop_test_figure(growth.grown)
     return growth.grown
 
 

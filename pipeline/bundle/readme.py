@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from growpipe.bundle.options import BundleOptions
 from growpipe.bundle.variants import Variant
+from growpipe.graph_ops.edit.description import MeasuredOnTest
 from growpipe.printing import for_markdown, for_markdown_code
 
 __all__ = ["readme", "verify_script"]
@@ -34,6 +35,7 @@ def readme(
     return _environment().get_template("README.md").render(
         options=options, card=card, variants=variants, vectors=vectors, first=first,
         sample=None if first is None else _sample(first),
+        test=None if card["test"] is None else MeasuredOnTest(**card["test"]),
     )  # fmt: skip
 
 

@@ -85,6 +85,7 @@ def finish_family(task: Task, number: int, stopped: str) -> StageRecord[FinalFac
     config = {
         "rows": [dataclasses.asdict(row) for row in rows],
         "stopped": stopped,
+        "preprocessing": run.recipe.preprocessing,
         "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts.values()],
         "budgets": None if run.recipe.family is None else run.recipe.family.model_dump(mode="json"),
     }
@@ -117,7 +118,9 @@ def _member(task: Task, number: int, verdict: Verdict, place: Path, smallest: Pa
     run = task.run
     branch, rival = previous_stage(run, number, BRANCH), run.published(rival_of_branch(number))
     chosen = rival if rival is not None and verdict.deployed == "rival" else branch
-    parity = write_deployed(task, chosen.file(GROWTH_FORM).path, chosen.file(WEIGHTS).path, place)
+    parity = write_deployed(
+        task, chosen.file(GROWTH_FORM).path, chosen.file(WEIGHTS).path, chosen.facts.score, place
+    )
     return MemberFacts(
         folder=place.name,
         number=number,

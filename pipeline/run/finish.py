@@ -10,10 +10,11 @@ from pathlib import Path
 
 from growpipe.checks.measure.compare import compare, run_model
 from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.edit.description import Description, MeasuredOnTest, describe
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.pages.page import run_page
-from growpipe.run.facts import FinalFacts
+from growpipe.run.facts import FinalFacts, Score
 from growpipe.run.picture import draw_run
 from growpipe.run.stages.check import DEPLOY_TOLERANCE
 from growpipe.run.stages.names import (
@@ -62,13 +63,13 @@ def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
         if control is not None:
             inputs |= control.inputs(GROWTH_FORM, WEIGHTS)
     verdict = judge(run, number)
-    graph, weights = exported.file(GROWTH_FORM), trained.file(WEIGHTS)
+    graph, weights, score = exported.file(GROWTH_FORM), trained.file(WEIGHTS), checked.facts.test_score
     rival = run.published(RIVAL)
     if rival is not None and verdict.deployed == "rival":
-        graph, weights = rival.file(GROWTH_FORM), rival.file(WEIGHTS)
+        graph, weights, score = rival.file(GROWTH_FORM), rival.file(WEIGHTS), rival.facts.score
 
     def produce(folder: Path) -> FinalFacts:
-        parity = write_deployed(task, graph.path, weights.path, folder)
+        parity = write_deployed(task, graph.path, weights.path, score, folder)
         rows = rows_of(run)
         facts = FinalFacts(stopped, parity, verdict.deployed, verdict.words)
         write_summary(run, rows, facts, folder)
@@ -77,17 +78,23 @@ def finish(task: Task, number: int, stopped: str) -> StageRecord[FinalFacts]:
         return facts
 
     rows = [dataclasses.asdict(row) for row in rows_of(run)]
-    config = {"rows": rows, "stopped": stopped, "verdict": dataclasses.asdict(verdict)}
+    config = {
+        "rows": rows,
+        "stopped": stopped,
+        "verdict": dataclasses.asdict(verdict),
+        "preprocessing": run.recipe.preprocessing,
+    }
     return run.stage(FINAL, produce, config=config, inputs=inputs)
 
 
-def write_deployed(task: Task, growth_form: Path, weights: Path, folder: Path) -> float:
-    """Write deploy form, growth form and weights of a network into a folder.
+def write_deployed(task: Task, growth_form: Path, weights: Path, score: Score, folder: Path) -> float:
+    """Write deploy form, growth form and weights of a network into a folder; both forms describe themselves.
 
     Args:
         task: gives the inputs on which the two forms are compared.
         growth_form: the graph.
         weights: of the module.
+        score: of the network on the test set.
         folder: where to write.
 
     Returns:
@@ -97,6 +104,17 @@ def write_deployed(task: Task, growth_form: Path, weights: Path, folder: Path) -
         CheckFailed: they differ by more than rounding explains.
     """
     graph = load_model(growth_form)
+    quality = score.quality
+    test = MeasuredOnTest(
+        quality.name,
+        score.value,
+        score.low,
+        score.high,
+        score.samples,
+        quality.percent,
+        quality.lower_is_better,
+    )
+    describe(graph, Description(task.run.recipe.preprocessing, test))
     deployed = folder / DEPLOYED
     save_model(deploy_form(graph), deployed)
     feed = task.validation_feed(graph)
@@ -105,7 +123,7 @@ def write_deployed(task: Task, growth_form: Path, weights: Path, folder: Path) -
         raise CheckFailed(
             f"the deploy form differs from the growth form by {difference:.1e} of the output's scale"
         )
-    shutil.copyfile(growth_form, folder / GROWTH_FORM)
+    save_model(graph, folder / GROWTH_FORM)
     shutil.copyfile(weights, folder / WEIGHTS)
     return difference
 

@@ -181,6 +181,7 @@ class Recipe(Section):
             loads. A stage is done again if one of them or a module beside the recipe has changed.
         model_options: arguments of ``model``.
         data_options: further arguments of ``data``.
+        preprocessing: how raw data become inputs, in words, for the users of the ONNX file.
         inputs: the names of the inputs of the ONNX file, in order; None for those of ``forward``, or the keys
             of the batches if their inputs are dicts.
         outputs: the names of the outputs of the ONNX file, in order; None for those of torch's exporter.
@@ -204,6 +205,7 @@ class Recipe(Section):
     depends: tuple[str, ...] = ()
     model_options: dict[str, Any] = Field(default_factory=dict)
     data_options: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: str = ""
     inputs: tuple[str, ...] | None = None
     outputs: tuple[str, ...] | None = None
     train: TrainingOptions = TrainingOptions()

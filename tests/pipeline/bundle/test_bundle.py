@@ -23,8 +23,15 @@ from growpipe.bundle.readme import readme
 from growpipe.bundle.triton import triton_config
 from growpipe.cli import cli
 from growpipe.graph_ops.edit.bundle import bundle_files, model_card
+from growpipe.graph_ops.edit.description import (
+    DESCRIPTION_KEY,
+    Description,
+    MeasuredOnTest,
+    describe,
+    read_description,
+)
 from growpipe.graph_ops.edit.grow_graph import grow_graph
-from growpipe.graph_ops.errors import CheckFailed, GrowpipeError, UsageError
+from growpipe.graph_ops.errors import CheckFailed, GrowpipeError, UnsafeModel, UsageError
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import net2net_plan
@@ -47,7 +54,10 @@ def classifier() -> ir.Model:
     seed = text_model(
         "h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)", "float[N,5] x", "float[N,3] y", **weights
     )
-    return grow_graph(seed, net2net_plan(find_channel_groups(seed), seed, growth=0.5))
+    grown = grow_graph(seed, net2net_plan(find_channel_groups(seed), seed, growth=0.5))
+    test = MeasuredOnTest("accuracy", 0.9, 0.85, 0.94, 200, percent=True)
+    describe(grown, Description("five numbers, <b>each</b> divided by 7", test))
+    return grown
 
 
 @pytest.fixture
@@ -310,6 +320,35 @@ def test_the_readme_is_true_and_harmless(place: Path) -> None:
     assert "<script>" not in text
     assert text.count("```") == 4
     assert "](" not in re.sub(r"```.*?```", "", text, flags=re.S)
+
+
+def test_what_the_model_says_of_itself_is_in_every_document(place: Path) -> None:
+    card = deploy(place)
+    assert card["preprocessing"] == "five numbers, <b>each</b> divided by 7"
+    assert (card["test"]["metric"], card["test"]["value"], card["test"]["samples"]) == ("accuracy", 0.9, 200)
+    readme = (place / "out" / "README.md").read_text()
+    assert "Inputs: five numbers, " in readme
+    assert "<b>" not in readme
+    assert "accuracy 90.0 % (95 % interval 85.0 % to 94.0 %) on 200 test samples." in readme
+    bom = json.loads((place / "out" / "bom.cdx.json").read_text())
+    analysis = bom["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]
+    assert analysis["performanceMetrics"][0]["value"] == "0.9"
+
+
+def test_a_model_that_grows_again_forgets_how_well_it_did() -> None:
+    model = classifier()
+    grown = grow_graph(model, net2net_plan(find_channel_groups(model), model, growth=0.5))
+    assert read_description(model).test is not None
+    assert read_description(grown) == Description("five numbers, <b>each</b> divided by 7")
+    assert read_description(text_model("y = Relu(x)", "float[N] x", "float[N] y")) == Description()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"test": {"value": "many"}}', '{"preprocessing": 3}'])
+def test_a_damaged_description_is_one_line(text: str) -> None:
+    model = classifier()
+    model.metadata_props[DESCRIPTION_KEY] = text
+    with pytest.raises(UnsafeModel, match=r"growpipe\.description\) is damaged; remove that entry"):
+        read_description(model)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from onnxruntime import InferenceSession
 
 from growpipe.checks.measure.latency import LatencyRatio
 from growpipe.graph_ops.edit.deploy import deploy_form
+from growpipe.graph_ops.edit.description import DESCRIPTION_KEY, read_description
 from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.pages.page import run_page
 from growpipe.parallel.processes import ALONE
@@ -112,7 +113,17 @@ def test_a_family_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyP
         chosen = {"grown": f"round-{number:02d}/branch", "rival": f"control/rival-{number:02d}"}[
             member.deployed
         ]
-        assert (place / "growth.onnx").read_bytes() == (run.path / chosen / "growth.onnx").read_bytes()
+        shipped = load_model(place / "growth.onnx")
+        judged = member.grown if member.deployed == "grown" else member.rival
+        assert judged is not None
+        test = read_description(shipped).test
+        assert test is not None
+        assert (test.metric, test.value) == ("accuracy", judged.score.value)
+        # But for that the file is the one that was judged.
+        del shipped.metadata_props[DESCRIPTION_KEY]
+        save_model(shipped, form)
+        save_model(load_model(run.path / chosen / "growth.onnx"), tmp_path / "judged.onnx")
+        assert form.read_bytes() == (tmp_path / "judged.onnx").read_bytes()
         model = onnx.load(place / "model.onnx")
         assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
         image = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)

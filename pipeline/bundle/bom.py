@@ -64,10 +64,13 @@ def _component(
     model_card: dict[str, Any] = {"modelParameters": parameters}
     if variant is None and card["test"] is not None:
         test = card["test"]
-        figure = {"type": f"{test['metric']} on the test set", "value": f"{test['value']:.4g}"}
+        figure: dict[str, Any] = {
+            "type": f"{test['metric']} on the test set",
+            "value": f"{test['value']:.4g}",
+        }
         if test["low"] is not None and test["high"] is not None:
             bounds = {"lowerBound": f"{test['low']:.4g}", "upperBound": f"{test['high']:.4g}"}
-            figure = {**figure, "confidenceInterval": bounds}
+            figure["confidenceInterval"] = bounds
         model_card["quantitativeAnalysis"] = {"performanceMetrics": [figure]}
     if variant is not None:
         model_card["quantitativeAnalysis"] = {"performanceMetrics": _metrics(variant)}

@@ -36,7 +36,7 @@ def unify(a: Axis, b: Axis, barrier: Barrier) -> None:
         _freeze_both(a, b, Barrier(barrier.operator, barrier.node, barrier.axis, reason))
     elif a.kind == "leaf":
         _join_leaf(a, b, barrier)
-    elif a.size is not None:
+    else:
         if a.kind == b.kind == "product":
             match([a], [b], barrier)
         else:
@@ -44,11 +44,6 @@ def unify(a: Axis, b: Axis, barrier: Barrier) -> None:
         a, b = root(a), root(b)
         if a is not b and not occurs(a, b) and not occurs(b, a):
             a.parent = b
-    elif a.kind == b.kind and len(a.children) == len(b.children):
-        for left, right in zip(a.children, b.children, strict=True):
-            unify(left, right, barrier)
-    else:
-        _freeze_both(a, b, barrier)
 
 
 def _freeze_both(a: Axis, b: Axis, barrier: Barrier) -> None:

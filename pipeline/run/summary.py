@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -183,6 +184,8 @@ def title_of(run: Run) -> str:
 _ABSENT = "-"
 _PIPED_WIDTH = 100
 _MOST_WIDTHS = 6
+_HUGE = 10**9
+_HEADING_WIDTH = 12
 _SCORE = "score"  # the column is called after the metric
 _COLUMNS = (
     "network",
@@ -250,6 +253,17 @@ def _columns_in_use(cells: Sequence[Sequence[str]]) -> list[int]:
     return [index for index in range(len(_COLUMNS)) if any(row[index] != _ABSENT for row in cells)]
 
 
+def _in_short(row: RoundRow) -> dict[str, str]:
+    """The cells of a row that a narrow table has no room for, in fewer characters."""
+    short = {"widths": widths_in_short(row.widths)}
+    for name, number in (("parameters", row.parameters), ("MACs", row.macs)):
+        if number >= _HUGE:
+            short[name] = f"{number / 1e9:,.1f} G"
+    if row.latency_ratio is not None:
+        short["latency / parent"] = f"{row.latency_ratio:.2f}"
+    return short
+
+
 def _headings(quality: Quality) -> dict[str, str]:
     """What columns are called beside their own names."""
     direction = " (lower is better)" if quality.lower_is_better else ""
@@ -273,11 +287,12 @@ def print_summary(rows: Sequence[RoundRow], title: str, quality: Quality) -> Non
     table = Table(title=Text(one_line(title)), title_justify="left")
     for index in columns:
         heading = _headings(quality).get(_COLUMNS[index], _COLUMNS[index])
-        table.add_column(Text(one_line(heading)), justify="left" if index < 2 else "right", overflow="fold")
-    widths = _COLUMNS.index("widths")
+        # Headings give way, so that no cell has to.
+        heading = "\n".join(textwrap.wrap(one_line(heading), _HEADING_WIDTH))
+        table.add_column(Text(heading), justify="left" if index < 2 else "right", overflow="fold")
     for row, line in zip(rows, cells, strict=True):
-        short = {widths: widths_in_short(row.widths)}
-        table.add_row(*(Text(one_line(short.get(index, line[index]))) for index in columns))
+        short = _in_short(row)
+        table.add_row(*(Text(one_line(short.get(_COLUMNS[index], line[index]))) for index in columns))
     console.print(table)
 
 

@@ -78,6 +78,17 @@ def test_plan_lowers_the_loss_and_the_model_comes_back_as_it_was(problem):
     assert len(report["line_search"]["trials"]) >= 6
 
 
+def test_an_autoencoder_whose_inputs_are_mostly_zero_gets_a_plan():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 12))
+    x = torch.zeros(64, 12)
+    x[:, :3] = torch.rand(64, 3)
+    batches = [(part, part) for part in x.split(16)]
+    plan = analyse(model, nn.functional.mse_loss, batches, (x[:2],), growth=0.5)
+    assert plan.added_channels > 0
+    assert plan.predicted_change < 0
+
+
 def test_same_seed_same_plan_and_plans_survive_the_disk(problem, tmp_path):
     plan = run(problem)
     assert run(problem).content_hash == plan.content_hash

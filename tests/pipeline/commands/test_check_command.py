@@ -121,6 +121,15 @@ def test_a_baseline_is_written_of_a_model_that_passed_alone(
     assert "no baseline was written" in capsys.readouterr().err
 
 
+def test_a_key_of_the_policy_may_be_a_quoted_name(tmp_path: Path) -> None:
+    path = save(cnn(), tmp_path)
+    limits = ["--set", "cost.parameters.max=5"]
+    assert check(path, "--only", "cost/parameters", *limits) == 1
+    assert (
+        check(path, "--only", "cost/parameters", *limits, "--set", 'levels."cost/parameters"="warning"') == 0
+    )
+
+
 def test_it_starts_and_runs_without_torch(tmp_path: Path) -> None:
     path = save(cnn(), tmp_path)
     code = f"""

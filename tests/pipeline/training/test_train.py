@@ -283,6 +283,11 @@ INPUTS, TARGET = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
         ([{"image": INPUTS}], None, r"must give \(inputs, target\) pairs, not dict$"),
         ([(INPUTS, TARGET, TARGET)], None, "pairs, not tuple of length 3"),
         ([(INPUTS[:, :3], TARGET)], None, "the network failed: RuntimeError: mat1 and mat2 shapes"),
+        (
+            [(INPUTS[:1], TARGET[:1])],
+            None,
+            "a batch of one sample; set drop_last = True in the training load",
+        ),
         ([(INPUTS, TARGET)], Unfinished(), r"the network failed \(test_train\.py, line \d+\): NotImpl"),
     ],
 )

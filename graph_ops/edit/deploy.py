@@ -50,9 +50,13 @@ def deploy_form(model: ir.Model) -> ir.Model:
         model: a model for inference.
 
     Raises:
-        CheckFailed: widths in the model contradict each other; or its deploy form does not pass ONNX's
-            checker, strict shape inference and the width check, and the model does.
+        CheckFailed: the model has no outputs; widths in it contradict each other; or its deploy form does not
+            pass ONNX's checker, strict shape inference and the width check, and the model does.
     """
+    if not model.graph.outputs:
+        raise CheckFailed(
+            "the model has no outputs, so that nothing of it would be left; declare its outputs"
+        )
     inference = infer_with_problems(model)
     form = inference.model
     problems = [*inference.problems, *([] if form is None else contradicting_widths(form))]

@@ -377,6 +377,19 @@ def test_a_wrong_option_is_one_line_and_writes_nothing(
     assert not (place / "out").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--layout", "triton"], ["--labels", "labels.txt"]])
+def test_a_model_without_outputs_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(place)
+    silent = classifier()
+    silent.graph.outputs.clear()
+    save_model(silent, place / "model.onnx")
+    with pytest.raises(CheckFailed, match="has no outputs"):
+        deploy(place, *options)
+    assert not (place / "out").exists()
+
+
 def test_a_variant_that_overflows_is_not_shipped(place: Path) -> None:
     large = text_model("y = MatMul(x, a)", "float[N,2] x", "float[N,2] y", a=np.full((2, 2), 3e4, np.float32))
     save_model(large, place / "model.onnx")

@@ -196,7 +196,8 @@ def _product(rows: Tensor, matrix: Tensor) -> Tensor:
     """
     if matrix.ndim > 2:
         return rows @ matrix
-    return (rows.reshape(-1, rows.shape[-1]) @ matrix).unflatten(0, rows.shape[:-1])
+    product = rows.reshape(-1, rows.shape[-1]) @ matrix
+    return product.reshape(*rows.shape[:-1], matrix.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)

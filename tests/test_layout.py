@@ -41,6 +41,7 @@ ALLOWED = {
     "user_code validation",
     "run": "analyser budgets checks data environment graph_ops models pages parallel printing progress "
     "quality seeding suggestions torch_module training user_code validation",
+    "callbacks": "analyser budgets data environment graph_ops progress suggestions torch_module user_code",
     "commands": "bundle checks environment graph_ops pages parallel printing run suggestions",
     "cli": "environment graph_ops printing signals",
     "__main__": "cli",

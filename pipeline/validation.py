@@ -37,7 +37,9 @@ def _fault(problem: Any, document: type[BaseModel]) -> str:
         return f"unknown key {key!r}{hint}"
     given = problem["input"]
     shown = f", got {reprlib.repr(given)}" if isinstance(given, (str, int, float)) else ""
-    return f"wrong at {key!r}: {problem['msg'].lower()}{shown}" if key else f"{problem['msg'].lower()}{shown}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = f"{message[:1].lower()}{message[1:]}{shown}"
+    return f"wrong at {key!r}: {message}" if key else message
 
 
 def _keys(document: type[BaseModel], location: Sequence[int | str]) -> list[str]:

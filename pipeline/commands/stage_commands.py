@@ -150,17 +150,19 @@ def report(directory: Path, as_json: bool, page: str | None) -> None:
     opened = Run.open(directory)
     with reading("the run", directory):  # its stages may report anything
         final = opened.published(FINAL)
-        if page is not None:
-            _write_page(opened, None if final is None else final.facts, Path(page or directory / PAGE))
+        facts = None if final is None else final.facts
+        if page is None:
+            rows = rows_of(opened)
+            document = summary_document(opened, rows, facts)
+        else:
+            _write_page(opened, facts, Path(page or directory / PAGE))
             return
-        rows = rows_of(opened)
-        document = summary_document(opened, rows, final.facts if final else None)
-        if as_json:
-            print_json(document)
-            return
-        print_summary(rows, title_of(opened), opened.recipe.quality)
-        if final is not None:
-            tell(final.facts.verdict)
+    if as_json:
+        print_json(document)
+        return
+    print_summary(rows, title_of(opened), opened.recipe.quality)
+    if facts is not None:
+        tell(facts.verdict)
 
 
 def _write_page(run: Run, final: FinalFacts | None, path: Path) -> None:

@@ -48,7 +48,8 @@ def rehearse(task: Task, model: nn.Module) -> None:
             )
             output = call_user_code("the network", model, *inputs)
             _warn_of_softmax(task, output)
-            _try_metric(objective.metric, output, target, length_of(inputs))
+            other_task = task.run.recipe.loss is None and bool(_hint(task, target))
+            _try_metric(objective.metric, output, target, length_of(inputs), other_task)
         except CheckFailed:
             value = float(objective.loss_fn(model(*inputs), target))
             raise UsageError(f"the loss is {value} on the first training batch; look at the data") from None
@@ -62,12 +63,14 @@ def rehearse(task: Task, model: nn.Module) -> None:
     try_optimizer(model, task.run.recipe.train, task.run.folder, loss)
 
 
-def _try_metric(metric: Metric, output: Any, target: Any, samples: int) -> None:
+def _try_metric(metric: Metric, output: Any, target: Any, samples: int, other_task: bool) -> None:
     tally = metric.tally()
     try:
         tally.add(output, target, samples)
         tally.value()
     except UsageError as error:
+        if other_task:  # which is told instead
+            raise
         raise UsageError(
             f"the metric {metric.quality.name} does not fit: {error}; to judge networks by the loss set "
             'metric = "loss" in the recipe, or give a metric of your own'

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.fx import Node
 
 from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.program.activations import Surrogate
-from growpipe.analyser.program.aten import aten
+from growpipe.analyser.program.aten import RECURRENT, aten
 from growpipe.analyser.program.binding import bind_groups
 from growpipe.analyser.program.program import Program
 from growpipe.data.loader_items import to_device
@@ -186,6 +187,8 @@ _FUNCTIONAL = {
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without operators that work in place, so that a captured value stays what it was.
 
+    Recurrent layers are unrolled: one matrix product and the gates for every step.
+
     To trace it once more takes as long as to export it. A program of nothing but operators that are known to
     be functional, and that the analyser knows by these names, is left as it is.
     """
@@ -201,7 +204,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         return program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
-        result: ExportedProgram = program.run_decompositions({})
+        result: ExportedProgram = program.run_decompositions(get_decompositions(RECURRENT))
         return result
 
 

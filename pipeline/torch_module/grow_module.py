@@ -306,3 +306,8 @@ def _replace_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> N
             module = model.get_submodule(path)
             store: dict[str, Any] = module._parameters if is_parameter else module._buffers
             store[attribute] = replaced[id(old)]
+            if isinstance(module, nn.RNNBase):
+                setattr(module, attribute, replaced[id(old)])  # it lists its weights besides
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN wants them in one piece of memory

@@ -24,6 +24,7 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("normalized_shape",),
     nn.RMSNorm: ("normalized_shape",),
     nn.PReLU: ("num_parameters",),
+    nn.RNNBase: ("input_size", "hidden_size"),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
 }
 
@@ -49,6 +50,8 @@ def grown_layer_sizes(
 ) -> dict[str, LayerSize]:
     """The sizes of ``module`` once its parameters, laid out so, have grown to these widths of groups."""
     prefix = f"{path}." if path else ""
+    if isinstance(module, nn.RNNBase):
+        return _recurrent_sizes(prefix, layouts, widths)
     own = _own_names(prefix, module)
     touched = next((layout for name, layout in layouts.items() if name in own), None)
     layout = _weight_layout(prefix, module, layouts) or touched
@@ -81,6 +84,18 @@ def grown_layer_sizes(
         case nn.Embedding():
             return {"num_embeddings": grown[0], "embedding_dim": grown[1]}
     return {}
+
+
+def _recurrent_sizes(
+    prefix: str, layouts: Mapping[str, TensorLayout], widths: Mapping[str, int]
+) -> dict[str, LayerSize]:
+    """The sizes of a recurrent module, those of its first layer; the other layers have the same states."""
+    sizes: dict[str, LayerSize] = {}
+    for attribute, weight in (("input_size", "weight_ih_l0"), ("hidden_size", "weight_hh_l0")):
+        layout = layouts.get(f"{prefix}{weight}")
+        if layout is not None:
+            sizes[attribute] = grown_size(layout.axes[1].dim, widths)
+    return sizes
 
 
 def _weight_layout(

@@ -230,6 +230,19 @@ class Kinked(nn.Module):
         return self.net(x)
 
 
+class Recurrent(nn.Module):
+    """An LSTM whose hidden units feed each other and the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.body = nn.LSTM(4, 2, batch_first=True)
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.head(self.body(torch.tanh(self.embed(x)))[0].mean(1))
+
+
 @dataclass(frozen=True)
 class Case:
     """How to build a network, and its data; ``linear`` names the groups whose channels are linear: S = 0."""
@@ -256,6 +269,7 @@ CASES = {
     "shared": Case(Shared, (4,)),
     "pixel shuffle": Case(Shuffled, IMAGE, regression=True),
     "kinked": Case(Kinked, IMAGE, smooth=False),
+    "recurrent": Case(Recurrent, (2, 3)),
 }
 
 

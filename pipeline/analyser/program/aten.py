@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["CONVOLUTIONS", "MATRIX_PRODUCTS", "NORMS", "aten"]
+__all__ = ["CONVOLUTIONS", "MATRIX_PRODUCTS", "NORMS", "RECURRENT", "aten"]
 
 aten = torch.ops.aten
 
@@ -23,3 +23,6 @@ MATRIX_PRODUCTS: dict[Any, tuple[int, int]] = {
     aten.addmm.default: (1, 2),
 }
 """The positions of the features and of the matrix."""
+
+RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+"""Recurrent layers with all their steps. Their kernels have no double backward."""

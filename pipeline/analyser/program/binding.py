@@ -135,6 +135,10 @@ def placeholders(program: ExportedProgram) -> dict[Node, str]:
     }
 
 
+_BIASED = {"Add", "Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "RNN"}
+"""The operators whose input A, B or C may be a bias."""
+
+
 def _is_displaced(member: Member, displace: Sequence[str]) -> bool:
     if member.role == "made":
         return "weights" in displace
@@ -143,7 +147,7 @@ def _is_displaced(member: Member, displace: Sequence[str]) -> bool:
     convolution = member.operator in {"Conv", "ConvTranspose"}
     if convolution and member.input == "W":
         return "filters" in displace
-    if member.operator in {"Conv", "ConvTranspose", "Gemm", "Add"} and member.input in {"A", "B", "C"}:
+    if member.operator in _BIASED and member.input in {"A", "B", "C"}:
         return "biases" in displace
     return member.operator == "BatchNormalization" and member.input in {"scale", "B"} and "affine" in displace
 

@@ -25,12 +25,21 @@ def resize(inference: AxisInference, node: ir.Node) -> None:
         sizes = [root(axes[position]).size for position in where]
         lengths = [None if n is None else math.floor(n * s) for n, s in zip(sizes, scales, strict=True)]
         kept = [scale == 1.0 for scale in scales]
+    if _moves_every_axis(node):
+        lengths, kept = [None] * len(where), [False] * len(where)
     result = list(axes)
     for i, position in enumerate(where):
         if not kept[i]:
             inference.freeze(node, axes[position], position, "it interpolates along this axis")
             result[position] = inference.fixed(node, position, lengths[i])
     inference.output(node, result)
+
+
+def _moves_every_axis(node: ir.Node) -> bool:
+    """Whether an axis may change though its length or scale stays: cropped, or scaled as the others are."""
+    policy = attribute_of(node, "keep_aspect_ratio_policy", "stretch")
+    crops = attribute_of(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+    return bool(crops or policy != "stretch")
 
 
 def _wanted_lengths(

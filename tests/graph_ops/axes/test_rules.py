@@ -410,6 +410,20 @@ CASES: dict[str, Case] = {
         declined=reason("it sorts along this axis"),
     ),
     "Resize": image("z = Resize (h, , scales)", {"b": (2, 8, 1, 1), "scales": (4,)}),
+    "Resize that crops": image(
+        'z = Resize <coordinate_transformation_mode = "tf_crop_and_resize"> (h, roi, , sizes)',
+        {"b": (2, 8, 1, 1), "roi": (8,)},
+        (),
+        integers={"sizes": [2, 8, 6, 6]},
+        declined=reason("it interpolates along this axis"),
+    ),
+    "Resize that keeps the proportions": image(
+        'z = Resize <keep_aspect_ratio_policy = "not_larger"> (h, , , sizes)',
+        {"b": (2, 8, 1, 1)},
+        (),
+        integers={"sizes": [2, 8, 6, 6]},
+        declined=reason("it interpolates along this axis"),
+    ),
     "Resize to lengths": image(
         "z = Resize (h, , , sizes)", {"b": (2, 8, 1, 1)}, integers={"sizes": [1, 8, 6, 6]}
     ),

@@ -22,6 +22,7 @@ __all__ = [
     "STAGING",
     "check_file_target",
     "check_folder_target",
+    "check_not_read",
     "publish_file",
     "publish_folder",
     "settle",
@@ -120,6 +121,24 @@ def check_file_target(path: str | os.PathLike[str]) -> Path:
     if not place.parent.is_dir():
         raise UsageError(f"there is no folder {place.parent}; make it first")
     return place
+
+
+def check_not_read(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Refuse to write over what the same command reads.
+
+    Args:
+        path: the file to write; it may be absent.
+        inputs: the files and folders that are read; None is passed over.
+
+    Raises:
+        UsageError: ``path`` is one of ``inputs``, or a file in one of them.
+    """
+    real = Path(os.path.realpath(path))
+    if not real.exists():
+        return
+    for given in inputs:
+        if given is not None and real.is_relative_to(os.path.realpath(given)):
+            raise UsageError(f"{path} is read by this command and is not overwritten; choose another file")
 
 
 def check_folder_target(

@@ -16,7 +16,7 @@ from growpipe.checks.report import CheckReport, Status, overall_exit_code
 from growpipe.commands.output import print_json, say, tell
 from growpipe.environment import PROVIDERS
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.files.atomic import write_text
+from growpipe.graph_ops.files.atomic import check_not_read, write_text
 from growpipe.printing import one_line
 from growpipe.suggestions import did_you_mean
 
@@ -110,6 +110,9 @@ def check(
     if not models:
         raise UsageError("no model is given; growpipe check MODEL.onnx")
     wanted = _formats((*formats, *(("json",) if as_json else ())))
+    module = None if torch is None else torch.rpartition(":")[0]
+    inputs = (*models, reference, module, weights, *data, policy)
+    _check_places([*(file for _, file in wanted), baseline_to], inputs, baseline)
     if baseline_to is not None and len(models) > 1:
         raise UsageError("a baseline is of one model; check the models one by one to write it")
     from growpipe.checks.policy import load_policy
@@ -164,6 +167,22 @@ def _formats(words: Sequence[str]) -> list[tuple[str, str | None]]:
     if len(shown) > 1 and DOCUMENTS & set(shown):
         raise UsageError(f"{' and '.join(shown)} cannot share stdout; give files, as in {shown[0]}=FILE")
     return wanted
+
+
+def _check_places(places: Sequence[str | None], inputs: Sequence[str | None], baseline: str | None) -> None:
+    """Refuse to write over what is read, or twice into one file.
+
+    Args:
+        places: the files of the formats, and last that of the new baseline, which may replace the old one.
+        inputs: all other files that are read.
+        baseline: the old baseline.
+    """
+    baseline_to = places[-1]
+    written = [file for file in places if file is not None]
+    for file in written:
+        check_not_read(file, inputs if file == baseline_to else (*inputs, baseline))
+    if len({os.path.realpath(file) for file in written}) < len(written):
+        raise UsageError("two outputs go to one file; give each a file of its own")
 
 
 def _write(reports: Sequence[CheckReport], wanted: Sequence[tuple[str, str | None]]) -> None:

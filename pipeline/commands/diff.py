@@ -36,6 +36,11 @@ def diff(parent: str, child: str, as_json: bool, page: str | None) -> None:
 
     if as_json and page is not None:
         raise UsageError("--json prints and --html writes; give one of them")
+    if page is not None:
+        from growpipe.graph_ops.files.atomic import check_file_target, check_not_read
+
+        check_not_read(page, [parent, child])
+        check_file_target(page)
     found = difference_of(load_model(parent), load_model(child))
     if page is not None:
         from growpipe.graph_ops.files.atomic import write_text

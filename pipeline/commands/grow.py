@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from growpipe.commands.output import count, print_json, say, tell
-from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.graph_ops.errors import CheckFailed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,17 +38,16 @@ def grow(model: str, plan_path: str, output: str, verify: bool, as_json: bool) -
     A plan that was made for another model is refused. At ε = 0 the grown model computes what the model
     computes, which is tried on random inputs before anything is written.
     """
-    if os.path.realpath(output) == os.path.realpath(model):
-        raise UsageError(f"{output} is the model itself, which is never overwritten; choose another file")
     from growpipe.checks.equivalence import Equivalence
     from growpipe.graph_ops.edit.grow_graph import grow_graph
-    from growpipe.graph_ops.files.atomic import check_file_target
+    from growpipe.graph_ops.files.atomic import check_file_target, check_not_read
     from growpipe.graph_ops.files.load_save import load_model, save_model
     from growpipe.graph_ops.groups.channel_groups import find_channel_groups, solve
     from growpipe.graph_ops.onnx_tools.width_check import check_structure
     from growpipe.graph_ops.plan.split_plan import SplitPlan
 
     check_file_target(output)
+    check_not_read(output, [model, plan_path])
     plan = SplitPlan.load(plan_path)
     loaded = load_model(model)
     solution = solve(loaded)

@@ -166,9 +166,12 @@ def report(directory: Path, as_json: bool, page: str | None) -> None:
 
 
 def _write_page(run: Run, final: FinalFacts | None, path: Path) -> None:
-    from growpipe.graph_ops.files.atomic import write_text
+    from growpipe.graph_ops.files.atomic import check_not_read, write_text
     from growpipe.pages.page import run_page
+    from growpipe.run.stages.names import PAGE
     from growpipe.run.story import story_of
 
+    if path.absolute() != (run.path / PAGE).absolute():
+        check_not_read(path, [run.path])
     write_text(path, run_page(story_of(run, final)))
     tell(str(path))

@@ -199,10 +199,10 @@ class TestPlanAndGrow:
         growpipe("plan", "model.onnx", "--random", "-o", "plan")
         before = (folder / "model.onnx").read_bytes()
         assert_refused(
-            growpipe("grow", "model.onnx", "--plan", "plan", "-o", "model.onnx"), 2, "never overwritten"
+            growpipe("grow", "model.onnx", "--plan", "plan", "-o", "model.onnx"), 2, "is not overwritten"
         )
         assert_refused(
-            growpipe("grow", "model.onnx", "--plan", "plan", "-o", "./plan/../model.onnx"), 2, "never"
+            growpipe("grow", "model.onnx", "--plan", "plan", "-o", "./plan/../model.onnx"), 2, "is not"
         )
         assert_refused(growpipe("grow", "model.onnx", "--plan", "plan", "-o", "plan"), 2, "is a folder")
         assert_refused(

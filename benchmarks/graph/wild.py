@@ -131,6 +131,9 @@ class Trial:
             return refused
         barriers = Counter({_kind(reason): n for reason, n in self.facts.get("barriers", {}).items()})
         if not barriers:
+            # A file whose weights the graph computes, or that has none, has nothing to show a barrier at.
+            if "no channel group: " in refused.what:
+                return Verdict("declined", refused.what, ended.seconds)
             return Verdict("fault", f"nothing says why: {refused.what}", ended.seconds)
         why = "; ".join(f"{reason} ({n})" for reason, n in barriers.most_common(4))
         return Verdict("declined", f"no group splits: {why}", ended.seconds)

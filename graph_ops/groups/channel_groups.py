@@ -112,7 +112,9 @@ class ChannelGroups:
         """Why there is neither a group nor a barrier that would explain it; None if there is one."""
         if self.groups or self.barriers:
             return None
-        return "the model has no channel group: no operator of it makes or mixes channels with a weight"
+        return (
+            "the model has no channel group: no operator of it makes or mixes channels with a stored weight"
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -358,7 +358,7 @@ def test_model_without_a_weight(folder, growpipe, operator):
     """Nothing can grow, and both commands say why."""
     text = f'<ir_version: 8, opset_import: ["": 17]> g (float[3,2] x) => (float y) {{ y = {operator} }}'
     save_model(ir.from_onnx_text(text), "none.onnx")
-    reason = "no channel group: no operator of it makes or mixes channels with a weight"
+    reason = "no channel group: no operator of it makes or mixes channels with a stored weight"
     inspected = growpipe("inspect", "none.onnx")
     assert inspected.code == 0
     assert reason in inspected.err

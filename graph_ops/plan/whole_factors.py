@@ -40,7 +40,15 @@ from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan
 from growpipe.graph_ops.plan.stored_precision import StoredChannels, exact_coefficients
 
-__all__ = ["Factors", "check_whole_factors", "factor_splits", "resolve_factors", "split_by_factor", "tied_to"]
+__all__ = [
+    "Factors",
+    "check_whole_factors",
+    "factor_splits",
+    "growth_by_factors",
+    "resolve_factors",
+    "split_by_factor",
+    "tied_to",
+]
 
 Factors = int | Mapping[str, int]
 """By group name the number of copies of every channel; a number is for all that split by whole factors."""
@@ -76,6 +84,19 @@ def resolve_factors(groups: ChannelGroups, factors: Factors | None) -> dict[str,
                     f"{member!r} has the factors {resolved[member]} and {factor}: {name!r} is tied to it"
                 )
     return resolved
+
+
+def growth_by_factors(groups: ChannelGroups) -> str | None:
+    """Which groups grow by whole factors and how to ask for that, in words; None if there is none."""
+    names = [group.name for group in groups.groups if group.whole_factor is not None]
+    if not names:
+        return None
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{names[0]!r}{more} can grow by whole factors alone, which needs no analysis: growpipe plan "
+        "MODEL.onnx --random --growth 0 --factor 2 -o PLAN, or growpipe.graph_ops.random_plan(groups, model, "
+        "growth=0.0, factors=2)"
+    )
 
 
 def check_whole_factors(groups: ChannelGroups, plan: SplitPlan) -> None:

@@ -24,7 +24,7 @@ from growpipe.analyser.program.program import Program
 from growpipe.data.loader_items import to_device
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
-from growpipe.graph_ops.plan.whole_factors import resolve_factors
+from growpipe.graph_ops.plan.whole_factors import growth_by_factors, resolve_factors
 from growpipe.parallel.processes import Processes
 from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
 from growpipe.torch_module.module_fit import ModuleFit, fit_module
@@ -142,6 +142,12 @@ def _check_exported(export: GrowthExport, model: nn.Module) -> None:
 
 
 def _why_nothing_splits(model: nn.Module, groups: ChannelGroups, rigid: Mapping[str, str]) -> str:
+    by_factors = growth_by_factors(groups)
+    reason = _why_no_channel_splits(model, groups, rigid)
+    return reason if by_factors is None else f"{reason}; {by_factors}"
+
+
+def _why_no_channel_splits(model: nn.Module, groups: ChannelGroups, rigid: Mapping[str, str]) -> str:
     if rigid:
         name, fault = next(iter(rigid.items()))
         return (

@@ -56,6 +56,10 @@ def carry_optimizer_state(
     every axis and multiplied by w on the *copied* axes; second moments by w². Adaptive methods then take
     steps of the size they took before the split.
 
+    This is approximate behind a normalisation whose channels grow by a whole factor with uneven shares. Each
+    copy's gradient also passes through the moments of the norm, to which all k copies of a channel contribute
+    alike: that part is 1/k of its source's, not w. Even shares, w = 1/k, are exact.
+
     Args:
         optimizer: of ``model``'s parameters; changed in place.
         model: the network before the split.

@@ -14,6 +14,7 @@ from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.reading import hash_file
+from growpipe.graph_ops.plan.whole_factors import growth_by_factors
 from growpipe.run.facts import TrainFacts
 from growpipe.run.recipe_limits import check_limits
 from growpipe.run.rehearsal import rehearse
@@ -144,9 +145,8 @@ def _require_growth(task: Task, model: nn.Module) -> None:
     groups = task.export(model).groups(task.run.recipe.growth.freeze)
     if not any(group.splittable for group in groups.groups):
         barrier = next((str(group.barrier) for group in groups.groups if group.barrier), "it has no channels")
-        raise UsageError(
-            f"the seed network has no channel group that can split: {barrier}; see growpipe inspect"
-        )
+        reason = growth_by_factors(groups) or f"{barrier}; see growpipe inspect"
+        raise UsageError(f"the seed network has no channel group that can split: {reason}")
     check_limits(task.run.recipe, groups)
     obstacle = obstacle_to_reinitialising(model)
     if obstacle is not None and task.run.recipe.growth.finish in ("retrain", "rival"):

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from growpipe.analyser import GrowthBudget, GrowthOptions, analyse
-from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.errors import NothingToSplit, UsageError
+from growpipe.graph_ops.plan.data_free import random_plan
 from growpipe.torch_module.export import export_growth_form
-from growpipe.torch_module.grow_module import grow
+from growpipe.torch_module.grow_module import grow, plan_for_module
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +82,17 @@ def test_wrong_factors(problem, factors, message):
     model, batches, export = problem
     with pytest.raises(UsageError, match=message):
         analyse(model, cross_entropy, batches, export, factors=factors)
+
+
+def test_groups_that_grow_by_factors_alone_are_named_with_the_way_to_ask():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).eval()
+    x, y = torch.randn(64, 3), torch.randint(0, 2, (64,))
+    for factors in (None, 2):
+        with pytest.raises(NothingToSplit, match=r"'0\.weight' can grow by whole factors alone.*--factor 2"):
+            analyse(model, cross_entropy, [(x, y)], (x[:2],), factors=factors)
+    export = export_growth_form(model, (x[:2],))
+    plan = plan_for_module(random_plan(export.groups(), export.graph, growth=0.0, factors=2), model)
+    wide = grow(model, plan.with_epsilon(0.0))
+    assert wide[0].out_features == 8
+    torch.testing.assert_close(wide(x), model(x))

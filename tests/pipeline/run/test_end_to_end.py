@@ -434,6 +434,13 @@ class Rigid(nn.Module):
     def forward(self, image):
         return self.layer(image.flatten(1))
 
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 10))
+    def forward(self, image):
+        return self.body(image.flatten(1))
+
 def no_module():
     return 3
 
@@ -447,6 +454,7 @@ def fails():
     [
         ("net.py:Branching", "Branching cannot be exported"),
         ("net.py:Rigid", "no channel group that can split"),
+        ("net.py:Normalised", "'body.0.weight' can grow by whole factors alone"),
         ("net.py:no_module", "returned int, not an nn.Module"),
         ("net.py:fails", "RuntimeError: no weights here"),
         ("net.py:absent", "has no 'absent'"),

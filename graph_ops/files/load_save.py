@@ -19,7 +19,15 @@ from growpipe.graph_ops.files.protobuf_size import check_wire
 from growpipe.graph_ops.files.schema_rules import check_attributes
 from growpipe.graph_ops.operators import plain_domain
 
-__all__ = ["EXTERNAL_ABOVE", "MAX_MODEL_BYTES", "hold_in_memory", "load_model", "read_model", "save_model"]
+__all__ = [
+    "EXTERNAL_ABOVE",
+    "MAX_MODEL_BYTES",
+    "external_files",
+    "hold_in_memory",
+    "load_model",
+    "read_model",
+    "save_model",
+]
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest protobuf file; bigger models keep their tensors in external data."""
@@ -169,6 +177,11 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
             yield tensor
 
 
+def external_files(model: ir.Model) -> set[str]:
+    """The files in which the model keeps its external tensors."""
+    return {os.path.realpath(tensor.path) for tensor in _external_tensors(model)}
+
+
 def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
     """Write a model, whole or not at all. The model is not changed.
 
@@ -190,13 +203,15 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: 
     check_file_target(place)
     data_place = place.with_name(place.name + ".data")
     externals = list(_external_tensors(model))
-    if any(os.path.realpath(t.path) in map(os.path.realpath, (place, data_place)) for t in externals):
+    if external_files(model) & {os.path.realpath(place), os.path.realpath(data_place)}:
         raise UsageError(f"{data_place} holds the tensors of this very model; choose another file")
     size = sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
     if external_data is None:
         external_data = bool(externals) or size > EXTERNAL_ABOVE
     elif not external_data and size > EXTERNAL_ABOVE:
         raise UsageError(f"a model of {size} bytes does not fit into one file; let it have external data")
+    if external_data:
+        check_file_target(data_place)
     with staging_folder(place.parent) as staging:
         staged, staged_data = staging / place.name, staging / data_place.name
         _write(model, staged, data_place.name if external_data else None)

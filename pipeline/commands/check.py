@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from growpipe.checks.formats.text import MARK_AT, MARKS, lines_of
 from growpipe.checks.report import CheckReport, Status, overall_exit_code
 from growpipe.commands.output import print_json, say, tell
 from growpipe.environment import PROVIDERS
-from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.errors import UnsafeModel, UsageError
 from growpipe.graph_ops.files.atomic import check_not_read, write_text
 from growpipe.printing import one_line
 from growpipe.suggestions import did_you_mean
@@ -111,8 +112,10 @@ def check(
         raise UsageError("no model is given; growpipe check MODEL.onnx")
     wanted = _formats((*formats, *(("json",) if as_json else ())))
     module = None if torch is None else torch.rpartition(":")[0]
-    inputs = (*models, reference, module, weights, *data, policy)
-    _check_places([*(file for _, file in wanted), baseline_to], inputs, baseline)
+    networks = models if reference is None else (*models, reference)
+    _check_places(
+        [*(file for _, file in wanted), baseline_to], networks, (module, weights, *data, policy), baseline
+    )
     if baseline_to is not None and len(models) > 1:
         raise UsageError("a baseline is of one model; check the models one by one to write it")
     from growpipe.checks.policy import load_policy
@@ -169,20 +172,37 @@ def _formats(words: Sequence[str]) -> list[tuple[str, str | None]]:
     return wanted
 
 
-def _check_places(places: Sequence[str | None], inputs: Sequence[str | None], baseline: str | None) -> None:
+def _check_places(
+    places: Sequence[str | None],
+    models: Sequence[str],
+    others: Sequence[str | None],
+    baseline: str | None,
+) -> None:
     """Refuse to write over what is read, or twice into one file.
 
     Args:
         places: the files of the formats, and last that of the new baseline, which may replace the old one.
-        inputs: all other files that are read.
+        models: the models that are read; their external tensors are read, too.
+        others: all other files that are read, but for the old baseline.
         baseline: the old baseline.
     """
-    baseline_to = places[-1]
     written = [file for file in places if file is not None]
+    inputs = [*models, *others]
+    if any(map(os.path.exists, written)):
+        inputs += _data_of(models)
     for file in written:
-        check_not_read(file, inputs if file == baseline_to else (*inputs, baseline))
+        check_not_read(file, inputs if file == places[-1] else (*inputs, baseline))
     if len({os.path.realpath(file) for file in written}) < len(written):
         raise UsageError("two outputs go to one file; give each a file of its own")
+
+
+def _data_of(models: Sequence[str]) -> Iterator[str]:
+    """The files of external tensors; none of a model that cannot be read, which the checks will say."""
+    from growpipe.graph_ops.files.load_save import external_files, load_model
+
+    for model in models:
+        with contextlib.suppress(UnsafeModel):
+            yield from external_files(load_model(model))
 
 
 def _write(reports: Sequence[CheckReport], wanted: Sequence[tuple[str, str | None]]) -> None:

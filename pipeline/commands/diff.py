@@ -32,16 +32,17 @@ def diff(parent: str, child: str, as_json: bool, page: str | None) -> None:
     """
     from growpipe.graph_ops.edit.difference import difference_of
     from growpipe.graph_ops.errors import UsageError
-    from growpipe.graph_ops.files.load_save import load_model
+    from growpipe.graph_ops.files.load_save import external_files, load_model
 
     if as_json and page is not None:
         raise UsageError("--json prints and --html writes; give one of them")
+    models = load_model(parent), load_model(child)
     if page is not None:
         from growpipe.graph_ops.files.atomic import check_file_target, check_not_read
 
-        check_not_read(page, [parent, child])
+        check_not_read(page, [parent, child, *external_files(models[0]), *external_files(models[1])])
         check_file_target(page)
-    found = difference_of(load_model(parent), load_model(child))
+    found = difference_of(*models)
     if page is not None:
         from growpipe.graph_ops.files.atomic import write_text
         from growpipe.pages.page import difference_page

@@ -41,7 +41,7 @@ def grow(model: str, plan_path: str, output: str, verify: bool, as_json: bool) -
     from growpipe.checks.equivalence import Equivalence
     from growpipe.graph_ops.edit.grow_graph import grow_graph
     from growpipe.graph_ops.files.atomic import check_file_target, check_not_read
-    from growpipe.graph_ops.files.load_save import load_model, save_model
+    from growpipe.graph_ops.files.load_save import external_files, load_model, save_model
     from growpipe.graph_ops.groups.channel_groups import find_channel_groups, solve
     from growpipe.graph_ops.onnx_tools.width_check import check_structure
     from growpipe.graph_ops.plan.split_plan import SplitPlan
@@ -50,6 +50,7 @@ def grow(model: str, plan_path: str, output: str, verify: bool, as_json: bool) -
     check_not_read(output, [model, plan_path])
     plan = SplitPlan.load(plan_path)
     loaded = load_model(model)
+    check_not_read(output, external_files(loaded))
     solution = solve(loaded)
     grown = grow_graph(loaded, plan, solution)
     problems = check_structure(grown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -19,7 +20,11 @@ from tests.helpers.text_models import text_model
 COMMANDS = [
     "grow model.onnx --plan plan -o model.onnx",
     "grow model.onnx --plan plan -o plan/plan.json",
+    "grow model.onnx --plan plan -o weights.bin",
     "diff model.onnx other.onnx --html model.onnx",
+    "diff other.onnx model.onnx --html weights.bin",
+    "check other.onnx --reference model.onnx --format json=weights.bin",
+    "check model.onnx --write-baseline weights.bin",
     "diff model.onnx other.onnx --html ./plan/../other.onnx",
     "check model.onnx --format json=model.onnx",
     "check model.onnx other.onnx --format junit=out --format sarif=other.onnx",
@@ -43,6 +48,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = text_model(body, "float[N,2] x", "float[N,2] y", **weights)
     for name in ("model.onnx", "other.onnx"):
         save_model(model, tmp_path / name)
+    proto = onnx.load(tmp_path / "model.onnx")
+    onnx.save(
+        proto, tmp_path / "model.onnx", save_as_external_data=True, size_threshold=0, location="weights.bin"
+    )
+    assert (tmp_path / "weights.bin").exists()
     random_plan(find_channel_groups(model), model, growth=0.5).save(tmp_path / "plan")
     (tmp_path / "policy.toml").write_text("version = 1\n")
     for name in ("net.py", "weights", "data.npz", "base.json"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
+from benchmarks.torture.formats import made_run
 from growpipe.cli import main
 from growpipe.printing import (
     for_annotation,
@@ -109,7 +111,7 @@ def hostile_model(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["inspect", "plan", "grow", "deploy", "check"])
+@pytest.mark.parametrize("command", ["inspect", "plan", "grow", "deploy", "check", "diff"])
 @pytest.mark.parametrize("form", ["text", "json", "github"])
 def test_no_command_prints_what_a_terminal_or_a_runner_obeys(
     command: str, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -124,7 +126,10 @@ def test_no_command_prints_what_a_terminal_or_a_runner_obeys(
         "grow": [path, "--plan", tmp_path / "plan", "-o", out.with_suffix(".onnx")],
         "deploy": [path, "-o", out],
         "check": [path, "--only", "structure", "--only", "safety", "--profile", "release"],
+        "diff": [path, tmp_path / "model.onnx"],
     }[command]
+    if command == "diff":
+        save(cnn(), tmp_path)
     if command == "grow":
         run("plan", path, "--random", "--growth", "0.3", "-o", tmp_path / "plan")
         capsys.readouterr()
@@ -141,6 +146,37 @@ def test_no_command_prints_what_a_terminal_or_a_runner_obeys(
         return
     assert is_harmless(printed.out), printed.out
     assert is_harmless(printed.err), printed.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_report_prints_nothing_of_that_kind_either(
+    form: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = made_run(tmp_path / "run\n::error::run").path
+    for file in folder.rglob("*.json"):
+        document = json.loads(file.read_text())
+        file.write_text(json.dumps(_hostile(document)))
+    run("report", folder, *form)
+    printed = capsys.readouterr()
+    assert "mine" in printed.out
+    assert is_harmless(printed.out), printed.out
+    assert is_harmless(printed.err), printed.err
+
+
+def _hostile(document: Any) -> Any:
+    """Every name of a task, and every text that nothing is looked up by, made hostile."""
+    match document:
+        case dict():
+            return {
+                key: f"{value}\x1b[2J\n::error::x ##[command]y"
+                if key in ("name", "verdict")
+                else _hostile(value)
+                for key, value in document.items()
+            }
+        case list():
+            return [_hostile(value) for value in document]
+    return document
 
 
 def run(command: str, *arguments: object) -> None:

@@ -28,6 +28,8 @@ COMMANDS = {
     "plan": "plan model.onnx --random --epsilon 0.1 -o plan",
     "grow": "grow model.onnx --plan plan -o grown.onnx",
     "deploy": "deploy model.onnx -o bundle",
+    "diff": "diff model.onnx other.onnx --html page.html",
+    "check": "check model.onnx other.onnx --only cost --only structure --only safety --format json=report",
 }
 
 
@@ -45,9 +47,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def folder(tmp_path: Path) -> Path:
     weights = {"a": np.ones((20, 90), np.float32), "b": np.ones((90, 20), np.float32)}
     model = text_model(BODY, "float[N,20] x", "float[N,20] y", **weights)
-    save_model(model, tmp_path / "model.onnx")
+    for name in ("model.onnx", "other.onnx"):
+        save_model(model, tmp_path / name)
     random_plan(find_channel_groups(model), model, growth=0.5, epsilon=0.1).save(tmp_path / "plan")
-    (tmp_path / "grown.onnx").write_text("an earlier one")
+    for name in ("grown.onnx", "page.html", "report"):
+        (tmp_path / name).write_text("an earlier one")
     return tmp_path
 
 

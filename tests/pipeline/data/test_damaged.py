@@ -252,6 +252,30 @@ def soft(h5py: Any, file: Any) -> None:
     file["data"] = h5py.SoftLink("/elsewhere")
 
 
+def linked(name: str) -> Callable[[Any, Any], None]:
+    def make(h5py: Any, file: Any) -> None:
+        data_in(file)
+        del file[name]
+        file[name] = h5py.ExternalLink("other.h5", f"/{name}")
+
+    return make
+
+
+def virtual_labels(h5py: Any, file: Any) -> None:
+    layout = h5py.VirtualLayout((2, 1), np.uint8)
+    layout[:] = h5py.VirtualSource("other.h5", "label", (2, 1))
+    file.create_dataset("data", (2, 16, 3), np.float32)
+    file.create_virtual_dataset("label", layout)
+
+
+def special(name: str, *options: Any) -> Callable[[Any, Any], None]:
+    def make(h5py: Any, file: Any) -> None:
+        kind = getattr(h5py, name)
+        typed(kind(*options) if options else kind)(h5py, file)
+
+    return make
+
+
 def group(h5py: Any, file: Any) -> None:
     file.create_group("data")
     file["label"] = np.zeros((2, 1), np.uint8)
@@ -279,6 +303,11 @@ def labelled(labels: Any) -> Callable[[Any, Any], None]:
         (virtual, "keeps 'data' in another file"),
         (lambda h5py, file: data_in(file, external=[("other.bin", 0, 384)]), "keeps 'data' in another file"),
         (soft, "keeps 'data' in another file"),
+        (linked("data"), "keeps 'data' in another file"),
+        (linked("label"), "keeps 'label' in another file"),
+        (virtual_labels, "keeps 'label' in another file"),
+        (special("ref_dtype"), "not numbers"),
+        (special("vlen_dtype", np.float32), "not numbers"),
         (group, "'data' is not an array"),
         (
             lambda h5py, file: data_in(file, (10**7, 2048, 3), chunks=(1, 2048, 3)),

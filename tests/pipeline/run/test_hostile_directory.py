@@ -172,6 +172,21 @@ def test_a_lock_that_is_a_link_is_neither_followed_nor_emptied(run: Run, tmp_pat
     assert lock.read_text() == "not ours"
 
 
+@pytest.mark.parametrize("target", ["precious", "absent", "/dev/null"])
+def test_metrics_and_pages_are_not_written_through_links(run: Run, tmp_path: Path, target: str) -> None:
+    (tmp_path / "precious").write_text("content")
+    (run.path / "metrics.jsonl").unlink()
+    (run.path / "metrics.jsonl").symlink_to(tmp_path / target)
+    with pytest.raises(UsageError, match=r"metrics\.jsonl is a link"), run.locked():
+        pass
+    (run.path / "report.html").symlink_to(tmp_path / target)
+    done = CliRunner().invoke(cli, ["report", str(run.path), "--html"], standalone_mode=False)
+    assert isinstance(done.exception, UsageError)
+    assert "report.html is a link" in str(done.exception)
+    assert (tmp_path / "precious").read_text() == "content"
+    assert not (tmp_path / "absent").exists()
+
+
 def test_a_directory_whose_creation_was_killed_is_taken_up(tmp_path: Path) -> None:
     (tmp_path / "run" / ".growpipe-0123").mkdir(parents=True)
     (tmp_path / "run" / ".growpipe-0123" / "run.json").write_text("{")

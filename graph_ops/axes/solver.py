@@ -34,16 +34,26 @@ def unify(a: Axis, b: Axis, barrier: Barrier) -> None:
     if a.size is not None and b.size is not None and a.size != b.size:
         reason = f"lengths {a.size} and {b.size} disagree"
         _freeze_both(a, b, Barrier(barrier.operator, barrier.node, barrier.axis, reason))
-    elif a.kind == "leaf":
+    elif a.kind == "leaf" and (a.size is None or b.size is not None or b.kind == "leaf"):
         _join_leaf(a, b, barrier)
+    elif occurs(a, b) or occurs(b, a):
+        _freeze_both(a, b, barrier)
     else:
-        if a.kind == b.kind == "product":
-            match([a], [b], barrier)
-        else:
-            align([a], [b], barrier)
-        a, b = root(a), root(b)
-        if a is not b and not occurs(a, b) and not occurs(b, a):
-            a.parent = b
+        _join_parts(a, b, barrier)
+
+
+def _join_parts(a: Axis, b: Axis, barrier: Barrier) -> None:
+    """Let two axes, of which one has parts at least, be the same channels.
+
+    An axis of known length is not joined to one of unknown length, whose parts may not make it up.
+    """
+    if "concat" in (a.kind, b.kind):
+        align([a], [b], barrier)
+    else:
+        match([a], [b], barrier)
+    a, b = root(a), root(b)
+    if a.size == b.size and a is not b and not occurs(a, b) and not occurs(b, a):
+        a.parent = b
 
 
 def _freeze_both(a: Axis, b: Axis, barrier: Barrier) -> None:

@@ -206,3 +206,41 @@ def test_a_length_beyond_int64_stays_unknown(together):
 def test_an_axis_of_negative_length_is_refused():
     with pytest.raises(ValueError, match="-2"):
         Axis(-2)
+
+
+def test_factors_in_another_order_are_not_one_by_place():
+    batch, heads, number = axes(None, 4, 4)
+    unify(product([batch, heads]), product([number, batch]), WHY)
+    assert batch.size is None
+    assert root(heads) is not root(batch)
+    assert frozen(heads) == frozen(number) == [True]
+
+
+def test_a_factor_of_unknown_length_is_what_the_known_factors_leave():
+    batch, heads, repetitions, copied = axes(None, 4, None, 4)
+    unify(product([batch, heads]), product([repetitions, copied]), WHY)
+    assert root(batch) is root(repetitions)
+    assert root(heads) is root(copied)
+    assert frozen(heads) == frozen(batch) == [False]
+
+
+def test_a_leaf_of_known_length_divides_by_the_known_factors_of_a_product():
+    leaf, batch, heads = axes(8, None, 4)
+    unify(leaf, product([batch, heads]), WHY)
+    assert [part.size for part in leaves(leaf)] == [2, 4]
+    assert root(batch).size == 2
+    assert frozen(heads) == [False]
+
+
+def test_a_leaf_of_known_length_does_not_meet_two_unknown_factors():
+    leaf, batch, steps = axes(8, None, None)
+    unify(leaf, product([batch, steps]), WHY)
+    assert frozen(leaf) == frozen(batch) == frozen(steps) == [True]
+    assert batch.size is None
+
+
+def test_parts_of_unknown_length_are_not_one_by_place():
+    past, new, channels, more = axes(None, 4, 4, None)
+    unify(concat([past, new]), concat([channels, more]), WHY)
+    assert past.size is None
+    assert all(frozen(axis) == [True] for axis in (past, new, channels, more))

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from tests.helpers.growing import assert_same_function, signed_plan
+from tests.helpers.text_models import text_model
 
 WEIGHTS = {"a": (4, 8), "b": (8, 3), "one": (1, 5, 4), "many": (64, 5, 4)}
 INTEGERS = {
@@ -127,6 +128,38 @@ def test_heads_that_are_read_from_a_shape_follow_in_their_order(name: str) -> No
     swapped = find_channel_groups(attention_rows("batch", f"{READ} count = Mul (k2, n)", body))["a"]
     assert swapped.barrier is not None
     assert swapped.barrier.reason == BODIES[name][2]
+
+
+# By name: how g [6, 5, 4] is made from the rows f, whose number n · 2 is not known, and a tensor of 6 rows.
+SIX = "first = Slice (x, i0, i1, i0) k = MatMul (first, stack)"
+WITH_SIX = {
+    "a constant": ("g = Add (f, six)", ""),
+    "a stack of weights": (f"{SIX} g = Add (f, k)", "an axis of unknown length may broadcast"),
+    "indices": (
+        f"{SIX} e = ConstantOfShape <value = int64[1] {{1}}> (shape) p = GatherElements <axis = 1> (k, e) "
+        "g = Add (p, f)",
+        "an axis of unknown length may broadcast",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_SIX)
+def test_rows_of_unknown_number_meet_a_known_number(name: str) -> None:
+    body, wanted = WITH_SIX[name]
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, 8), "six": (6, 5, 4), "stack": (6, 4, 4), "c": (6, 3)}
+    numbers = {"heads": [0, 5, 2, 4], "flat": [-1, 5, 4], "i0": [0], "i1": [1], "shape": [6, 5, 4]}
+    model = text_model(
+        "h = MatMul (x, a) v = Reshape (h, heads) t = Transpose <perm = [0, 2, 1, 3]> (v) "
+        f"f = Reshape (t, flat) {body} u = Transpose <perm = [1, 2, 0]> (g) y = MatMul (u, c)",
+        "float[batch,5,4] x",
+        **{key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()},
+        **{key: np.array(values) for key, values in numbers.items()},
+    )
+    barrier = find_channel_groups(model)["a"].barrier
+    assert (barrier.reason if barrier else "") == wanted
+    grown = grow_graph(model, signed_plan(model, growth=0.5))
+    assert_same_function(model, grown, [images(3)])
 
 
 def test_parts_of_unknown_length_in_another_order_are_not_the_same() -> None:

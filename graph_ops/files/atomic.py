@@ -8,6 +8,7 @@ writer in the same place removes what was left, or puts back the folder that was
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -37,6 +38,7 @@ STAGING = ".growpipe-"
 
 _NEW, _OLD = "new", "old"
 _SHOWN = 3
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Owned = Callable[[Path], Collection[str]]
 """The names of the files that growpipe wrote into a folder, with ``/`` between folders; empty if the folder
@@ -65,7 +67,7 @@ def publish_file(path: Path) -> Iterator[Path]:
         OSError: the disk is full, read-only or otherwise not writable.
     """
     place = check_file_target(path)
-    with staging_folder(place.parent) as staging:
+    with staging_folder(place) as staging:
         staged = staging / place.name
         yield staged
         settle(staged, staging)
@@ -91,7 +93,7 @@ def publish_folder(path: Path, owned: Owned | None = None) -> Iterator[Path]:
     place = Path(os.path.abspath(path))
     if owned is not None:
         place = check_folder_target(path, owned)
-    with staging_folder(place.parent) as staging:
+    with staging_folder(place) as staging:
         filled = staging / _NEW
         filled.mkdir()
         yield filled
@@ -229,16 +231,21 @@ def _replace(place: Path, staging: Path, owned: Owned | None) -> None:
 
 
 @contextlib.contextmanager
-def staging_folder(parent: Path) -> Iterator[Path]:
-    """A folder in ``parent`` to write into before renaming; removed at the end, or by the next writer.
+def staging_folder(place: Path) -> Iterator[Path]:
+    """A folder beside ``place`` to write into before renaming; removed at the end, or by the next writer.
 
     Raises:
-        OSError: the disk is full, read-only or otherwise not writable.
+        OSError: the disk is full, read-only or otherwise not writable. That of a full disk names ``place``.
     """
-    sweep(parent)
-    staging, lock = _make_staging(parent)
+    sweep(place.parent)
+    staging, lock = _make_staging(place.parent)
     try:
         yield staging
+    except OSError as fault:
+        # The system names no file, or a staged one that is gone when the message is read.
+        if fault.errno in _NO_ROOM and Path(fault.filename or staging).is_relative_to(staging):
+            fault.filename = str(place)
+        raise
     finally:
         os.close(lock)
         shutil.rmtree(staging, ignore_errors=True)

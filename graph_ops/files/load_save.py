@@ -212,7 +212,7 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], *, external_data: 
         raise UsageError(f"a model of {size} bytes does not fit into one file; let it have external data")
     if external_data:
         check_file_target(data_place)
-    with staging_folder(place.parent) as staging:
+    with staging_folder(place) as staging:
         staged, staged_data = staging / place.name, staging / data_place.name
         _write(model, staged, data_place.name if external_data else None)
         for file in staging.iterdir():

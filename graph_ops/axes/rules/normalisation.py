@@ -30,6 +30,7 @@ def per_channel(inference: AxisInference, node: ir.Node) -> None:
     inference.output(node, axes)
     for index in range(1, len(node.outputs)):
         inference.output(node, [channels], index)
+    _weight(inference, node, axes)
 
 
 def from_axis(inference: AxisInference, node: ir.Node) -> None:
@@ -45,6 +46,7 @@ def from_axis(inference: AxisInference, node: ir.Node) -> None:
     reduced = [*axes[:start], *(Axis(1) for _ in axes[start:])]
     for index in range(1, len(node.outputs)):
         inference.output(node, reduced, index)
+    _weight(inference, node, axes)
 
 
 def over_axis(inference: AxisInference, node: ir.Node) -> None:
@@ -87,6 +89,13 @@ def mean_variance(inference: AxisInference, node: ir.Node) -> None:
     for position in attribute_of(node, "axes", [0, 2, 3]):
         inference.copy_evenly(node, axes[position], position % len(axes), MOMENTS)
     inference.output(node, axes)
+
+
+def _weight(inference: AxisInference, node: ir.Node, axes: list[Axis]) -> None:
+    """A weight that is normalised, as weight standardisation does: its rows can be copied, but not scaled."""
+    if inference.is_constant(node):
+        obstacle = "the weight is normalised, so it cannot hold the coefficients"
+        inference.view(node, [(axis,) for axis in range(len(axes))], obstacle=obstacle)
 
 
 MOMENTS = "it normalises over this axis by moments"

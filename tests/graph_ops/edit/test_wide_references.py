@@ -233,6 +233,10 @@ def carried(z: str, *steps: Step, shape: tuple[int, ...] = (4, 1, 1), **rest) ->
 
 BOTH = {"a": Move(0), "d": Move(0)}
 
+STANDARDISED = (
+    "v = Reshape (a, rows) i = InstanceNormalization (v, d, e) f = Reshape (i, back) h = Conv (x, f) "
+    "r = Tanh (h) y = Conv (r, b)"
+)
 CARRIED = {
     "BatchNormalization": image(
         "k = BatchNormalization (h, d, e, mean, var) z = Tanh (k)",
@@ -242,6 +246,13 @@ CARRIED = {
     ),
     "InstanceNormalization": image(
         "k = InstanceNormalization (h, d, e) z = Tanh (k)", B, weights=vectors((4,), "d", "e"), moves=BOTH
+    ),
+    "standardised filters": Case(
+        "real[n,3,6,6] x",
+        f"<int64[3] rows = {{1, 4, 27}}, int64[4] back = {{4, 3, 3, 3}}> {{ {STANDARDISED} }}",
+        {"a": w((4, 3, 3, 3), c(0)), "b": B, **vectors((4,), "d", "e")},
+        f"<int64[3] rows = {{1, 7, 27}}, int64[4] back = {{7, 3, 3, 3}}> {{ {STANDARDISED} }}",
+        moves={"a": Move(0), "d": Move(0), "e": Move(0)},
     ),
     "GroupNormalization": image(
         "z = GroupNormalization <num_groups = 2> (h, d, e)",

@@ -95,7 +95,9 @@ def _options(
 
     if int8 != (calibration is not None):
         raise UsageError("--int8 and --calibration DATA.npz go together: the data shows the range of values")
-    lines = () if labels is None else read_text(labels, "the labels", most=_MOST_LABELS).splitlines()
+    lines = [] if labels is None else read_text(labels, "the labels", most=_MOST_LABELS).splitlines()
+    if labels is not None and not lines:
+        raise UsageError(f"the file of labels {labels} is empty; give one name per line")
     return BundleOptions(
         name=name,
         layout=layout,

@@ -8,22 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from growpipe import analyse, grow
-
-
-class Grow(lightning.Callback):
-    """Grow ``module.net`` after these epochs; Lightning's optimizer keeps its state."""
-
-    def __init__(self, after, share=0.5):
-        self.after, self.share = after, share
-
-    def on_train_epoch_end(self, trainer, module):
-        if trainer.current_epoch + 1 in self.after:
-            batches = list(trainer.train_dataloader)
-            plan = analyse(module.net, module.loss_fn, batches, (batches[0][0][:2],), growth=self.share)
-            (optimizer,) = trainer.optimizers
-            module.net = grow(module.net, plan, optimizer=optimizer)
-            print(plan)
+from growpipe.callbacks import LightningGrowth, When
 
 
 class Regression(lightning.LightningModule):
@@ -49,7 +34,6 @@ quiet = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-lightning.Trainer(max_epochs=20, callbacks=[Grow(after=(5, 10))], accelerator="cpu", **quiet).fit(
-    module, data
-)
+growth = LightningGrowth(When(epochs=(5, 10)), 3.0, 0.5, net="net", loss=module.loss_fn)
+lightning.Trainer(max_epochs=20, callbacks=[growth], accelerator="cpu", **quiet).fit(module, data)
 print(f"loss {module.loss_fn(module.net(inputs), inputs.prod(1, keepdim=True)).item():.3f}, {module.net}")

@@ -12,11 +12,15 @@ from growpipe.callbacks.schedule import Plateau, When
 from growpipe.environment import require
 
 if TYPE_CHECKING:
+    from growpipe.callbacks.lightning import LightningGrowth
     from growpipe.callbacks.trainer import TrainerGrowth
 
-__all__ = ["Plateau", "TrainerGrowth", "When"]
+__all__ = ["LightningGrowth", "Plateau", "TrainerGrowth", "When"]
 
-_NEEDED = {"TrainerGrowth": ("trainer", ("transformers", "accelerate"), "transformers")}
+_NEEDED = {
+    "LightningGrowth": ("lightning", ("lightning",), "lightning"),
+    "TrainerGrowth": ("trainer", ("transformers", "accelerate"), "transformers"),
+}
 """By callback the module, what it imports, and the extra that brings that."""
 
 

@@ -39,6 +39,7 @@ class Learner:
         batches: gives ``(inputs, target)`` pairs, and can be iterated again.
         optimizer: trains the network; None before training has begun.
         averaged: averages of the network's weights.
+        others: parameters of other modules that the optimizer trains as well.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Learner:
     batches: Iterable[Any]
     optimizer: torch.optim.Optimizer | None = None
     averaged: tuple[nn.Module, ...] = ()
+    others: tuple[nn.Parameter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Growth:
         grown = ", ".join(f"{name} to {width}" for name, width in self.widths.items())
         return (
             f"grown after {self.step} steps: {self.parameters:,} parameters, {self.macs:,} MACs; loss "
-            f"lowered by {self.realised:.3g} ({self.predicted:.3g} predicted); {grown}"
+            f"{-self.realised:+.3g} ({-self.predicted:+.3g} predicted); {grown}"
         )
 
 
@@ -157,7 +159,7 @@ class Grower:
                 self.cues.end()
                 return None
             plan = found.plan
-            grow_in_place(learner.model, plan, learner.optimizer, learner.averaged)
+            grow_in_place(learner.model, plan, learner.optimizer, learner.averaged, learner.others)
         done = Growth(
             step,
             _parameters(learner.model),

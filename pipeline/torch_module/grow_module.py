@@ -30,7 +30,17 @@ from growpipe.torch_module.optimizer_state import carry_optimizer_state
 from growpipe.torch_module.outputs import to_numpy, to_torch
 from growpipe.torch_module.state_file import read_state
 
-__all__ = ["SIZES_KEY", "grow", "grow_in_place", "grow_into", "load_grown", "plan_for_module", "save_grown"]
+__all__ = [
+    "SIZES_KEY",
+    "grow",
+    "grow_in_place",
+    "grow_into",
+    "load_grown",
+    "module_sizes",
+    "plan_for_module",
+    "save_grown",
+    "take_state",
+]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -61,6 +71,13 @@ def grow(
         UsageError: the plan was not made for this module, the module is wrapped, the optimizer keeps state
             that growpipe has no rule for, or an average is of another network. Nothing is changed then.
     """
+    grown = _grown(model, plan)
+    _bring_along(model, grown, plan, optimizer, averaged)
+    return grown
+
+
+def _grown(model: Module, plan: SplitPlan) -> Module:
+    """The grown network, if the plan was made for this one."""
     inside = wrapped_in(model)
     if inside is not None:
         raise UsageError(
@@ -69,13 +86,23 @@ def grow(
         )
     tensors = named_tensors(model)
     plan.check_belongs(lambda name: to_numpy(tensors[name]), f"this {type(model).__name__}")
-    grown = grow_into(copy.deepcopy(model), model, plan)
+    return grow_into(copy.deepcopy(model), model, plan)
+
+
+def _bring_along(
+    model: nn.Module,
+    grown: nn.Module,
+    plan: SplitPlan,
+    optimizer: torch.optim.Optimizer | None,
+    averaged: Iterable[nn.Module],
+    others: Iterable[nn.Parameter] = (),
+) -> None:
+    """Let optimizer and averages follow; nothing is changed before everything is known to fit."""
     averages = [(average, _grown_average(average, model, plan)) for average in map(_inside, averaged)]
     if optimizer is not None:
-        carry_optimizer_state(optimizer, model, grown, plan)
+        carry_optimizer_state(optimizer, model, grown, plan, others)
     for average, wider in averages:
         adopt(average, wider)
-    return grown
 
 
 def grow_in_place(
@@ -83,6 +110,7 @@ def grow_in_place(
     plan: SplitPlan,
     optimizer: torch.optim.Optimizer | None = None,
     averaged: Iterable[nn.Module] = (),
+    others: Iterable[nn.Parameter] = (),
 ) -> None:
     """Let ``model`` itself become what `grow` would return, for a trainer that holds on to the module object.
 
@@ -93,11 +121,14 @@ def grow_in_place(
         plan: the split plan.
         optimizer: an optimizer of ``model``'s parameters; changed in place, as by `grow`.
         averaged: averages of ``model``'s weights; changed in place, as by `grow`.
+        others: parameters of other modules that the optimizer trains as well; it keeps them as they are.
 
     Raises:
         UsageError: as `grow`. Nothing is changed then.
     """
-    kept = adopt(model, grow(model, plan, optimizer, averaged))
+    grown = _grown(model, plan)
+    _bring_along(model, grown, plan, optimizer, averaged, others)
+    kept = adopt(model, grown)
     if optimizer is not None:
         exchange_parameters(optimizer, kept)
 
@@ -218,12 +249,17 @@ def save_grown(model: nn.Module, path: str | os.PathLike[str], **facts: str) -> 
         path: the file.
         facts: further text for the file's metadata.
     """
-    found = {
-        path_: {**layer_sizes(module), **changed_integers(module)} for path_, module in model.named_modules()
-    }
-    sizes = {path_: values for path_, values in found.items() if values}
+    sizes = module_sizes(model)
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in named_tensors(model).items()}
     save_file(tensors, path, metadata={SIZES_KEY: json.dumps(sizes, sort_keys=True), **facts})
+
+
+def module_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """By path of a submodule the sizes that `take_state` gives back, as JSON values or tuples."""
+    found = {
+        path: {**layer_sizes(module), **changed_integers(module)} for path, module in model.named_modules()
+    }
+    return {path: values for path, values in found.items() if values}
 
 
 def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
@@ -241,15 +277,28 @@ def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
     """
     tensors, metadata = read_state(path, "the weights")
     with reading("the weights", path):
-        sizes = parse_json(metadata.get(SIZES_KEY, "null"))
-        _check_fits(model, tensors, sizes)
+        take_state(model, tensors, parse_json(metadata.get(SIZES_KEY, "null")))
+    return model
+
+
+def take_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], sizes: Any) -> None:
+    """Give a freshly built seed network the widths and tensors of what it was grown to.
+
+    Args:
+        model: changed in place.
+        tensors: every parameter and buffer by name.
+        sizes: of `module_sizes`.
+
+    Raises:
+        UsageError: they are of another network.
+    """
+    _check_fits(model, tensors, sizes)
     _replace_tensors(model, tensors)
     for module_path, values in sizes.items():
         module = model.get_submodule(module_path)
         layer = layer_sizes(module).keys()
         set_layer_sizes(module, {name: value for name, value in values.items() if name in layer})
         set_integers(module, {name: value for name, value in values.items() if name not in layer})
-    return model
 
 
 def _check_fits(model: nn.Module, tensors: Mapping[str, torch.Tensor], sizes: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,11 @@ _FACTORS = ("row_var", "col_var")
 
 
 def carry_optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module, grown: nn.Module, plan: SplitPlan
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    grown: nn.Module,
+    plan: SplitPlan,
+    others: Iterable[nn.Parameter] = (),
 ) -> None:
     """Let ``optimizer`` hold the parameters of ``grown``, with its state grown along.
 
@@ -65,6 +69,7 @@ def carry_optimizer_state(
         model: the network before the split.
         grown: the network after it.
         plan: the split.
+        others: parameters of other modules that the optimizer trains as well; it keeps them as they are.
 
     Raises:
         UsageError: the optimizer holds parameters of another model, or state of a kind or a shape not known
@@ -78,11 +83,17 @@ def carry_optimizer_state(
         if name in plan.layouts
     }
     grown_parameters = dict(grown.named_parameters())
+    beside = {id(parameter) for parameter in others}
     state: dict[torch.Tensor, dict[str, Any]] = {}
     replaced: list[list[nn.Parameter]] = []
     for group in optimizer.param_groups:
         parameters: list[nn.Parameter] = []
         for old in group["params"]:
+            if id(old) not in names and id(old) in beside:
+                parameters.append(old)
+                if old in optimizer.state:
+                    state[old] = optimizer.state[old]
+                continue
             if id(old) not in names:
                 raise UsageError(
                     "the optimizer holds a parameter that is not the model's; pass the one it trains with"

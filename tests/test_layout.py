@@ -40,9 +40,11 @@ ALLOWED = {
     "analyser": "budgets data environment graph_ops parallel progress seeding suggestions torch_module "
     "user_code validation",
     "run": "analyser budgets checks data environment graph_ops models pages parallel printing progress "
-    "quality seeding suggestions torch_module training user_code validation",
-    "callbacks": "analyser budgets data environment graph_ops progress suggestions torch_module user_code",
-    "commands": "bundle checks environment graph_ops pages parallel printing run suggestions",
+    "quality seeding suggestions torch_module tracking training user_code validation",
+    "tracking": "environment graph_ops suggestions",
+    "callbacks": "analyser budgets data environment graph_ops progress suggestions torch_module tracking "
+    "user_code",
+    "commands": "bundle checks environment graph_ops pages parallel printing run suggestions tracking",
     "cli": "environment graph_ops printing signals",
     "__main__": "cli",
     "": "analyser budgets checks data environment graph_ops torch_module",  # growpipe/__init__.py, lazily
@@ -56,7 +58,8 @@ ORDER = {
     "checks": "measure policy child report baseline input_sets equivalence context registry request "
     "same_defect runner areas formats",
     "run": "locate lock recipe recipe_keys store task recipe_limits facts announce rehearsal stages "
-    "leftovers verdict summary figure picture repeat story finish family_picture family_finish family loop",
+    "leftovers verdict summary figure picture tracked repeat story finish family_picture family_finish "
+    "family loop",
 }
 
 LONGEST_MODULE = 420

@@ -24,6 +24,7 @@ from growpipe.progress import log
 from growpipe.torch_module.export import GrowthExport, export_growth_form
 from growpipe.torch_module.grow_module import grow_in_place
 from growpipe.torch_module.outputs import LossFunction, evaluation_mode
+from growpipe.tracking.trackers import Tracker
 from growpipe.user_code import call_user_code
 
 __all__ = ["Grower", "Growth", "Learner", "kept_random_state"]
@@ -97,10 +98,16 @@ class Grower:
         cues: when it is time.
         history: the growths so far.
         seed_parameters: the parameters of the network that training began with; None before that.
+        trackers: are told of every growth.
     """
 
     def __init__(
-        self, when: When, budget: GrowthBudget | float | None, growth: Any, options: Mapping[str, Any]
+        self,
+        when: When,
+        budget: GrowthBudget | float | None,
+        growth: Any,
+        options: Mapping[str, Any],
+        trackers: Iterable[Tracker] = (),
     ) -> None:
         """Take what the callbacks take.
 
@@ -110,6 +117,7 @@ class Grower:
                 began with.
             growth: the growth options, or the share of channels to add each time.
             options: single options of an analysis by name, as `growpipe.analyse` takes them.
+            trackers: are told of every growth; closed at the end of training.
 
         Raises:
             UsageError: one makes no sense.
@@ -121,11 +129,12 @@ class Grower:
         self.cues = Cues(when)
         self.history: list[Growth] = []
         self.seed_parameters: int | None = None
+        self.trackers = tuple(trackers)
         self._budget = budget
         self._options = AnalysisOptions.of(growth, None, None, options)
 
-    def begin(self, learner: Learner) -> None:
-        """Try the network on one batch, before training: what does not fit is said now.
+    def begin(self, learner: Learner, step: int) -> None:
+        """Try the network on one batch, before step ``step`` of the training: what does not fit is said now.
 
         Raises:
             UsageError: the network cannot be exported, its loss fails, or it is beyond the budget.
@@ -136,7 +145,11 @@ class Grower:
         with torch.no_grad(), evaluation_mode(learner.model):
             output = call_user_code("the network", learner.model, *as_tuple(inputs))
             call_user_code("the loss", lambda: float(learner.loss_fn(output, target)))
-        self._check_room(self._exported(learner, inputs).groups().cost)
+        cost = self._exported(learner, inputs).groups().cost
+        self._check_room(cost)
+        if not self.history:
+            size = {"growth/parameters": _parameters(learner.model), "growth/macs": cost.macs()}
+            self.track(size, step)
 
     def grow(self, learner: Learner, step: int) -> Growth | None:
         """Let the network grow now.
@@ -174,7 +187,23 @@ class Grower:
         if found.report.budget_spent:
             self.cues.end()
         log(str(done))
+        self.track(done.scalars(), step)
         return done
+
+    def track(self, values: Mapping[str, Any], step: int) -> None:
+        """Tell the trackers the numbers among ``values``."""
+        numbers = {
+            name: float(value)
+            for name, value in values.items()
+            if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+        }
+        for tracker in self.trackers:
+            tracker.scalars(numbers, step)
+
+    def end(self) -> None:
+        """Training is over."""
+        for tracker in self.trackers:
+            tracker.close()
 
     def _exported(self, learner: Learner, inputs: Any) -> GrowthExport:
         """The network as it is, on the CPU, where it is exported."""

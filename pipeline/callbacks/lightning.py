@@ -19,6 +19,7 @@ from growpipe.suggestions import did_you_mean
 from growpipe.torch_module.export import named_tensors, wrapped_in
 from growpipe.torch_module.grow_module import module_sizes, take_state
 from growpipe.torch_module.outputs import LossFunction
+from growpipe.tracking.trackers import Tracker
 
 __all__ = ["LightningGrowth"]
 
@@ -53,6 +54,7 @@ class LightningGrowth(lightning.Callback):
         net: str,
         loss: LossFunction,
         pair: Callable[[Any], tuple[Any, Any]] | None = None,
+        trackers: Sequence[Tracker] = (),
         **options: Any,
     ) -> None:
         """Say when and how far to grow.
@@ -65,6 +67,8 @@ class LightningGrowth(lightning.Callback):
             net: the attribute of the module that is the network; it takes its inputs by position.
             loss: ``(output, target)`` to the mean loss.
             pair: from a batch to ``(inputs, target)``; None if the batches are such pairs.
+            trackers: are told what the trainer logs, and every growth; closed at the end of training. See
+                `growpipe.tracking.trackers`.
             options: single options of the analysis by name, as `growpipe.analyse` takes them. ``averaged`` is
                 a sequence of further averages of the network's weights.
 
@@ -72,7 +76,7 @@ class LightningGrowth(lightning.Callback):
             UsageError: one makes no sense.
         """
         self._averaged: Sequence[nn.Module] = tuple(options.pop("averaged", ()))
-        self._grower = Grower(when, budget, growth, options)
+        self._grower = Grower(when, budget, growth, options, trackers)
         self._net, self._loss, self._pair = net, loss, pair
         self._step = 0
         self._validated: bool | None = None
@@ -139,7 +143,11 @@ class LightningGrowth(lightning.Callback):
             raise UsageError(f"the module has {len(trainer.optimizers)} optimizers; growth works with one")
         self._step = trainer.global_step
         with kept_random_state():
-            self._grower.begin(self._learner(trainer, pl_module))
+            self._grower.begin(self._learner(trainer, pl_module), trainer.global_step)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Close the trackers."""
+        self._grower.end()
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -177,6 +185,7 @@ class LightningGrowth(lightning.Callback):
         Raises:
             UsageError: neither training nor validation logs a metric of that name.
         """
+        self._grower.track(trainer.callback_metrics, trainer.global_step)
         self._grower.cues.epoch(trainer.current_epoch + 1)
         plateau = self._grower.cues.when.plateau
         if plateau is None or self._validated:

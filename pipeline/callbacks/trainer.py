@@ -24,6 +24,7 @@ from growpipe.torch_module.called import called_as
 from growpipe.torch_module.grow_module import save_grown
 from growpipe.torch_module.outputs import LossFunction
 from growpipe.torch_module.state_file import read_state
+from growpipe.tracking.trackers import Tracker
 
 __all__ = ["GROWN", "TrainerGrowth"]
 
@@ -63,6 +64,7 @@ class TrainerGrowth(TrainerCallback):
         *,
         loss: LossFunction | None = None,
         averaged: Sequence[nn.Module] = (),
+        trackers: Sequence[Tracker] = (),
         **options: Any,
     ) -> None:
         """Say when and how far to grow.
@@ -75,12 +77,14 @@ class TrainerGrowth(TrainerCallback):
             loss: ``(logits, labels)`` to the mean loss. None takes the loss that the model itself computes;
                 give the function that the ``Trainer`` uses if it is another one (``compute_loss_func``).
             averaged: averages of the model's weights, each a ``torch.optim.swa_utils.AveragedModel``.
+            trackers: are told what the trainer logs, and every growth; closed at the end of training. See
+                `growpipe.tracking.trackers`.
             options: single options of the analysis by name, as `growpipe.analyse` takes them.
 
         Raises:
             UsageError: one makes no sense.
         """
-        self._grower = Grower(when, budget, growth, options)
+        self._grower = Grower(when, budget, growth, options, trackers)
         self._loss = loss
         self._averaged = tuple(averaged)
         self._logged: set[str] = set()
@@ -98,7 +102,7 @@ class TrainerGrowth(TrainerCallback):
         if state.global_step and not self.history:
             self._resume(args, state)
         with kept_random_state(), self._learner(args, kwargs) as learner:
-            self._grower.begin(learner)
+            self._grower.begin(learner, state.global_step)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -132,8 +136,15 @@ class TrainerGrowth(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Watch the metric of the plateau."""
+        """Watch the metric of the plateau; tell the trackers."""
         self._watch(logs or {})
+        self._grower.track(logs or {}, state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the trackers."""
+        self._grower.end()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -43,6 +43,12 @@ def _print_keys(context: click.Context, parameter: click.Parameter, wanted: bool
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
+    "--track",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow", "wandb"]),
+    help="Show curves and picture in this tracker too; may be given several times.",
+)
+@click.option(
     "--keys",
     is_flag=True,
     is_eager=True,
@@ -60,6 +66,7 @@ def run(
     family: bool,
     device: str,
     seed: int,
+    track: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Train and grow a network until its budget is spent.
@@ -71,10 +78,24 @@ def run(
     read_recipe(recipe)  # a misspelt name is told before anything heavy is imported
     require_installed("torch", "train", "growpipe run")
     require_installed("onnxruntime", "cpu", "growpipe run")
+    for tracker in track:
+        require_installed(tracker, tracker, f"--track {tracker}")
     with contextlib.ExitStack() as held:
         if not is_follower() and (out / RUN_FILE).exists():
             held.enter_context(hold(out))  # before torch is imported, which takes seconds
         _run(recipe, _changes(rounds, weights, rival, family), out, device, seed, as_json)
+    if track and not is_follower():
+        _track(out, track)
+
+
+def _track(out: Path, kinds: tuple[str, ...]) -> None:
+    from growpipe.run.store import Run
+    from growpipe.run.tracked import track_run
+    from growpipe.tracking.trackers import open_tracker
+
+    run = Run.open(out)
+    for kind in kinds:
+        track_run(run, open_tracker(kind, out / kind, out.resolve().name))
 
 
 def _changes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,11 +68,17 @@ def test_the_network_grows_and_everything_goes_on(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import WeightAveraging
 
     averaging = WeightAveraging()
-    growth = small(When(steps=(5,)), 3.0, 0.7)
+    told: list[Any] = []
+    tracker = SimpleNamespace(scalars=lambda *point: told.append(point), close=lambda: told.append("closed"))
+    growth = small(When(steps=(5,)), 3.0, 0.7, trackers=[tracker])
     module, trainer = fit(tmp_path, [growth, averaging], precision="bf16-mixed")
     (done,) = growth.history
     width = module.net[0].out_features
     assert done.step == 5
+    sizes = [(step, values["growth/macs"]) for values, step in told[:-1] if "growth/macs" in values]
+    assert sizes == [(0, 9), (5, 3 * width)]
+    assert [step for values, step in told[:-1] if "val_loss" in values] == [4, 8, 12]
+    assert told[-1] == "closed"
     assert 3 < width == module.net[2].in_features == done.widths["0.weight"]
     assert averaging._average_model.module.net[0].weight.shape == (width, 2)
     (optimizer,) = trainer.optimizers

@@ -1,0 +1,1 @@
+"""Curves and pictures in TensorBoard, MLflow and Weights & Biases, if they are installed and asked for."""

@@ -78,7 +78,7 @@ def _entries(lines: Iterable[str]) -> Iterator[Entry]:
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
-            continue  # the line that a kill cut off
+            continue  # the line that a kill cut off, or what a library printed
 
 
 def _first_run(waiting: Sequence[int]) -> tuple[int, int]:
@@ -113,9 +113,9 @@ def _batch(command: Sequence[str], begin: int, end: int, megabytes: int) -> Iter
             line = process.stdout.readline()
             if not line:
                 break
-            entry = json.loads(line)
-            yield entry
-            current = entry["number"] + 1
+            for entry in _entries([line]):
+                yield entry
+                current = entry["number"] + 1
     if current >= end:
         process.kill()  # it has nothing more to say, and may take long to end
     code = process.wait()

@@ -41,6 +41,12 @@ def test_a_process_that_dies_costs_one_input(run):
     assert faults(entries) == {3: "crash: the process ended with -11"}
 
 
+def test_what_a_library_prints_is_no_entry(run):
+    entries = run("print('free(): invalid pointer')")
+    assert [entry["number"] for entry in entries] == list(range(6))
+    assert faults(entries) == {}
+
+
 def test_a_process_may_end_after_an_input(run):
     entries = run("number > begin and sys.exit(0)")
     assert faults(entries) == {}

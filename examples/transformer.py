@@ -1,55 +1,53 @@
-"""A network of the transformers library, whose batches are dicts: the feed-forward layers grow.
+"""A transformer that grows in the Trainer of its library (pip install transformers accelerate).
 
 python examples/transformer.py
 """
 
 import torch
-from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from growpipe import analyse, grow
-
-torch.manual_seed(0)
-config = BertConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=16,
-    num_labels=2,
-)
-tokens = torch.randint(2, 40, (256, 12))
-labels = (tokens[:, 0] < 20).long()
-mask = torch.ones_like(tokens)
-parts = [slice(i, i + 32) for i in range(0, 256, 32)]
-batches = [{"input_ids": tokens[p], "attention_mask": mask[p], "labels": labels[p]} for p in parts]
+from growpipe import save_grown
+from growpipe.callbacks import TrainerGrowth, When
 
 
-class Positional(nn.Module):
-    """What growpipe calls: tensors in, one tensor out."""
+def build():
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=2,
+    )
+    return BertForSequenceClassification(config)
 
-    def __init__(self, bert):
-        super().__init__()
-        self.bert = bert
 
-    def forward(self, input_ids, attention_mask):
-        return self.bert(input_ids=input_ids, attention_mask=attention_mask).logits
+def sentences(count, seed):
+    """The label says whether the first token is a small one."""
+    tokens = torch.randint(2, 40, (count, 12), generator=torch.Generator().manual_seed(seed))
+    return [{"input_ids": t, "attention_mask": torch.ones_like(t), "labels": int(t[0] < 20)} for t in tokens]
 
 
-model = Positional(BertForSequenceClassification(config))
-optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-pairs = [((b["input_ids"], b["attention_mask"]), b["labels"]) for b in batches]
+def main():
+    torch.manual_seed(0)
+    model = build()
+    growth = TrainerGrowth(When(epochs=(2, 4)), 1.5, 0.5, max_samples=256)
+    arguments = TrainingArguments(
+        "runs/transformer",
+        num_train_epochs=8,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=2,
+        learning_rate=3e-3,
+        bf16=True,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+    )
+    Trainer(model, arguments, train_dataset=sentences(512, seed=0), callbacks=[growth]).train()
+    for done in growth.history:
+        print(done)
+    save_grown(model, "transformer.safetensors")
 
-model.train()  # analyse gives every module its mode back
-for epoch in range(1, 7):
-    for batch in batches:
-        optimizer.zero_grad()
-        (loss := model.bert(**batch).loss).backward()
-        optimizer.step()
-    print(f"epoch {epoch}: loss {loss.item():.3f}")
-    if epoch == 2:
-        # Attention, embeddings and the pooler keep their sizes: the library derives them from each other.
-        frozen = ("*attention*", "*pooler*", "*embeddings*")
-        plan = analyse(model, nn.functional.cross_entropy, pairs, pairs[0][0], growth=0.5, freeze=frozen)
-        model = grow(model, plan, optimizer=optimizer)
-        print(plan)
+
+if __name__ == "__main__":
+    main()

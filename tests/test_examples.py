@@ -28,7 +28,7 @@ DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
 )
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
-NEEDED = {"transformer.py": "transformers", "lightning_callback.py": "lightning"}
+NEEDED = {"transformer.py": "accelerate", "lightning_callback.py": "lightning"}
 
 
 def text_of(document: str) -> str:
@@ -47,19 +47,23 @@ def commands(document: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "transformer.py"])  # see its tutorial
 def test_an_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     if name in NEEDED:
         pytest.importorskip(NEEDED[name])
     monkeypatch.chdir(tmp_path)
-    assert len(text_of(f"examples/{name}").splitlines()) < 60
     with warnings.catch_warnings():
         if name in NEEDED:  # the warnings are those of other libraries
             warnings.simplefilter("ignore")
         runpy.run_path(str(ROOT / "examples" / name))
     if name == "own_loop.py":
         assert (tmp_path / "own_loop.onnx").exists()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_short(name: str) -> None:
+    assert len(text_of(f"examples/{name}").splitlines()) < 60
 
 
 def follow(document: str) -> None:
@@ -80,7 +84,7 @@ def follow(document: str) -> None:
             if program == "python":
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # torch's exporter warns of itself
-                    runpy.run_path(arguments[0])
+                    runpy.run_path(arguments[0], run_name="__main__")
                 continue
             done = CliRunner().invoke(cli, arguments, standalone_mode=False)
             assert done.exception is None, (arguments, done.exception)
@@ -146,6 +150,21 @@ def test_further_tutorials_work_as_they_are_written(
         follow(document)
     for made in files:
         assert Path(made).exists(), made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_tutorial_of_transformers_works_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("transformers", "accelerate"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as Python does for a script
+    monkeypatch.delitem(sys.modules, "transformer", raising=False)
+    follow("docs/tutorial-transformer.md")
+    assert Path("transformer.py").read_text() == text_of("examples/transformer.py"), "it shows the example"
+    assert Path("transformer.safetensors").exists()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -6,6 +6,7 @@ Runs in a process that is forked for one file: a mutated file may end onnxruntim
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -25,6 +26,8 @@ __all__ = ["is_heavy", "judge"]
 
 SECONDS = 10
 _NO_MEMORY = "Failed to allocate memory"
+_LONGEST_INPUT = 2**28
+"""Elements of an input: to make a longer one takes seconds."""
 _LARGEST = 1e6
 """Of a weight or an output: beyond it another order of sums overflows, or loses what the tolerance allows."""
 
@@ -33,8 +36,8 @@ def judge(model: Path, forms: list[Path]) -> str:
     """What is wrong with the first form that computes something else; ``same`` if none does.
 
     Returns:
-        ``not judged`` if onnxruntime refuses the model or does not survive it, if its numbers are not finite
-        or very large, or if the time is over.
+        ``not judged`` if onnxruntime refuses the model, with or without optimisations, or crashes, if its
+        numbers are not finite or very large, or if the time is over.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -67,7 +70,9 @@ def _judged(model: Path, forms: list[Path]) -> str:
         feeds = parity.probe(model)[:4]
         references = parity.session(model, optimised=False)
         outputs = [parity.run(references, parity.inputs_of(references, feed)) for feed in feeds]
-        parity.session(model, optimised=True)
+        usual = parity.session(model, optimised=True)  # as users run it
+        for feed in feeds:
+            parity.run(usual, parity.inputs_of(usual, feed))
     except Exception:
         return "not judged"
     if not feeds or not all(_is_moderate(array) for output in outputs for array in output.values()):
@@ -86,19 +91,33 @@ def is_heavy(model: Path) -> bool:
 
     No proof of what the commands write can be had for less: a Loop may have 2^63 steps.
     """
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        _in_child(os.open(os.devnull, os.O_WRONLY), lambda: _run_alone(model))
+        os.close(reading)
+        _in_child(writing, lambda: _run_alone(model))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read().decode()
     _, _, usage = os.wait4(child, 0)
     seconds, megabytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024
-    return seconds > SECONDS / 2 or megabytes > MEGABYTES / 2
+    return answer == _NO_MEMORY or seconds > SECONDS / 2 or megabytes > MEGABYTES / 2
 
 
 def _run_alone(model: Path) -> str:
-    for optimised in (False, True):
-        alone = parity.session(model, optimised=optimised)
-        for feed in parity.probe(model)[:1]:
-            parity.run(alone, parity.inputs_of(alone, feed))
+    """Run the model once with and once without optimisations; `_NO_MEMORY` if it found no memory."""
+    try:
+        for optimised in (False, True):
+            alone = parity.session(model, optimised=optimised)
+            shapes = [[d for d in entry.shape if isinstance(d, int)] for entry in alone.get_inputs()]
+            if max(map(math.prod, shapes), default=0) > _LONGEST_INPUT:
+                return _NO_MEMORY
+            for feed in parity.probe(model)[:1]:
+                parity.run(alone, parity.inputs_of(alone, feed))
+    except MemoryError:
+        return _NO_MEMORY
+    except Exception as error:
+        return _NO_MEMORY if _NO_MEMORY in str(error) else ""
     return ""
 
 

@@ -269,7 +269,7 @@ class ModelProcess:
             self.close()
             raise ModelHung(
                 f"it did not end within {limit:g} s and was stopped; "
-                "if it may take longer raise limits.seconds"
+                "if it may take longer, raise limits.seconds of growpipe check"
             ) from None
         except BaseException:
             self.close()

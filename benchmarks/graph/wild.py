@@ -29,6 +29,7 @@ from typing import Any
 from benchmarks.common import record
 from benchmarks.common.child import Ended, run_child
 from benchmarks.common.command import run_command
+from benchmarks.common.fuzzing import revision_words
 from benchmarks.graph.corpus import PACKAGES, SECOND, Package, WildFile, cache_folder, fetch
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
@@ -265,6 +266,7 @@ def summary(rows: dict[str, dict[str, Any]], packages: Sequence[Package]) -> str
 group at ε = 0; "check form" compares the deploy form with its file. The number is the largest difference
 between the form and its file over the scale of the output, on several sizes, batch sizes and seeds, at the
 lowest and highest optimisation of onnxruntime, judged by `parity.py`.
+{revision_words(list(rows.values()))}
 
 {head}
 
@@ -302,6 +304,10 @@ def _reasons(rows: dict[str, dict[str, Any]], steps: Iterable[str]) -> list[str]
     ]
 
 
+def _faults(row: dict[str, Any]) -> int:
+    return sum(entry["verdict"] == "fault" for entry in row["steps"].values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
@@ -313,6 +319,9 @@ def main() -> None:
         "--work", type=Path, help="where the forms go (default: in the folder of the packages)"
     )
     parser.add_argument("--fresh", action="store_true", help="begin anew")
+    parser.add_argument(
+        "--earlier", action="store_true", help="keep what earlier revisions gave, if it is no fault"
+    )
     parser.add_argument("--record", action="store_true", help="write results/wild.json and RESULTS.md")
     arguments = parser.parse_args()
     name, packages = ("wild_second", SECOND) if arguments.second else ("wild", PACKAGES)
@@ -330,7 +339,7 @@ def main() -> None:
         place = work / file.name.replace("/", "_")
         state = place / "verdicts.json"
         row = json.loads(state.read_text()) if state.exists() and not arguments.fresh else {}
-        if row.get("code") != code:
+        if row.get("code") != code and not (arguments.earlier and row and not _faults(row)):
             trial = Trial(file, place)
             verdicts = trial.run()
             row = {
@@ -346,11 +355,12 @@ def main() -> None:
             if entry["verdict"] in ("fault", "declined"):
                 print(f"    {step}: {entry['verdict']}: {entry['what']}", flush=True)
     if arguments.record and not arguments.only:
-        command = f"python -m benchmarks.graph.wild{' --second' * arguments.second} --record"
+        options = " --second" * arguments.second + " --earlier" * arguments.earlier
+        command = f"python -m benchmarks.graph.wild{options} --record"
         record.append(name, {"command": command, "files": rows})
         record.summarise(name, summary(rows, packages))
     print(summary(rows, packages))
-    faults = sum(e["verdict"] == "fault" for row in rows.values() for e in row["steps"].values())
+    faults = sum(map(_faults, rows.values()))
     if faults:
         raise CheckFailed(f"{faults} faults on {len(files)} files")
 

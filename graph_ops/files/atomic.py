@@ -133,13 +133,12 @@ def check_not_read(path: str | os.PathLike[str], inputs: Iterable[str | os.PathL
         inputs: the files and folders that are read; None is passed over.
 
     Raises:
-        UsageError: ``path`` is one of ``inputs``, or a file in one of them.
+        UsageError: ``path`` is one of ``inputs``, or a file that is there in one of them.
     """
     real = Path(os.path.realpath(path))
-    if not real.exists():
-        return
-    for given in inputs:
-        if given is not None and real.is_relative_to(os.path.realpath(given)):
+    exists = real.exists()
+    for place in (Path(os.path.realpath(given)) for given in inputs if given is not None):
+        if real == place or (exists and real.is_relative_to(place)):
             raise UsageError(f"{path} is read by this command and is not overwritten; choose another file")
 
 

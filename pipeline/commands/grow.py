@@ -38,16 +38,18 @@ def grow(model: str, plan_path: str, output: str, verify: bool, as_json: bool) -
     A plan that was made for another model is refused. At ε = 0 the grown model computes what the model
     computes, which is tried on random inputs before anything is written.
     """
+    from growpipe.graph_ops.files.atomic import check_file_target, check_not_read
+
+    check_file_target(output)
+    check_not_read(output, [model, plan_path])
+
     from growpipe.checks.equivalence import Equivalence
     from growpipe.graph_ops.edit.grow_graph import grow_graph
-    from growpipe.graph_ops.files.atomic import check_file_target, check_not_read
     from growpipe.graph_ops.files.load_save import external_files, load_model, save_model
     from growpipe.graph_ops.groups.channel_groups import find_channel_groups, solve
     from growpipe.graph_ops.onnx_tools.width_check import check_structure
     from growpipe.graph_ops.plan.split_plan import SplitPlan
 
-    check_file_target(output)
-    check_not_read(output, [model, plan_path])
     plan = SplitPlan.load(plan_path)
     loaded = load_model(model)
     check_not_read(output, external_files(loaded))

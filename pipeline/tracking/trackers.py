@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from growpipe.environment import require
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.reading import opened
 from growpipe.suggestions import did_you_mean
 
 __all__ = ["TRACKERS", "Mlflow", "TensorBoard", "Tracker", "Wandb", "open_tracker"]
@@ -25,6 +26,10 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Write what is not written yet."""
+
+
+_LARGEST_PICTURE = 2**25
+"""Bytes of a PNG file."""
 
 
 class TensorBoard:
@@ -51,7 +56,7 @@ class TensorBoard:
         import numpy as np
         from PIL import Image
 
-        with Image.open(path) as image:
+        with opened(path, most=_LARGEST_PICTURE) as file, Image.open(file) as image:
             self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:

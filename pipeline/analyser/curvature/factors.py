@@ -1,21 +1,17 @@
 """Second moments ``Σ = E[p pᵀ]`` and their roots: dense, or of low rank where patches are few.
 
-With fewer patches than half their length d, ``Σ = V Λ Vᵀ`` has low rank; V and Λ come from the eigenpairs of
-the patches' inner products, one row and column per patch. Nothing outside the span of V changes any output,
-so that S maps into it. Whitened vectors are then coordinates of it, ``y = (Λ + σ)^½ Vᵀ δ``, one for each
-patch, with the damping σ: every change of coordinates is one thin product, and Krylov spaces take n / d of
-the memory. Otherwise ``Σ + σ I = L Lᵀ``, and L⁻¹ is computed once, so that every change of coordinates is one
+With fewer patches than half their length d, ``Σ = V Λ Vᵀ`` has low rank, and with the damping σ
+
+    (Σ + σ I)^±½ = σ^±½ I + V ((Λ + σ)^±½ − σ^±½) Vᵀ
+
+takes two thin products; V and Λ come from the eigenpairs of the patches' inner products, one row and column
+per patch. Otherwise ``Σ + σ I = L Lᵀ``, and L⁻¹ is computed once, so that every change of coordinates is one
 product of matrices rather than a triangular solve. Roots are computed in float64 and applied in the type of
 the model.
 
 A matrix [d, d] that would need more than the limit of memory is not made. The leading eigenpairs of the
 patches are kept then, as many as the limit allows, and the energy of the others is spread evenly over all
-directions: that of the frequent directions sketch (Ghashami, Liberty, Phillips and Woodruff, 2016). With σ
-the damping and that energy
-
-    (Σ + σ I)^±½ = σ^±½ I + V ((Λ + σ)^±½ − σ^±½) Vᵀ
-
-takes two thin products.
+directions: that of the frequent directions sketch (Ghashami, Liberty, Phillips and Woodruff, 2016).
 """
 
 from __future__ import annotations
@@ -30,24 +26,17 @@ __all__ = ["Matrix", "Moment", "Patches", "Root", "added", "root_of"]
 
 
 class Root(Protocol):
-    """A root R of a damped Σ, ``Σ + σ I = R Rᵀ``, on the span of all patches or on more than that.
-
-    Displacements δ and products c are [..., rows, d], whitened vectors y [..., rows, `coordinates`].
-    """
+    """A root R of a damped Σ, ``Σ + σ I = R Rᵀ``; all arguments are [..., rows, d]."""
 
     @property
     def dimension(self) -> int:
         """d."""
 
-    @property
-    def coordinates(self) -> int:
-        """The length of a whitened vector: d, or less if all patches lie in fewer dimensions."""
-
     def raw(self, whitened: Tensor) -> Tensor:
         """``R⁻ᵀ y``, row by row."""
 
     def whitened(self, raw: Tensor) -> Tensor:
-        """``Rᵀ δ``; what of δ no patch sees is lost."""
+        """``Rᵀ δ``."""
 
     def white(self, covectors: Tensor) -> Tensor:
         """``R⁻¹ c``."""
@@ -177,12 +166,7 @@ def root_of(moment: Moment, samples: int, damping: Tensor, dtype: torch.dtype) -
     """
     if isinstance(moment, Patches):
         values, vectors = moment.eigenpairs()
-        seen = values > 0
-        # Zeros alone span nothing.
-        if moment.spread or not bool(seen.any()):
-            return _LowRank.of(values / samples, vectors, float(damping) + moment.spread / samples, dtype)
-        scale = (values[seen] / samples + damping).sqrt()
-        return _Span(vectors[:, seen].to(dtype), scale.to(dtype))
+        return _LowRank.of(values / samples, vectors, float(damping) + moment.spread / samples, dtype)
     eye = torch.eye(moment.dimension, dtype=torch.float64, device=moment.values.device)
     lower = torch.linalg.cholesky(moment.values / samples + damping[..., None, None] * eye)
     inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
@@ -211,10 +195,6 @@ class _Dense:
     def dimension(self) -> int:
         return int(self.lower.shape[-1])
 
-    @property
-    def coordinates(self) -> int:
-        return self.dimension
-
     def raw(self, whitened: Tensor) -> Tensor:
         return _product(whitened, self.inverse)
 
@@ -223,36 +203,6 @@ class _Dense:
 
     def white(self, covectors: Tensor) -> Tensor:
         return _product(covectors, self.inverse.mT)
-
-
-@dataclass(frozen=True, eq=False)
-class _Span:
-    """The root on the span of the patches.
-
-    Attributes:
-        vectors: V, orthonormal, [d, n].
-        scale: (Λ + σ)^½, [n].
-    """
-
-    vectors: Tensor
-    scale: Tensor
-
-    @property
-    def dimension(self) -> int:
-        return len(self.vectors)
-
-    @property
-    def coordinates(self) -> int:
-        return len(self.scale)
-
-    def raw(self, whitened: Tensor) -> Tensor:
-        return _product(whitened / self.scale, self.vectors.mT)
-
-    def whitened(self, raw: Tensor) -> Tensor:
-        return _product(raw, self.vectors) * self.scale
-
-    def white(self, covectors: Tensor) -> Tensor:
-        return _product(covectors, self.vectors) / self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,10 +222,6 @@ class _LowRank:
     @property
     def dimension(self) -> int:
         return len(self.vectors)
-
-    @property
-    def coordinates(self) -> int:
-        return self.dimension
 
     @staticmethod
     def of(values: Tensor, vectors: Tensor, damping: float, dtype: torch.dtype) -> _LowRank:

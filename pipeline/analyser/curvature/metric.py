@@ -41,8 +41,7 @@ METRICS = ("euclidean", "input")
 class Metric(ABC):
     """What length a displacement has, as a change of coordinates: whitened ones have ‖y‖² = Σ y_j².
 
-    Every change of coordinates takes one group's vectors, [..., width, d]. Whitened ones may be shorter than
-    d, if no input sees more than a part of the parameters' space.
+    Every change of coordinates takes [..., width, d], one group's vectors.
     """
 
     name: str
@@ -102,12 +101,7 @@ class InputMetric(Metric):
 
     def raw(self, position: int, vectors: Tensor) -> Tensor:
         """δ = R⁻ᵀ y."""
-        group, roots = self.groups[position], self.roots[position]
-        sizes = [
-            size // root.dimension * root.coordinates for size, root in zip(group.sizes, roots, strict=True)
-        ]
-        parts = zip(roots, vectors.split(sizes, dim=-1), strict=True)
-        return join([_entrywise(root.raw, part, root.coordinates) for root, part in parts])
+        return self._blockwise(position, vectors, "raw")
 
     def whitened(self, position: int, vectors: Tensor) -> Tensor:
         """y = Rᵀ δ."""
@@ -118,13 +112,13 @@ class InputMetric(Metric):
         return self._blockwise(position, covectors, "white")
 
     def _blockwise(self, position: int, vectors: Tensor, change: str) -> Tensor:
-        parts = zip(self.roots[position], split(self.groups[position], vectors), strict=True)
-        return join([_entrywise(getattr(root, change), part, root.dimension) for root, part in parts])
-
-
-def _entrywise(change: Callable[[Tensor], Tensor], part: Tensor, length: int) -> Tensor:
-    """Several entries per channel see the same inputs: Σ is one block repeated."""
-    return change(part.unflatten(-1, (-1, length))).flatten(-2)
+        group = self.groups[position]
+        parts = []
+        for root, part in zip(self.roots[position], split(group, vectors), strict=True):
+            # Several entries per channel see the same inputs: Σ is one block repeated.
+            entries = part.unflatten(-1, (-1, root.dimension))
+            parts.append(getattr(root, change)(entries).reshape(part.shape))
+        return join(parts)
 
 
 def _entries(block: Block) -> int:

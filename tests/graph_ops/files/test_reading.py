@@ -259,6 +259,7 @@ ELSEWHERE = {
     "graph_ops/files/protobuf_size.py": "maps what load_save has opened",
     "pipeline/checks/child/messages.py": "messages of our own child",
     "pipeline/checks/child/operations.py": "its own /proc, and a profile that it has just written",
+    "pipeline/tracking/trackers.py": "a picture that the border has opened",
     "pipeline/commands/check.py": "appends to the step summary of the workflow",
     "pipeline/data/cifar.py": "within the border",
     "pipeline/data/hdf5.py": "the answer of our own child",

@@ -115,7 +115,7 @@ def test_an_analysis_peaks_below_two_training_steps(default, monkeypatch):
             whole, _ = operator.apply_halves({i: metric.raw(i, v) for i, v in vectors.items()})
             return {i: metric.white(i, v) for i, v in whole.items()}
 
-        lanczos(apply, metric.from_raw(random_start(operator.zeros(), 0)), max_steps=6, tolerance=0.0)
+        lanczos(apply, random_start(operator.zeros(), 0), max_steps=6, tolerance=0.0)
     assert operator.kept_bytes <= limit
     assert (operator.kept_bytes > 0) == default
     assert analysis.peak <= (1.8 if default else 1.3) * step.peak

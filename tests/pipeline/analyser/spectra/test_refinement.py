@@ -27,7 +27,7 @@ def matrices(operator, metric, batches: int | None) -> tuple[list[Tensor], list[
     """S and S₁ − S₂ of every channel in whitened coordinates, by group [width, d, d]."""
     units = {
         i: torch.eye(v.shape[1], dtype=v.dtype)[:, None].expand(-1, *v.shape)
-        for i, v in enumerate(metric.from_raw(operator.zeros()))
+        for i, v in enumerate(operator.zeros())
     }
     results = operator.apply_halves({i: metric.raw(i, v) for i, v in units.items()}, batches)
     whole, difference = (
@@ -53,7 +53,7 @@ def test_a_second_block_over_the_earlier_set_is_that_of_the_stated_matrix(name):
     metric = make_metric("input", operator)
     whole, contrast = matrices(operator, metric, None)
     part, part_contrast = matrices(operator, metric, 1)
-    start = metric.from_raw(random_start(operator.zeros(), 3, 2))
+    start = random_start(operator.zeros(), 3, 2)
     found, contrasts, _ = solve(
         operator,
         metric,
@@ -86,7 +86,7 @@ def test_where_that_does_not_do_all_data_are_asked(name):
     metric = make_metric("input", operator)
     whole, contrast = matrices(operator, metric, None)
     found, contrasts, _ = solve(
-        operator, metric, Start(metric.from_raw(random_start(operator.zeros(), 3, 2)), earlier=1),
+        operator, metric, Start(random_start(operator.zeros(), 3, 2), earlier=1),
         SpectraOptions(solver="lanczos", tolerance=1e-10, max_steps=200, noise_share=1e-12),
     )  # fmt: skip
     linear = CASES[name].linear

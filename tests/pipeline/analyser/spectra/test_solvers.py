@@ -5,19 +5,15 @@ from __future__ import annotations
 import functools
 
 import pytest
-import scipy.linalg
 import torch
 
 from growpipe.analyser.choice.line_search import line_search
 from growpipe.analyser.curvature import metric as input_metric
 from growpipe.analyser.curvature.metric import InputMetric, make_metric
-from growpipe.analyser.curvature.operator import SplittingProducts, split
-from growpipe.analyser.options import GrowthOptions, SpectraOptions
-from growpipe.analyser.preparation import prepare
+from growpipe.analyser.curvature.operator import split
 from growpipe.analyser.program.activations import ACTIVATIONS, Surrogate
 from growpipe.analyser.spectra.drive import lanczos, random_start
 from growpipe.analyser.spectra.recurrence import Recurrence
-from growpipe.analyser.spectra.solvers import Start, solve
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from tests.helpers.splitting_cases import build
 
@@ -204,28 +200,6 @@ def test_input_metric_is_what_a_displacement_does_to_the_producers_output(name, 
             # A filter multiplier sees several inputs: Σ is the multiple of the identity that fits on average.
             rough = block.mixing and name == "depthwise" and block.rows.shape[1] > 1
             assert float(quadratic) == pytest.approx(total / samples, rel=0.6 if rough else 1e-6)
-
-
-def test_few_patches_give_the_ends_of_the_whole_space():
-    """Against ``S v = λ (Σ + σ I) v`` over all d dimensions, in which what no patch sees has λ = 0."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(40, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
-    model.double().eval()
-    x, y = torch.randn(12, 40, dtype=torch.float64), torch.randint(0, 2, (12,))
-    operator = SplittingProducts(prepare(model, (x[:2],), GrowthOptions(), torch.device("cpu")).program)
-    operator.add((x,), y, torch.nn.functional.cross_entropy)
-    metric = make_metric("input", operator)
-    start = metric.from_raw(operator.zeros())
-    assert [tuple(v.shape) for v in start] == [(3, 12)]
-    found, _, _ = solve(operator, metric, Start(start), SpectraOptions(solver="dense"))
-    units = torch.eye(40, dtype=torch.float64)[:, None].expand(-1, 3, -1)
-    splitting = operator.apply_halves({0: units})[0][0].movedim(0, 2)
-    sigma = x.T @ x / 12
-    sigma += 1e-3 * sigma.diagonal().mean() * torch.eye(40, dtype=torch.float64)
-    for channel in range(3):
-        values = scipy.linalg.eigh(splitting[channel].numpy(), sigma.numpy(), eigvals_only=True)
-        ends = min(float(found.low[0][channel]), 0.0), max(float(found.high[0][channel]), 0.0)
-        assert ends == pytest.approx((values[0], values[-1]), rel=1e-6, abs=1e-9)
 
 
 def test_whitening_and_back():

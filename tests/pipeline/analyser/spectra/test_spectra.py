@@ -42,7 +42,7 @@ def exactly(solver: str) -> SpectraOptions:
 def dense(name: str, metric_name: str = "euclidean"):
     operator = problem(name).operator
     metric = make_metric(metric_name, operator)
-    extremes, _, _ = solve(operator, metric, Start(metric.from_raw(operator.zeros())), DENSE)
+    extremes, _, _ = solve(operator, metric, Start(operator.zeros()), DENSE)
     return metric, extremes
 
 
@@ -76,7 +76,7 @@ def test_matrix_free_equals_dense(name, metric_name):
     metric, reference = dense(name, metric_name)
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in operator.zeros()]
-    found, _, _ = solve(operator, metric, Start(metric.from_raw(start)), exactly("lanczos"))
+    found, _, _ = solve(operator, metric, Start(start), exactly("lanczos"))
     assert found.relative_error <= 1e-9
     for group, low, high, low_ref, high_ref in zip(
         operator.groups, found.low, found.high, reference.low, reference.high, strict=True
@@ -232,7 +232,7 @@ def test_everything_that_can_be_displaced(name, metric_name):
     case = build(name, DISPLACEABLE)
     names = [group.name for group in case.prepared.program.groups]
     metric = make_metric(metric_name, case.operator)
-    extremes, _, _ = solve(case.operator, metric, Start(metric.from_raw(case.operator.zeros())), DENSE)
+    extremes, _, _ = solve(case.operator, metric, Start(case.operator.zeros()), DENSE)
     kinds = {b.tensor.rsplit(".")[-1] for g in case.operator.groups for b in g.blocks}
     assert kinds == {"weight", "bias"}
     low, high = numpy(extremes.low, names), numpy(extremes.high, names)

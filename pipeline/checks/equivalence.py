@@ -33,6 +33,8 @@ __all__ = ["Equivalence", "compare_forms"]
 _SEEDS = (0, 1)
 _BATCHES = (1, 3)
 _MEMORY_MB = 16384
+_INPUTS_MB = 512
+"""What one set of random inputs may take: a file of 300 bytes may declare gigabytes of them."""
 _ENOUGH_SECONDS = 30.0
 """After this, one set of inputs that fits is enough, and sizes that do not fit are given up."""
 _ROUNDING = 1e-6
@@ -231,7 +233,7 @@ def _feeds(specs: tuple[InputSpec, ...], size: int) -> Iterator[dict[str, AnyArr
     for seed in _SEEDS:
         for batch in batches:
             try:
-                yield random_inputs(specs, sizes_of(specs, batch, {}, size), seed, MemoryRoom(_MEMORY_MB))
+                yield random_inputs(specs, sizes_of(specs, batch, {}, size), seed, MemoryRoom(_INPUTS_MB))
             except (UsageError, CheckFailed):
                 return
 

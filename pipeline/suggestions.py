@@ -29,13 +29,13 @@ _ELSEWHERE = {
     "weight_decay": ("decay", "wd"),
     "weights": ("checkpoint", "pretrained"),
 }
+_HERE = {other: name for name, others in _ELSEWHERE.items() for other in others}
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or an empty string when nothing known is close."""
-    here = {other: name for name, others in _ELSEWHERE.items() for other in others}
     known = list(known)
-    if here.get(given) in known:
-        return f"; did you mean {here[given]!r}?"
+    if _HERE.get(given) in known:
+        return f"; did you mean {_HERE[given]!r}?"
     close = difflib.get_close_matches(given, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

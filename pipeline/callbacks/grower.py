@@ -24,6 +24,7 @@ from growpipe.progress import log
 from growpipe.torch_module.export import GrowthExport, export_growth_form
 from growpipe.torch_module.grow_module import grow_in_place
 from growpipe.torch_module.outputs import LossFunction, evaluation_mode
+from growpipe.tracking.curves import growth_curves
 from growpipe.tracking.trackers import Tracker
 from growpipe.user_code import call_user_code
 
@@ -75,13 +76,7 @@ class Growth:
 
     def scalars(self) -> dict[str, float]:
         """What a tracker draws."""
-        return {
-            "growth/parameters": self.parameters,
-            "growth/macs": self.macs,
-            "growth/predicted_decrease": self.predicted,
-            "growth/realised_decrease": self.realised,
-            "growth/epsilon": self.epsilon,
-        }
+        return growth_curves(self.parameters, self.macs, -self.predicted, -self.realised, self.epsilon)
 
     def __str__(self) -> str:
         grown = ", ".join(f"{name} to {width}" for name, width in self.widths.items())
@@ -148,8 +143,7 @@ class Grower:
         cost = self._exported(learner, inputs).groups().cost
         self._check_room(cost)
         if not self.history:
-            size = {"growth/parameters": _parameters(learner.model), "growth/macs": cost.macs()}
-            self.track(size, step)
+            self.track(growth_curves(_parameters(learner.model), int(cost.macs())), step)
 
     def grow(self, learner: Learner, step: int) -> Growth | None:
         """Let the network grow now.

@@ -43,6 +43,7 @@ def grow(model: str, plan_path: str, output: str, verify: bool, as_json: bool) -
     check_file_target(output)
     check_not_read(output, [model, plan_path])
 
+    # What takes a second to import comes after what can be refused at once.
     from growpipe.checks.equivalence import Equivalence
     from growpipe.graph_ops.edit.grow_graph import grow_graph
     from growpipe.graph_ops.files.load_save import external_files, load_model, save_model

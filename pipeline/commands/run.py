@@ -12,6 +12,7 @@ from growpipe.commands.output import print_json, tell
 from growpipe.environment import is_follower, require_installed
 from growpipe.run.locate import RUN_FILE, read_recipe
 from growpipe.run.lock import hold
+from growpipe.tracking.trackers import TRACKERS
 
 __all__ = ["run"]
 
@@ -45,7 +46,7 @@ def _print_keys(context: click.Context, parameter: click.Parameter, wanted: bool
 @click.option(
     "--track",
     multiple=True,
-    type=click.Choice(["tensorboard", "mlflow", "wandb"]),
+    type=click.Choice([*TRACKERS]),
     help="Show curves and picture in this tracker too; may be given several times.",
 )
 @click.option(

@@ -17,14 +17,20 @@ __all__ = ["ByPosition", "as_tuple", "described", "length_of", "pairs", "samples
 _END = object()
 
 
+def _batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a loader gives; UsageError if it fails."""
+    iterator = call_user_code("the data loader", iter, loader)
+    while (batch := call_user_code("the data loader", next, iterator, _END)) is not _END:
+        yield batch
+
+
 def pairs(loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     """The ``(inputs, target)`` pairs of a loader.
 
     Raises:
         UsageError: it gives something else, or fails.
     """
-    iterator = call_user_code("the data loader", iter, loader)
-    while (batch := call_user_code("the data loader", next, iterator, _END)) is not _END:
+    for batch in _batches(loader):
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise UsageError(f"batches must give (inputs, target) pairs, not {type(batch).__name__}{length}")
@@ -56,8 +62,7 @@ def named_pairs(loader: Iterable[Any], target: str | None) -> Iterator[Any]:
     Raises:
         UsageError: a batch has no such key, or the loader fails.
     """
-    iterator = call_user_code("the data loader", iter, loader)
-    while (batch := call_user_code("the data loader", next, iterator, _END)) is not _END:
+    for batch in _batches(loader):
         if target is not None and isinstance(batch, Mapping):
             batch = {key: value for key, value in batch.items() if key != target}, _entry(batch, target)
         yield batch

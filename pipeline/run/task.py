@@ -1,4 +1,4 @@
-"""What a recipe's references stand for: the seed network, the data and the loss."""
+"""What a recipe's references stand for: the seed network, the data, the loss and the metric."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.quality import DEFAULT_METRICS
 from growpipe.run.store import Run
 from growpipe.seeding import seed_everything
+from growpipe.torch_module.called import take_positions
 from growpipe.torch_module.export import GrowthExport, export_growth_form
-from growpipe.torch_module.keywords import take_positions
 from growpipe.torch_module.outputs import LossFunction, to_numpy
 from growpipe.training.evaluation import Objective
 from growpipe.training.losses import loss_of
@@ -46,7 +46,7 @@ class TrainedNetwork:
 
 @dataclass(eq=False)
 class Task:
-    """A recipe's model, data and loss, imported.
+    """A recipe's model, data, loss and metric, imported.
 
     Attributes:
         run: whose recipe it is.

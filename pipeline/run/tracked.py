@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from growpipe.graph_ops.files.documents import parse_json
 from growpipe.run.stages.names import FINAL
 from growpipe.run.store import METRICS, Run, read_metrics
-from growpipe.run.summary import RoundRow, rows_of
+from growpipe.run.summary import rows_of
+from growpipe.tracking.curves import growth_curves
 from growpipe.tracking.trackers import Tracker
 
 __all__ = ["track_run"]
@@ -30,7 +31,10 @@ def track_run(run: Run, tracker: Tracker) -> None:
     for number, part in enumerate(sorted(run.path.glob(f"round-*/train/{METRICS}"))):
         row = rows.get(f"round {number}")
         if row is not None:
-            tracker.scalars(_growth(row), step)
+            curves = growth_curves(
+                row.parameters, row.macs, row.predicted_change, row.realised_change, row.epsilon
+            )
+            tracker.scalars(curves, step)
         for line in read_metrics(part, inside=run.path):
             epoch = parse_json(line)
             if "train_loss" in epoch:
@@ -50,15 +54,3 @@ def _epoch(line: Mapping[str, float], name: str) -> Iterator[tuple[str, float]]:
     yield "validation/loss", line["validation_loss"]
     if "validation_score" in line and name != "loss":
         yield f"validation/{name}", line["validation_score"]
-
-
-def _growth(row: RoundRow) -> dict[str, float]:
-    """The network of a round, and the split that made it."""
-    found: dict[str, float | None] = {
-        "growth/parameters": row.parameters,
-        "growth/macs": row.macs,
-        "growth/predicted_decrease": None if row.predicted_change is None else -row.predicted_change,
-        "growth/realised_decrease": None if row.realised_change is None else -row.realised_change,
-        "growth/epsilon": row.epsilon,
-    }
-    return {name: value for name, value in found.items() if value is not None}

@@ -204,9 +204,18 @@ def _mean(sums: Tensor) -> Tensor:
     return sums[..., 0] / sums[..., 1]
 
 
+def _tensors(output: Any, target: Any) -> tuple[Tensor, Tensor]:
+    tensors = output_tensors(output)
+    if not tensors or not isinstance(target, Tensor) or not target.ndim:
+        raise UsageError(
+            "the metric needs a tensor of scores and a tensor of targets, with samples on axis 0"
+        )
+    return tensors[0], target
+
+
 def _mean_of(
     entries: Callable[[Tensor, Tensor], Tensor],
-    fit: Callable[[Any, Any], tuple[Tensor, Tensor]] = lambda output, target: _tensors(output, target),
+    fit: Callable[[Any, Any], tuple[Tensor, Tensor]] = _tensors,
 ) -> Statistics:
     """The mean of a sample's entries, and 1."""
 
@@ -216,15 +225,6 @@ def _mean_of(
         return torch.stack([means, torch.ones_like(means)], dim=1)
 
     return statistics
-
-
-def _tensors(output: Any, target: Any) -> tuple[Tensor, Tensor]:
-    tensors = output_tensors(output)
-    if not tensors or not isinstance(target, Tensor) or not target.ndim:
-        raise UsageError(
-            "the metric needs a tensor of scores and a tensor of targets, with samples on axis 0"
-        )
-    return tensors[0], target
 
 
 def _numbers(output: Any, target: Any) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,13 @@ def text_model(
     return parsed
 
 
+def two_layers(channels: int, hidden: int = 9) -> ir.Model:
+    """MatMul, Relu, MatMul, from float[N,channels] x to float[N,channels] y; all weights are 1."""
+    weights = {"a": np.ones((channels, hidden), np.float32), "b": np.ones((hidden, channels), np.float32)}
+    body = "h = MatMul(x, a) r = Relu(h) y = MatMul(r, b)"
+    return text_model(body, f"float[N,{channels}] x", f"float[N,{channels}] y", **weights)
+
+
 def ort_run(
     model: ir.Model, feeds: Mapping[str, npt.NDArray], *, optimised: bool = False
 ) -> list[npt.NDArray]:

@@ -79,7 +79,9 @@ def _is_mask(inference: AxisInference, node: ir.Node, index: int) -> bool:
     value = node.inputs[index]
     views = () if value is None else inference.views[value]
     arrays = [tensor.numpy() if (tensor := inference.tensors.get(view.base)) else None for view in views]
-    return all(array is not None and bool(((array == 0) | (array == 1)).all()) for array in arrays)
+    return bool(arrays) and all(
+        array is not None and bool(((array == 0) | (array == 1)).all()) for array in arrays
+    )
 
 
 def _aligned(axes: list[Axis], rank: int, start: int) -> list[Axis]:

@@ -30,7 +30,7 @@ def per_channel(inference: AxisInference, node: ir.Node) -> None:
     inference.output(node, axes)
     for index in range(1, len(node.outputs)):
         inference.output(node, [channels], index)
-    _weight(inference, node, axes)
+    _normalised_weight(inference, node, axes)
 
 
 def from_axis(inference: AxisInference, node: ir.Node) -> None:
@@ -46,7 +46,7 @@ def from_axis(inference: AxisInference, node: ir.Node) -> None:
     reduced = [*axes[:start], *(Axis(1) for _ in axes[start:])]
     for index in range(1, len(node.outputs)):
         inference.output(node, reduced, index)
-    _weight(inference, node, axes)
+    _normalised_weight(inference, node, axes)
 
 
 def over_axis(inference: AxisInference, node: ir.Node) -> None:
@@ -91,7 +91,7 @@ def mean_variance(inference: AxisInference, node: ir.Node) -> None:
     inference.output(node, axes)
 
 
-def _weight(inference: AxisInference, node: ir.Node, axes: list[Axis]) -> None:
+def _normalised_weight(inference: AxisInference, node: ir.Node, axes: list[Axis]) -> None:
     """A weight that is normalised, as weight standardisation does: its rows can be copied, but not scaled."""
     if inference.is_constant(node):
         obstacle = "the weight is normalised, so it cannot hold the coefficients"

@@ -10,18 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks.torture.formats import made_run
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
-from tests.helpers.text_models import text_model
+from tests.helpers.text_models import two_layers
 
 pytestmark = pytest.mark.slow
 
-BODY = "h = MatMul(x, a) r = Relu(h) y = MatMul(r, b)"
 ROOM = 4096  # bytes that a file may have
 
 COMMANDS = {
@@ -45,8 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    weights = {"a": np.ones((20, 90), np.float32), "b": np.ones((90, 20), np.float32)}
-    model = text_model(BODY, "float[N,20] x", "float[N,20] y", **weights)
+    model = two_layers(20, 90)
     for name in ("model.onnx", "other.onnx"):
         save_model(model, tmp_path / name)
     random_plan(find_channel_groups(model), model, growth=0.5, epsilon=0.1).save(tmp_path / "plan")
@@ -81,8 +78,7 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         made_run(tmp_path / "run")
-        weights = {"a": np.ones((2, 9), np.float32), "b": np.ones((9, 2), np.float32)}
-        model = text_model(BODY, "float[N,2] x", "float[N,2] y", **weights)
+        model = two_layers(2)
         save_model(model, tmp_path / "run" / "model.onnx", external_data=True)
         random_plan(find_channel_groups(model), model, growth=0.5).save(tmp_path / "run" / "plan")
     finally:

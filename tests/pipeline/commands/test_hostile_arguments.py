@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from growpipe.cli import cli
 from growpipe.graph_ops.errors import GrowpipeError
 from growpipe.graph_ops.files.load_save import save_model
-from tests.helpers.text_models import text_model
+from tests.helpers.text_models import two_layers
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +32,7 @@ COMMANDS = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    weights = {"a": np.ones((2, 9), np.float32), "b": np.ones((9, 2), np.float32)}
-    model = text_model("h = MatMul(x, a) y = MatMul(h, b)", "float[N,2] x", "float[N,2] y", **weights)
-    save_model(model, tmp_path / "model.onnx")
+    save_model(two_layers(2), tmp_path / "model.onnx")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zeros").symlink_to("/dev/zero")
     (tmp_path / "bytes").write_bytes(bytes(range(256)) * 10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
@@ -15,7 +14,7 @@ from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.load_save import save_model
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
-from tests.helpers.text_models import text_model
+from tests.helpers.text_models import two_layers
 
 COMMANDS = [
     "grow model.onnx --plan plan -o model.onnx",
@@ -43,9 +42,7 @@ COMMANDS = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    weights = {"a": np.ones((2, 9), np.float32), "b": np.ones((9, 2), np.float32)}
-    body = "h = MatMul(x, a) r = Relu(h) y = MatMul(r, b)"
-    model = text_model(body, "float[N,2] x", "float[N,2] y", **weights)
+    model = two_layers(2)
     for name in ("model.onnx", "other.onnx"):
         save_model(model, tmp_path / name)
     proto = onnx.load(tmp_path / "model.onnx")

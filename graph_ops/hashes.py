@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from growpipe.graph_ops.arrays import AnyArray
+from growpipe.graph_ops.bodies import bodies_of, tensor_names
 
 __all__ = ["graph_hash", "hash_contents", "hash_parameters"]
 
@@ -60,32 +62,65 @@ def graph_hash(model: ir.Model) -> str:
     Initializers count by name, since plans speak of them; all other values by where they come from: the names
     of inputs, outputs, results and free axes are the exporter's or the user's to choose.
     """
-    digest = hashlib.sha256()
+    structure = _Structure(model)
+    structure.add("opsets", sorted(model.graph.opset_imports.items()))
+    structure.add_inputs(model.graph)
+    structure.add_graph(model.graph, "")
+    return structure.digest.hexdigest()
 
-    def add(*facts: Any) -> None:
-        digest.update(json.dumps(facts, default=str).encode())
-        digest.update(b"\n")
 
-    references: dict[ir.Value, str] = {}
-    add("opsets", sorted(model.graph.opset_imports.items()))
-    for position, value in enumerate(model.graph.inputs):
-        references[value] = f"input {position}"
-        add(references[value], None if value.shape is None else _sizes(value.shape))
-    for name, value in sorted(model.graph.initializers.items()):
-        references[value] = f"initializer {name}"
-        tensor = value.const_value
-        shape = tensor.shape if tensor is not None else value.shape
-        add(references[value], str(value.dtype), None if shape is None else _sizes(shape))
-    for position, node in enumerate(model.graph.all_nodes()):
-        references.update({value: f"node {position} {i}" for i, value in enumerate(node.outputs)})
-        add(
-            node.domain,
-            node.op_type,
-            [None if value is None else references.get(value, value.name) for value in node.inputs],
-            [_attribute_facts(attribute) for _, attribute in sorted(node.attributes.items())],
-        )
-    add("outputs", [references.get(value, value.name) for value in model.graph.outputs])
-    return digest.hexdigest()
+class _Structure:
+    """The hash of a structure while a model is being read.
+
+    Attributes:
+        digest: of what was added so far.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.digest = hashlib.sha256()
+        self._names = tensor_names(model.graph)
+        self._references: dict[ir.Value, str] = {}
+        self._nodes = count()
+
+    def add(self, *facts: Any) -> None:
+        self.digest.update(json.dumps(facts, default=str).encode())
+        self.digest.update(b"\n")
+
+    def add_inputs(self, graph: ir.Graph) -> None:
+        """Add the inputs of the main graph; those of a body are what its node says."""
+        for position, value in enumerate(graph.inputs):
+            self._references[value] = f"input {position}"
+            self.add(self._references[value], None if value.shape is None else _sizes(value.shape))
+
+    def add_graph(self, graph: ir.Graph, place: str) -> None:
+        """Add the initializers, the nodes with their bodies, and the outputs of a graph.
+
+        Args:
+            graph: the graph.
+            place: where it stands; empty for the main graph.
+        """
+        for _, value in sorted(graph.initializers.items()):
+            self._references[value] = f"initializer {self._names[value]}"
+            tensor = value.const_value
+            shape = tensor.shape if tensor is not None else value.shape
+            self.add(self._references[value], str(value.dtype), None if shape is None else _sizes(shape))
+        for node in graph:
+            name = f"node {next(self._nodes)}"
+            self._references.update({value: f"{name} {i}" for i, value in enumerate(node.outputs)})
+            self.add(
+                node.domain,
+                node.op_type,
+                self._referred(node.inputs),
+                [_attribute_facts(attribute) for _, attribute in sorted(node.attributes.items())],
+            )
+            for attribute, body in bodies_of(node):
+                inner = f"{name} {attribute}"
+                self._references.update({v: f"{inner} input {i}" for i, v in enumerate(body.inputs)})
+                self.add_graph(body, inner)
+        self.add(f"{place} outputs".lstrip(), self._referred(graph.outputs))
+
+    def _referred(self, values: Iterable[ir.Value | None]) -> list[str | None]:
+        return [None if v is None else self._references.get(v, v.name) for v in values]
 
 
 def _sizes(shape: Iterable[Any]) -> list[int | None]:

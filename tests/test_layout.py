@@ -52,7 +52,7 @@ ALLOWED = {
 
 # The order inside a folder with sub-folders: a room imports only rooms that stand before it.
 ORDER = {
-    "graph_ops": "arrays errors hashes operators files notebook onnx_tools axes cost groups plan edit",
+    "graph_ops": "arrays errors operators bodies hashes files notebook onnx_tools axes cost groups plan edit",
     "analyser": "options watch samples schemes candidates program preparation curvature spectra choice "
     "report analysis api",
     "checks": "measure policy child report baseline input_sets equivalence context registry request "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx
 import onnx_ir as ir
 
+from growpipe.graph_ops.bodies import bodies_of
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.onnx_tools.process import infer_model_shapes
 from growpipe.graph_ops.onnx_tools.shape_inference import skeleton, spell_out_defaults
@@ -25,21 +28,21 @@ class InferredShapes:
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._by_name: dict[str, ir.Shape] | None = None
+        self._known: dict[ir.Value, ir.Shape] | None = None
 
     def of(self, value: ir.Value) -> ir.Shape | None:
-        """The shape of a value that a node computes; None if it is not known.
+        """The shape of a value that a node computes, in the main graph or in a body; None if it is not known.
 
         An operator of another domain is unknown to ONNX: nothing can be derived, so its declaration is taken.
         """
         producer = value.producer()
         if producer is not None and not is_onnx(producer):
             return value.shape
-        if self._by_name is None:
-            self._by_name = self._infer()
-        return self._by_name.get(value.name or "")
+        if self._known is None:
+            self._known = self._infer()
+        return self._known.get(value)
 
-    def _infer(self) -> dict[str, ir.Shape]:
+    def _infer(self) -> dict[ir.Value, ir.Shape]:
         try:
             proto = skeleton(self._model)
         except RuntimeError:
@@ -50,15 +53,31 @@ class InferredShapes:
             inferred = infer_model_shapes(proto, strict=False)
         except CheckFailed:
             return {}  # a contradiction, or a model that inference does not survive: nothing is derived
-        shapes = {}
-        for info in (*inferred.graph.value_info, *inferred.graph.output):
-            if not info.type.HasField("tensor_type"):
-                continue  # a sequence has no shape, and onnx_ir has no type for a map
-            value = ir.Value(name=info.name)
-            ir.serde.deserialize_value_info_proto(info, value)
-            if value.shape is not None:
-                shapes[info.name] = value.shape
-        return shapes
+        return dict(_shapes(self._model.graph, inferred.graph))
+
+
+def _shapes(graph: ir.Graph, inferred: onnx.GraphProto) -> Iterator[tuple[ir.Value, ir.Shape]]:
+    """The shapes of what the nodes of a graph compute, and the nodes of the bodies within it."""
+    # A sequence has no shape, and onnx_ir has no type for a map.
+    infos = {
+        info.name: info
+        for info in (*inferred.value_info, *inferred.output)
+        if info.type.HasField("tensor_type")
+    }
+    for node, proto in zip(graph, inferred.node, strict=True):
+        for value in node.outputs:
+            if value.name in infos:
+                read = ir.Value(name=value.name)
+                ir.serde.deserialize_value_info_proto(infos[value.name], read)
+                if read.shape is not None:
+                    yield value, read.shape
+        for (_, body), body_proto in zip(bodies_of(node), _bodies(proto), strict=True):
+            yield from _shapes(body, body_proto)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def _forget_claims(graph: onnx.GraphProto, given: set[str | None]) -> None:
@@ -71,6 +90,8 @@ def _forget_claims(graph: onnx.GraphProto, given: set[str | None]) -> None:
         if info.name not in foreign | given and info.type.HasField("tensor_type"):
             info.type.tensor_type.ClearField("shape")
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                _forget_claims(inner, set())
+        for body in _bodies(node):
+            for info in body.input:
+                if info.type.HasField("tensor_type"):
+                    info.type.tensor_type.ClearField("shape")
+            _forget_claims(body, set())

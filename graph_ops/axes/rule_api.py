@@ -12,6 +12,7 @@ from growpipe.graph_ops.axes.integer_values import IntegerValues
 from growpipe.graph_ops.axes.integers import Expression, Ints
 from growpipe.graph_ops.axes.solver import unify
 from growpipe.graph_ops.axes.statements import Axes, Even, Follow, MacTerm, Use, View
+from growpipe.graph_ops.bodies import tensor_names
 from growpipe.graph_ops.operators import node_name, operator_name, opset_version
 
 __all__ = ["AxisInference", "Rule", "UnknownShape", "size_of"]
@@ -24,7 +25,7 @@ class UnknownShape(Exception):
 
 
 class AxisInference:
-    """What is known about the axes of one graph. Rules read and write it.
+    """What is known about the axes of a graph and of the bodies within it. Rules read and write it.
 
     Attributes:
         model: the model; not changed.
@@ -33,6 +34,7 @@ class AxisInference:
         integers: the symbolic values of small integer tensors.
         views: which tensors are computed from constants, entry by entry, and how from each of them.
         sequences: the axes of the tensors in a sequence of known length.
+        names: the name of every constant, which no other constant has.
         tensors: the constants: initializers, and the outputs of Constant nodes.
         constants: the values that are computed from constants alone.
         uses: how the nodes use the constants, in graph order.
@@ -40,6 +42,7 @@ class AxisInference:
         evens: the axes whose entries must all be copied equally often.
         macs: the multiply-accumulates of the nodes.
         given_up: the nodes that are barriers as a whole, and why.
+        entered: the nodes among them whose bodies were visited.
         contradictions: what the file declares about shapes and is not so.
         batch: the first axes of the graph inputs.
         shapes: what ONNX's shape inference says, for values that no rule knows.
@@ -50,6 +53,7 @@ class AxisInference:
         self.model = model
         self.graph = model.graph
         self.opset = opset_version(model)
+        self.names = tensor_names(model.graph)
         self.axes: dict[ir.Value, Axes] = {}
         self.views: dict[ir.Value, tuple[View, ...]] = {}
         self.sequences: dict[ir.Value, list[Axes]] = {}
@@ -61,6 +65,7 @@ class AxisInference:
         self.evens: list[Even] = []
         self.macs: list[MacTerm] = []
         self.given_up: list[tuple[ir.Node, Barrier]] = []
+        self.entered: set[ir.Node] = set()
         self.contradictions: list[str] = []
         self.batch: set[Axis] = set()
         self.shapes = InferredShapes(model)
@@ -249,10 +254,8 @@ class AxisInference:
         for view in self.views[value]:
             dtype = view.base.dtype
             if dtype is not None and not dtype.is_floating_point():
-                stored = dtype.name.lower()
-                return (
-                    f"the weight {view.base.name} is stored as {stored}, which cannot hold the coefficients"
-                )
+                name, stored = self.names[view.base], dtype.name.lower()
+                return f"the weight {name} is stored as {stored}, which cannot hold the coefficients"
             if view.obstacle:
                 return view.obstacle
         return ""
@@ -268,7 +271,7 @@ class AxisInference:
         key = (id(node), index, base)
         if key not in self._use_of:
             axes = self._private.get((id(node), index), self.axes[base])
-            self._use_of[key] = Use(base, node, index, axes)
+            self._use_of[key] = Use(base, self.names[base], node, index, axes)
             self.uses.append(self._use_of[key])
         return self._use_of[key]
 

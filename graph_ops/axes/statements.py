@@ -37,9 +37,11 @@ class Use:
 
     ``axes`` are those of the weight in this use: shared by all uses, except where one tensor of zeros or ones
     serves unrelated nodes. ``made`` and ``mixed`` hold (axis of the weight, the part of it that is meant).
+    ``tensor`` is the name of the weight by `growpipe.graph_ops.bodies.tensor_names`.
     """
 
     base: ir.Value
+    tensor: str
     node: ir.Node
     index: int
     axes: Axes
@@ -84,3 +86,7 @@ class MacTerm:
     node: ir.Node
     constant: int
     axes: tuple[Axis, ...]
+
+    def times(self, passes: Axis) -> MacTerm:
+        """Those of a node that runs once for each entry of an axis."""
+        return MacTerm(self.node, self.constant, (*self.axes, passes))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.dims import Dim, Fixed, grown_size
 from growpipe.graph_ops.axes.rule_api import AxisInference
+from growpipe.graph_ops.bodies import bodies_of
 from growpipe.graph_ops.operators import is_onnx, node_name
 
 __all__ = ["CostModel", "CostTerm", "cost_model", "is_running_statistic"]
@@ -44,13 +45,16 @@ class CostModel:
     """The cost of a graph: a sum of terms, so that others can differentiate it.
 
     Multiply-accumulates are those of convolutions and matrix products for one sample; an axis of unknown
-    length other than the batch counts as 1. Parameters are the elements of all floating-point tensors in
+    length other than the batch counts as 1. The body of a Scan counts once for each entry it scans, that of a
+    Loop once, and all branches of an If count. Parameters are the elements of all floating-point tensors in
     the graph but the running statistics of batch norms, as ``sum(p.numel() for p in module.parameters())``.
     """
 
     terms: tuple[CostTerm, ...]
     uncounted: tuple[str, ...] = ()
     """Nodes that may multiply and accumulate and are not in the terms; then `macs` is a lower bound."""
+    alternatives: tuple[str, ...] = ()
+    """If nodes: the terms hold all branches of each, though only one of them runs."""
 
     def parameters(self, widths: Mapping[str, int] | None = None) -> int:
         """The number of parameters when the groups in ``widths`` have those widths."""
@@ -81,13 +85,19 @@ def cost_model(inference: AxisInference, dim_of: Callable[[Axis], Dim]) -> CostM
         return CostTerm(kind, name, constant, tuple(dims))
 
     terms = [
-        term("parameters", value.name or "", 1, inference.axes[value])
+        term("parameters", inference.names[value], 1, inference.axes[value])
         for value, tensor in inference.tensors.items()
         if _is_floating(tensor) and inference.axes[value] and not is_running_statistic(value)
     ]
     terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in inference.macs]
-    uncounted = (f"{barrier.operator} {barrier.node}" for n, barrier in inference.given_up if _multiplies(n))
-    return CostModel(tuple(terms), tuple(uncounted))
+    given_up = [(node, f"{barrier.operator} {barrier.node}") for node, barrier in inference.given_up]
+    return CostModel(
+        tuple(terms),
+        uncounted=tuple(name for node, name in given_up if _is_uncounted(node, inference)),
+        alternatives=tuple(
+            name for node, name in given_up if node in inference.entered and is_onnx(node, "If")
+        ),
+    )
 
 
 _MULTIPLIES = (
@@ -96,13 +106,14 @@ _MULTIPLIES = (
 )
 
 
-def _multiplies(node: ir.Node) -> bool:
-    """Whether a node may hold multiply-accumulates: by its operator, in a subgraph, or if that is unknown."""
-    holds_graph = any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attribute in node.attributes.values()
-    )
-    return holds_graph or not is_onnx(node) or is_onnx(node, *_MULTIPLIES)
+def _is_uncounted(node: ir.Node, inference: AxisInference) -> bool:
+    """Whether a barrier may hold multiply-accumulates that no term counts.
+
+    What the bodies of If and Scan hold is counted by itself. How often a Loop runs its body is not known.
+    """
+    if any(bodies_of(node)):
+        return is_onnx(node, "Loop") or node not in inference.entered
+    return not is_onnx(node) or is_onnx(node, *_MULTIPLIES)
 
 
 def _is_floating(tensor: ir.TensorProtocol) -> bool:

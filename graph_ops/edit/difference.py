@@ -143,7 +143,7 @@ def difference_of(parent: ir.Model, child: ir.Model) -> ModelDifference:
         UnsafeModel: a growth history is damaged.
     """
     groups = find_channel_groups(parent), find_channel_groups(child)
-    tensors, unchanged = _tensors(parent, child)
+    tensors, unchanged = _tensors(groups[0].tensors, groups[1].tensors)
     return ModelDifference(
         parameters=(groups[0].cost.parameters(), groups[1].cost.parameters()),
         macs=(groups[0].cost.macs(), groups[1].cost.macs()),
@@ -203,9 +203,10 @@ def _shape(lengths: Sequence[object]) -> str:
     return "[" + ", ".join(map(str, lengths)) + "]"
 
 
-def _tensors(parent: ir.Model, child: ir.Model) -> tuple[tuple[TensorChange, ...], int]:
+def _tensors(
+    before: Mapping[str, ir.TensorProtocol], after: Mapping[str, ir.TensorProtocol]
+) -> tuple[tuple[TensorChange, ...], int]:
     """The parameters that changed, and how many did not."""
-    before, after = _initializers(parent), _initializers(child)
     changes: list[TensorChange] = []
     unchanged = 0
     for name in _either(before, after):
@@ -215,11 +216,6 @@ def _tensors(parent: ir.Model, child: ir.Model) -> tuple[tuple[TensorChange, ...
         else:
             changes.append(change)
     return tuple(changes), unchanged
-
-
-def _initializers(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    values = model.graph.initializers.items()
-    return {name: value.const_value for name, value in values if value.const_value is not None}
 
 
 def _compared(

@@ -18,6 +18,7 @@ from growpipe.graph_ops.axes.dims import atoms_of, grown_size
 from growpipe.graph_ops.axes.integers import evaluate
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.axes.statements import Follow
+from growpipe.graph_ops.bodies import bodies_of
 from growpipe.graph_ops.edit.additions import Additions
 from growpipe.graph_ops.edit.clean_up import raise_ir_version
 from growpipe.graph_ops.edit.description import drop_test_figure
@@ -86,9 +87,8 @@ def _check(solution: Solution, plan: SplitPlan, where: str) -> None:
                 f"not {split.width}"
             )
     check_whole_factors(groups, plan)
-    tensors = {value.name: tensor for value, tensor in solution.inference.tensors.items()}
-    plan.check_belongs(lambda name: tensors[name].numpy(), where)
-    _check_precision(plan, lambda name: tensors[name].numpy())
+    plan.check_belongs(groups.read, where)
+    _check_precision(plan, groups.read)
     for name, layout in plan.layouts.items():
         if _held(layout, plan.widths) != _held(groups.layouts.get(name), plan.widths):
             raise UsageError(f"the plan was not made for {where}: the channels of {name!r} lie differently")
@@ -154,22 +154,30 @@ class _Growth:
         self._additions = Additions(self.grown.graph)
         self._node: dict[ir.Node, ir.Node] = {}
         self._value: dict[ir.Value, ir.Value] = {}
-        before, after = original.graph, self.grown.graph
         self._input_symbols = input_symbols(original)
+        self._pair(original.graph, self.grown.graph)
+
+    def _pair(self, before: ir.Graph, after: ir.Graph) -> None:
+        """Remember which node and value of a clone belongs to which original, in bodies too."""
         self._value.update(zip(before.inputs, after.inputs, strict=True))
         self._value.update(zip(before.initializers.values(), after.initializers.values(), strict=True))
         for node, clone in zip(before, after, strict=True):
             self._node[node] = clone
             self._value.update(zip(node.outputs, clone.outputs, strict=True))
+            for (_, body), (_, cloned) in zip(bodies_of(node), bodies_of(clone), strict=True):
+                self._pair(body, cloned)
 
     def grow_tensors(self) -> None:
         """Every parameter that a growing group touches gets its grown tensor."""
         inference, plan = self._solution.inference, self._plan
         for value, tensor in inference.tensors.items():
-            layout = self._solution.groups.layouts.get(value.name or "")
+            name = inference.names[value]
+            layout = self._solution.groups.layouts.get(name)
             if layout is None or not _grows(layout, plan):
                 continue
-            lazy = _grown(tensor, value.name or "", layout, plan)
+            displacements = {g.group: g.displacements[name] for g in plan.groups if name in g.displacements}
+            growth = TensorGrowth(layout, plan.offspring, displacements, plan.epsilon)
+            lazy = GrownTensor(tensor, growth, value.name or "")
             clone = self._value[value]
             producer = clone.producer()
             if producer is None:
@@ -306,12 +314,6 @@ class _Growth:
 
 def _grows(layout: TensorLayout, plan: SplitPlan) -> bool:
     return any(atom.name in plan.widths for axis in layout.axes for atom in atoms_of(axis.dim))
-
-
-def _grown(tensor: ir.TensorProtocol, name: str, layout: TensorLayout, plan: SplitPlan) -> GrownTensor:
-    displacements = {g.group: g.displacements[name] for g in plan.groups if name in g.displacements}
-    growth = TensorGrowth(layout, plan.offspring, displacements, plan.epsilon)
-    return GrownTensor(tensor, growth, name)
 
 
 def _integers(numbers: Sequence[int | None]) -> npt.NDArray[np.int64]:

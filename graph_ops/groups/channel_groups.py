@@ -64,7 +64,8 @@ class ChannelGroup:
 
     Attributes:
         name: stable from run to run: the first weight that makes the channels; ``#2`` and so on tell
-            several groups on one weight apart, and ``:in`` marks channels that no weight makes.
+            several groups on one weight apart, and ``:in`` marks channels that no weight makes. The name of a
+            weight of a body has the path of the body before it, as in ``If_0/then_branch/w``.
         width: the number of channels.
         members: in graph order.
         barrier: why the channels cannot split; None if they can.
@@ -94,7 +95,8 @@ class ChannelGroups:
             folded zero biases; a plan may leave those out, `grow_graph` widens them all the same.
         graph_hash: SHA-256 of the structure: operators, attributes, topology, names and shapes, no values.
         cost: parameters and multiply-accumulates as functions of the widths.
-        tensors: every constant of the graph by name: initializers, and the outputs of Constant nodes.
+        tensors: every constant by name, those of bodies with their path: initializers, and the outputs of
+            Constant nodes.
         barriers: the nodes that no rule follows, in graph order; no channel passes them.
         contradictions: what the file declares about shapes and is not so, one sentence each.
     """
@@ -179,7 +181,10 @@ class Solution:
 
 
 def find_channel_groups(model: ir.Model, freeze: Sequence[str] = ()) -> ChannelGroups:
-    """Find all channel groups of the main graph of ``model``, which is left untouched.
+    """Find all channel groups of ``model``, which is left untouched.
+
+    A group lies within one graph: the main graph, or the body of an If, Loop or Scan. What goes into a body
+    or comes out of it stays as it is.
 
     Args:
         model: any ONNX model; what cannot be understood is a barrier.
@@ -191,9 +196,18 @@ def find_channel_groups(model: ir.Model, freeze: Sequence[str] = ()) -> ChannelG
     return solve(model, freeze).groups
 
 
-def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
-    """As `find_channel_groups`, with everything that rewriting needs."""
-    inference = infer_axes(inline_functions(model))
+def solve(model: ir.Model, frozen: Sequence[str] = (), within_bodies: bool = True) -> Solution:
+    """As `find_channel_groups`, with everything that rewriting needs.
+
+    Args:
+        model: any ONNX model.
+        frozen: names or globs of tensors whose axes must all stay as they are.
+        within_bodies: whether groups are found within the bodies of If, Loop and Scan.
+
+    Raises:
+        UsageError: an entry of ``frozen`` matches no tensor.
+    """
+    inference = infer_axes(inline_functions(model), within_bodies)
     for pattern in frozen:
         _freeze_matching(inference, pattern)
     _freeze_entangled(inference)
@@ -209,7 +223,7 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
     found = [(touch.use, touch.layout(atoms, dims)) for touch in touches]
     by_name: dict[str, list[TensorLayout | None]] = {}
     for use, layout in found:
-        by_name.setdefault(use.base.name or "", []).append(layout)
+        by_name.setdefault(use.tensor, []).append(layout)
     layouts = {
         name: several[0]
         for name, several in by_name.items()
@@ -218,14 +232,14 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
     private = {
         (use.node, use.index): layout
         for use, layout in found
-        if layout is not None and use.base.name not in layouts
+        if layout is not None and use.tensor not in layouts
     }
     channel_groups = ChannelGroups(
         groups,
         layouts,
         graph_hash(inference.model),
         cost_model(inference, dims),
-        {value.name or "": tensor for value, tensor in inference.tensors.items()},
+        {inference.names[value]: tensor for value, tensor in inference.tensors.items()},
         tuple(barrier for _, barrier in inference.given_up),
         tuple(inference.contradictions),
     )
@@ -235,7 +249,7 @@ def solve(model: ir.Model, frozen: Sequence[str] = ()) -> Solution:
 def _freeze_matching(inference: AxisInference, pattern: str) -> None:
     matched = False
     held = [(value.name or "", axes) for value, axes in inference.axes.items()]
-    held += [(use.base.name or "", use.axes) for use in inference.uses]
+    held += [(use.tensor, use.axes) for use in inference.uses]
     for name, axes in held:
         if name == pattern or fnmatchcase(name, pattern):
             matched = True
@@ -268,7 +282,7 @@ def _freeze_entangled(inference: AxisInference) -> None:
 def _bases(members: Mapping[Axis, list[Member]], touches: Iterable[Touch]) -> dict[Axis, str]:
     """The atoms that are channels, and after which weight each is named."""
     whole = {
-        (touch.use.base.name or "", position): atoms.keys() if len(atoms) == 1 else ()
+        (touch.use.tensor, position): atoms.keys() if len(atoms) == 1 else ()
         for touch in touches
         for position, atoms in enumerate(touch.atoms)
     }

@@ -30,7 +30,7 @@ def resolve_roles(inference: AxisInference, touches: Sequence[Touch], even: Cont
             search.move_coefficients(base, position, atom)
     mixed_on = _mixed_on(touches)
     for touch in touches:
-        name = touch.use.base.name
+        name = touch.use.tensor
         for position, atoms in enumerate(touch.atoms):
             conflicting = mixed_on[touch.use.base, position] - touch.mixed[position]
             copied = {atom for atom in atoms if atom not in touch.mixed[position]}

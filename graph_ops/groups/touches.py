@@ -59,7 +59,7 @@ class Touch:
         return parts
 
     def collect(self, members: dict[Axis, list[Member]]) -> None:
-        node, tensor = self.use.node, self.use.base.name or ""
+        node, tensor = self.use.node, self.use.tensor
         name = node_name(node)
         formal = _formal_input(node.domain, node.op_type, node.version, self.use.index)
         for position, atoms in enumerate(self.atoms):

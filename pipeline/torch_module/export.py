@@ -24,7 +24,7 @@ from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 
 from growpipe.graph_ops.errors import CheckFailed, UsageError
-from growpipe.graph_ops.groups.channel_groups import ChannelGroups, Solution, find_channel_groups, solve
+from growpipe.graph_ops.groups.channel_groups import ChannelGroups, Solution, solve
 from growpipe.torch_module.outputs import to_numpy
 
 __all__ = ["GrowthExport", "export_growth_form", "named_tensors", "wrapped_in"]
@@ -47,8 +47,11 @@ class GrowthExport:
 
     @cached_property
     def solution(self) -> Solution:
-        """The channel groups of ``graph`` with the axes that they come from; solved at the first use."""
-        return solve(self.graph)
+        """The channel groups of ``graph`` with the axes that they come from; solved at the first use.
+
+        Those within a body are left out: the analysis does not look into the branches of ``torch.cond``.
+        """
+        return solve(self.graph, within_bodies=False)
 
     def groups(self, freeze: Sequence[str] = ()) -> ChannelGroups:
         """The channel groups of ``graph``.
@@ -59,7 +62,7 @@ class GrowthExport:
         Raises:
             UsageError: an entry of ``freeze`` matches no tensor.
         """
-        return find_channel_groups(self.graph, freeze) if freeze else self.solution.groups
+        return solve(self.graph, freeze, within_bodies=False).groups if freeze else self.solution.groups
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

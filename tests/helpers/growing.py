@@ -52,15 +52,15 @@ def signed_plan(model: ir.Model, *, growth: float = 0.25, seed: int = 0, some: b
     )
 
 
-def parameters(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Every initializer and every tensor of a Constant node, by name."""
-    found = {name: value.const_value for name, value in model.graph.initializers.items()}
-    for node in model.graph:
-        if node.op_type == "Constant":
-            (attribute,) = node.attributes.values()
-            tensor = attribute.value if attribute.name == "value" else None
-            if tensor is not None:
-                found[node.outputs[0].name] = tensor
+def parameters(graph: ir.Graph, path: str = "") -> dict[str, ir.TensorProtocol]:
+    """Every initializer and every tensor of a Constant node, by name; those in bodies with their path."""
+    found = {path + name: value.const_value for name, value in graph.initializers.items()}
+    for node in graph:
+        for name, attribute in node.attributes.items():
+            if node.op_type == "Constant" and name == "value":
+                found[path + node.outputs[0].name] = attribute.value
+            elif attribute.type == ir.AttributeType.GRAPH:
+                found |= parameters(attribute.as_graph(), f"{path}{node.outputs[0].name}/{name}/")
     return found
 
 

@@ -137,7 +137,7 @@ class Case:
     Attributes:
         inputs: the typed input; ``real`` stands for double or float.
         narrow: integer initializers and nodes of the narrow graph.
-        weights: by name.
+        weights: by name; ``z/body/w`` is the weight ``w`` of the body ``body`` of the node that computes z.
         wide: integer initializers and nodes of the wide graph; by default those of the narrow one, where
             no length is written out.
         splits: by group.
@@ -181,16 +181,17 @@ class Case:
         proto = onnx.parser.parse_model(text.replace("real", real))
         proto.graph.output[0].type.tensor_type.ClearField("shape")
         for name, array in weights.items():
-            tensor = numpy_helper.from_array(array, name)
+            *path, own = name.split("/")
+            graph, tensor = _body(proto.graph, path), numpy_helper.from_array(array, own)
             if name in self.constants:
-                proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], [name], value=tensor))
+                graph.node.insert(0, onnx.helper.make_node("Constant", [], [own], value=tensor))
             else:
-                proto.graph.initializer.append(tensor)
+                graph.initializer.append(tensor)
         return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 
     def plan(self, model: ir.Model, epsilon: float) -> SplitPlan:
         groups = find_channel_groups(model)
-        tensors = parameters(model)
+        tensors = parameters(model.graph)
         layouts = groups.restricted(self.splits)
         displacements: dict[str, dict[str, Displacement]] = {name: {} for name in self.splits}
         for name, move in self.moves.items():
@@ -205,16 +206,28 @@ class Case:
         digest = hash_parameters(layouts, lambda name: tensors[name].numpy())
         return SplitPlan(splits, layouts, epsilon, groups.graph_hash, digest, "by hand")
 
-    def feeds(self) -> dict[str, npt.NDArray]:
+    def feeds(self, flag: bool = True) -> dict[str, npt.NDArray]:
+        """Values of all inputs; ``flag`` of those that are true or false."""
         declared = onnx.parser.parse_graph(f"g ({self.inputs.replace('real', 'float')}) => () {{ }}").input
         rng = np.random.default_rng(1)
         feeds = {}
         for value in declared:
             shape = [dim.dim_value or self.batch for dim in value.type.tensor_type.shape.dim]
-            whole = value.type.tensor_type.elem_type == onnx.TensorProto.INT64
-            normal = rng.normal(size=shape).astype(np.float32)
-            feeds[value.name] = rng.integers(0, 10, shape) if whole else normal
+            match value.type.tensor_type.elem_type:
+                case onnx.TensorProto.INT64:
+                    feeds[value.name] = rng.integers(0, 10, shape)
+                case onnx.TensorProto.BOOL:
+                    feeds[value.name] = np.full(shape, flag)
+                case _:
+                    feeds[value.name] = rng.normal(size=shape).astype(np.float32)
         return feeds
+
+
+def _body(graph: onnx.GraphProto, path: list[str]) -> onnx.GraphProto:
+    for node, attribute in zip(path[::2], path[1::2], strict=True):
+        (holder,) = (each for each in graph.node if node in each.output)
+        (graph,) = (each.g for each in holder.attribute if each.name == attribute)
+    return graph
 
 
 def image(z: str, b: Weight, wide: str | None = None, a: Weight | None = None, ints=("", ""), **rest) -> Case:
@@ -244,27 +257,42 @@ def assert_grown_as_written(case: Case) -> None:
         for epsilon in (0.0, EPSILON) if case.moves else (0.0,):
             grown, wide = grow_graph(model, case.plan(model, epsilon)), case.reference(real, epsilon)
             assert_same_graph(grown, wide)
-            if real == "float":
-                (expected,) = session(wide, optimised=False).run(None, case.feeds())
-                (found,) = session(grown, optimised=False).run(None, case.feeds())
-                (before,) = session(model, optimised=False).run(None, case.feeds())
+            for flag in _flags(case) if real == "float" else ():
+                feeds = case.feeds(flag)
+                (expected,) = session(wide, optimised=False).run(None, feeds)
+                (found,) = session(grown, optimised=False).run(None, feeds)
+                (before,) = session(model, optimised=False).run(None, feeds)
                 np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
                 scale = max(float(np.abs(before).max()), 1e-6)
                 difference = float(np.abs(expected - before).max())
                 assert (difference > 1e-4 * scale) if epsilon else (difference < 1e-5 * scale)
 
 
+def _flags(case: Case) -> tuple[bool, ...]:
+    return (True, False) if "bool" in case.inputs else (True,)
+
+
 def assert_same_graph(one: ir.Model, other: ir.Model) -> None:
     """The same operators in the same order, wired alike, with equal attributes, integers, weights, and shapes
     of what lies between."""
-    assert [node.op_type for node in one.graph] == [node.op_type for node in other.graph]
-    pairs = dict(zip(one.graph.inputs, other.graph.inputs, strict=True))
-    assert all(a.name == b.name and a.dtype == b.dtype and a.shape == b.shape for a, b in pairs.items())
-    for left, right in zip(one.graph, other.graph, strict=True):
+    _assert_same_nodes(one.graph, other.graph, {})
+    assert _weights(one) == _weights(other)
+
+
+def _assert_same_nodes(one: ir.Graph, other: ir.Graph, pairs: dict[ir.Value, ir.Value]) -> None:
+    """As `assert_same_graph`; ``pairs`` are the values of outer graphs, to which those of the graphs come."""
+    assert [node.op_type for node in one] == [node.op_type for node in other]
+    inputs = list(zip(one.inputs, other.inputs, strict=True))
+    assert all(a.name == b.name and a.dtype == b.dtype and a.shape == b.shape for a, b in inputs)
+    pairs.update(inputs)
+    for left, right in zip(one, other, strict=True):
         assert left.domain == right.domain
         assert left.attributes.keys() == right.attributes.keys(), left
         for name, attribute in left.attributes.items():
-            _assert_same_attribute(attribute, right.attributes[name])
+            if attribute.type == ir.AttributeType.GRAPH:
+                _assert_same_nodes(attribute.as_graph(), right.attributes[name].as_graph(), pairs)
+            else:
+                _assert_same_attribute(attribute, right.attributes[name])
         for a, b in zip(_given(left), _given(right), strict=True):
             if a is None or b is None:
                 assert a is b
@@ -283,9 +311,8 @@ def assert_same_graph(one: ir.Model, other: ir.Model) -> None:
             else:
                 # What the parts of a sequence have in common is not known of the grown ones.
                 assert a.shape is None, a
-    assert [pairs[value] for value in one.graph.outputs] == list(other.graph.outputs)
-    assert all(value.uses() for model in (one, other) for value in model.graph.initializers.values())
-    assert _weights(one) == _weights(other)
+    assert [pairs[value] for value in one.outputs] == list(other.outputs)
+    assert all(value.uses() for graph in (one, other) for value in graph.initializers.values())
 
 
 def _numbers(value: ir.Value) -> list[int | None] | None:
@@ -295,7 +322,7 @@ def _numbers(value: ir.Value) -> list[int | None] | None:
 
 def _weights(model: ir.Model) -> list[str]:
     """The names of floating initializers; equal integers may be held once or once for each reader."""
-    values = model.graph.initializers.values()
+    values = [value for graph in model.graphs() for value in graph.initializers.values()]
     return sorted(value.name for value in values if value.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE))
 
 

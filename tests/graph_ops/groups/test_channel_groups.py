@@ -177,7 +177,7 @@ def test_subgraphs_are_barriers_with_everything_they_read():
     assert groups["a"].barrier is not None
     assert (groups["a"].barrier.operator, groups["a"].barrier.reason) == (
         "If",
-        "channels are not followed into its subgraphs",
+        "what goes into its subgraphs or comes out of them stays as it is",
     )
     assert groups["d"].splittable
 

@@ -105,8 +105,10 @@ def test_what_a_body_reads_stays_and_what_is_beside_it_grows(name: str) -> None:
     assert {group.name for group in groups.groups if group.splittable} == {"d"}
     barrier = groups["a"].barrier
     assert barrier is not None
-    assert barrier.reason == "channels are not followed into its subgraphs"
-    assert groups.cost.uncounted[0] == f"{barrier.operator} z"
+    assert barrier.reason == "what goes into its subgraphs or comes out of them stays as it is"
+    inner = ("If p",) if name == "If in If" else ()
+    assert groups.cost.alternatives == (() if name == "Loop" else ("If z", *inner))
+    assert groups.cost.uncounted == (("Loop z", "MatMul m") if name == "Loop" else ())
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     wider = grow_graph(model, signed_plan(model, growth=0.5))
     assert_same_function(model, wider, [{"x": x, "c": np.array(flag)} for flag in (True, False)])

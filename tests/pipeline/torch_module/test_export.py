@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.plan.data_free import random_plan
 from growpipe.torch_module.export import export_growth_form, named_tensors
+from growpipe.torch_module.grow_module import grow
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +113,25 @@ def test_the_groups_of_an_export_are_solved_once_and_again_where_some_are_frozen
     (group,) = (group for group in export.groups().groups if group.splittable)
     assert not any(frozen.splittable for frozen in export.groups(freeze=("conv.weight",)).groups)
     assert export.groups()[group.name].splittable
+
+
+def test_groups_in_branches_of_cond_are_no_matter_of_the_analysis_and_grow_by_data_free_plans() -> None:
+    class Choice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 4)
+            self.d, self.e = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.cond(x.sum() > 0, lambda x: self.b(torch.tanh(self.a(x))), lambda x: self.c(x), (x,))
+            return self.e(torch.tanh(self.d(y)))
+
+    model, x = Choice().eval(), torch.rand(3, 4)
+    export = export_growth_form(model, (x,))
+    assert {group.name for group in export.groups().groups if group.splittable} == {"d.weight"}
+    groups = find_channel_groups(export.graph)
+    assert {group.name for group in groups.groups if group.splittable} == {"a.weight", "d.weight"}
+    grown = grow(model, random_plan(groups, export.graph, growth=0.5))
+    assert grown.a.weight.shape == (9, 4)
+    for inputs in (x, -x):
+        torch.testing.assert_close(grown(inputs), model(inputs), rtol=1e-5, atol=1e-5)

@@ -29,22 +29,24 @@ ALLOWED = {
     "parallel": "data environment graph_ops progress seeding",
     "torch_module": "data graph_ops user_code",
     "signals": "",
-    "quality": "",
+    "quality": "graph_ops",
+    "metrics": "graph_ops quality",
     "pages": "graph_ops printing quality",
-    "bundle": "checks graph_ops printing",
-    "training": "data environment graph_ops parallel progress quality seeding suggestions torch_module "
-    "user_code validation",
-    "checks": "environment graph_ops printing suggestions torch_module user_code validation",
+    "bundle": "checks graph_ops printing quality",
+    "training": "data environment graph_ops metrics parallel progress quality seeding suggestions "
+    "torch_module user_code validation",
+    "checks": "environment graph_ops metrics printing quality suggestions torch_module user_code validation",
     "testing": "checks graph_ops torch_module",
     "budgets": "checks environment graph_ops parallel progress suggestions torch_module",
     "analyser": "budgets data environment graph_ops parallel progress seeding suggestions torch_module "
     "user_code validation",
-    "run": "analyser budgets checks data environment graph_ops models pages parallel printing progress "
-    "quality seeding suggestions torch_module tracking training user_code validation",
+    "run": "analyser budgets checks data environment graph_ops metrics models pages parallel printing "
+    "progress quality seeding suggestions torch_module tracking training user_code validation",
     "tracking": "environment graph_ops suggestions",
     "callbacks": "analyser budgets data environment graph_ops progress suggestions torch_module tracking "
     "user_code",
-    "commands": "bundle checks environment graph_ops pages parallel printing run suggestions tracking",
+    "commands": "bundle checks environment graph_ops pages parallel printing quality run suggestions "
+    "tracking",
     "cli": "environment graph_ops printing signals",
     "__main__": "cli",
     "": "analyser budgets checks data environment graph_ops torch_module",  # growpipe/__init__.py, lazily

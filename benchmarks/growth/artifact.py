@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.common import record
 from benchmarks.common.command import run_command
-from growpipe.checks.measure.accuracy import accuracy
 from growpipe.graph_ops.files.load_save import load_model
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.run.recipe import load_recipe
+from growpipe.run.stages.score import score_on_test
 from growpipe.run.store import Run
 from growpipe.run.task import load_task
 
@@ -32,10 +32,9 @@ def main() -> None:
     args = parser.parse_args()
     path = ARTIFACTS / f"{args.recipe}.onnx"
     model = load_model(path)
-    names = [str(value.name) for value in model.graph.inputs]
     recipe, folder = load_recipe(args.recipe)
     task = load_task(Run(Path(), recipe, folder, seed=0, device="cpu"))
-    measured = accuracy(path, *task.gathered(task.objective.loaders.test, names))
+    measured = score_on_test(task, path)
     cost = find_channel_groups(model).cost
     outcome = {
         "artifact": path.name,
@@ -46,8 +45,8 @@ def main() -> None:
     }
     record.append("artifact", {"command": f"python -m benchmarks.growth.artifact {args.recipe}", **outcome})
     print(
-        f"{path.name}: {measured.value:.2%} of {measured.samples:,} test images "
-        f"({measured.low:.2%} to {measured.high:.2%}), {cost.parameters():,} parameters, {cost.macs():,} MACs"
+        f"{path.name}: {measured.quality.told(measured.value)} on {measured.samples:,} test images "
+        f"({measured.low} to {measured.high}), {cost.parameters():,} parameters, {cost.macs():,} MACs"
     )
 
 

@@ -172,7 +172,8 @@ def trained() -> TrainFacts:
 
 def made_run(folder: Path) -> Run:
     """A run directory with a round that is trained, exported, checked and analysed."""
-    from growpipe.run.facts import AnalyseFacts, CheckFacts, ExportFacts, NetworkSize, Score
+    from growpipe.quality import Score
+    from growpipe.run.facts import AnalyseFacts, CheckFacts, ExportFacts, NetworkSize
     from growpipe.run.recipe import Recipe
     from growpipe.run.stages import names
     from growpipe.run.store import Run

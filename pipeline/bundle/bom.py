@@ -104,6 +104,6 @@ def _metrics(variant: Variant) -> list[dict[str, str]]:
     ]
     if variant.top1_agreement is not None:
         metrics.append({"type": "top-1 agreement with float32", "value": f"{variant.top1_agreement:.4g}"})
-    if variant.accuracy is not None:
-        metrics.append({"type": "accuracy", "value": f"{variant.accuracy.value:.4g}"})
+    if variant.score is not None:
+        metrics.append({"type": variant.score.quality.name, "value": f"{variant.score.value:.4g}"})
     return metrics

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from growpipe.checks.measure.accuracy import Accuracy, accuracy
 from growpipe.checks.measure.compare import Divergence, compare, run_model
 from growpipe.checks.measure.inputs import Dataset, input_specs, random_inputs, sizes_of
+from growpipe.checks.measure.judge import Judge, score, task_of
 from growpipe.checks.measure.latency import LatencyRatio, Timing, paired_latency
 from growpipe.checks.measure.memory import MemoryRoom
 from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.graph_ops.files.load_save import load_model
+from growpipe.quality import Score
 
 __all__ = ["Variant", "judged", "write_half", "write_int8"]
 
@@ -43,8 +44,8 @@ class Variant:
         difference: the largest difference of an output, as a share of the output's scale.
         top1_agreement: the share of rows whose largest entry is in the same place; None without
             rows.
-        accuracy: of the variant; None without targets.
-        float32_accuracy: of the float32 model; None without targets.
+        score: of the variant; None without targets.
+        float32_score: of the float32 model; None without targets.
         latency: of the variant over the float32 model, one sample on the CPU with one thread.
     """
 
@@ -55,8 +56,8 @@ class Variant:
     judged_on: str
     difference: float
     top1_agreement: float | None
-    accuracy: Accuracy | None
-    float32_accuracy: Accuracy | None
+    score: Score | None
+    float32_score: Score | None
     latency: LatencyRatio
 
 
@@ -146,7 +147,7 @@ def judged(kind: str, model: Path, variant: Path, place: str, data: Dataset | No
         model: the float32 model.
         variant: the variant.
         place: where the variant stands in the bundle.
-        data: samples, with targets if accuracy is to be measured; None for random samples.
+        data: samples, with targets if the variant is to be judged by their metric; None for random samples.
 
     Raises:
         CheckFailed: the variant does not run, gives values that are not finite where float32 gives finite
@@ -161,8 +162,10 @@ def judged(kind: str, model: Path, variant: Path, place: str, data: Dataset | No
         raise CheckFailed(
             f"the {kind} variant gives values that are not finite on {told}; ship the float32 model alone"
         )
-    targets = None if data is None else data.targets
-    accuracies = [None if targets is None else accuracy(path, inputs, targets) for path in (variant, model)]
+    scores: list[Score | None] = [None, None]
+    if data is not None and data.targets is not None:
+        judge = Judge(task_of(data.targets))
+        scores = [score(path, inputs, data.targets, judge) for path in (variant, model)]
     size = _fixed_batch(model) or 1
     one = {name: array[:size] for name, array in inputs.items()}
     return Variant(
@@ -173,8 +176,8 @@ def judged(kind: str, model: Path, variant: Path, place: str, data: Dataset | No
         judged_on=told,
         difference=found.relative,
         top1_agreement=found.top1_agreement,
-        accuracy=accuracies[0],
-        float32_accuracy=accuracies[1],
+        score=scores[0],
+        float32_score=scores[1],
         latency=paired_latency(model, variant, one, Timing(seconds=_LATENCY_SECONDS, level=0.95)),
     )
 

@@ -21,6 +21,7 @@ from growpipe.checks.child.model_process import (
 )
 from growpipe.checks.input_sets import InputMaker, Inputs, InputSet, Runs
 from growpipe.checks.measure.inputs import Dataset, InputSpec, input_specs
+from growpipe.checks.measure.judge import Judge, Judged
 from growpipe.checks.measure.memory import MemoryRoom, bytes_of
 from growpipe.checks.measure.sessions import Device
 from growpipe.checks.policy import Policy
@@ -89,6 +90,7 @@ class Context:
         torch: the torch module to compare with, if there is one.
         datasets: the user's inputs.
         baseline: what an earlier model measured, if that was given.
+        metric_process: where a metric that is code of the user judges models, with torch.
     """
 
     path: Path
@@ -99,6 +101,7 @@ class Context:
     torch: TorchReference | None = None
     datasets: Sequence[Dataset] = ()
     baseline: Baseline | None = None
+    metric_process: ModelProcess | None = None
     _reference_runs: dict[str, dict[str, AnyArray]] = field(default_factory=dict)
 
     @cached_property
@@ -225,6 +228,22 @@ class Context:
             self.room.reserve(bytes_of(outputs), f"the outputs of the reference on {given.label}")
             self._reference_runs[given.label] = outputs
         return self._reference_runs[given.label]
+
+    def judged(self, data: Dataset, judge: Judge, of_reference: bool = False) -> Judged:
+        """What a metric says of the model, or of the reference, on data that have targets.
+
+        Raises:
+            UsageError: the data and the metric do not fit each other.
+            CheckFailed: the model does not run, or its outputs do not fit the targets.
+        """
+        assert data.targets is not None
+        process = self.metric_process if judge.is_own else self.process
+        assert process is not None
+        path, inputs = self.path, data.inputs
+        if of_reference:
+            assert self.reference is not None
+            path, inputs = self.reference.path, self.reference_inputs(inputs)
+        return process.judge(path, inputs, data.targets, self.device, judge)
 
     def sizes_on(self, given: InputSet) -> dict[str, int]:
         """The size of every symbolic dimension of the inputs, on these inputs."""

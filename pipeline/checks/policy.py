@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from growpipe.checks.measure.judge import Judge, task_of
 from growpipe.checks.measure.memory import default_memory_mb
+from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_toml, read_toml, table_at
 from growpipe.graph_ops.files.reading import reading
+from growpipe.quality import METRICS_OF_TASKS, TaskName, quality_of
 from growpipe.validation import explained
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -124,11 +128,89 @@ class NumericsPolicy(_Strict):
 
 
 class AccuracyPolicy(_Strict):
-    floor: Fraction | None = None
-    max_drop: Fraction | None = None
-    """Against the reference, in absolute terms: 0.01 is one point of a hundred."""
+    task: TaskName | None = None
+    """What the targets are. None: integers are classes, 0 and 1 in floats labels, other floats numbers."""
+    metric: Annotated[str, Field(pattern=r"^(.+:)?[A-Za-z_][A-Za-z0-9_.]*$")] | None = None
+    """By name, or ``file.py:name`` of a function of ``(output, target)``. None: that of the task."""
+    metric_options: Mapping[str, Any] = {}
+    """Of a metric of your own."""
+    lower_is_better: bool | None = None
+    """Of a metric of your own."""
+    threshold: float = 0.0
+    """Above it a label of a binary or multi-label task is there: 0 for logits, 0.5 for probabilities."""
+    floor: Finite | None = None
+    """The least value of a metric of which more is better; between 0 and 1 for a share."""
+    ceiling: Finite | None = None
+    """The largest value of a metric that is better if it is lower."""
+    max_drop: NonNegative | None = None
+    """How much worse than the reference, in units of the metric: 0.01 is one point of a hundred."""
+    max_relative_drop: NonNegative | None = None
+    """How much worse than the reference, as a share of its value."""
     batch_size: Positive = 64
     output: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_a_task(self) -> AccuracyPolicy:
+        if self.max_drop is not None and self.max_relative_drop is not None:
+            raise ValueError("max_drop and max_relative_drop both bound the drop; set one")
+        tasks = METRICS_OF_TASKS if self.task is None else (self.task,)
+        faults = [self._fault(task) for task in tasks if self._may_be(task)]
+        if not faults:
+            known = sorted({name for names in METRICS_OF_TASKS.values() for name in names} - {"loss"})
+            raise ValueError(f"there is no metric {self.metric!r}; known are {', '.join(known)}")
+        if all(faults):
+            raise ValueError(faults[0])
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the metric is code of the user."""
+        return self.metric is not None and ":" in self.metric
+
+    def _may_be(self, task: TaskName) -> bool:
+        """Whether data without a word about their task may be of this one."""
+        given = self.task is not None or self.metric is None or self.is_own
+        return given or self.metric in METRICS_OF_TASKS[task]
+
+    def _fault(self, task: TaskName) -> str:
+        """What is wrong with the policy if the task is this one; empty if nothing is."""
+        try:
+            quality = quality_of(task, self.metric, self.metric_options, self.lower_is_better)
+        except ValueError as error:
+            return str(error)
+        if self.metric == "loss":
+            return "the loss is code of a recipe, which the check does not have; name another metric"
+        if quality.lower_is_better and self.floor is not None:
+            return f"the {quality.name} is better if it is lower; set ceiling instead of floor"
+        if not quality.lower_is_better and self.ceiling is not None:
+            return f"more is better of the {quality.name}; set floor instead of ceiling"
+        shares = [limit for limit in (self.floor, self.max_drop) if limit is not None]
+        if quality.percent and not all(0 <= limit <= 1 for limit in shares):
+            return f"limits of the {quality.name} are between 0 and 1: 0.9 is 90 %"
+        return ""
+
+    def judge(self, targets: AnyArray) -> Judge:
+        """What a model is judged by on samples with these targets.
+
+        Raises:
+            UsageError: the policy does not fit the task that the targets are of.
+        """
+        task = self.task or task_of(targets)
+        fault = self._fault(task)
+        if fault:
+            raise UsageError(
+                f"the targets are {targets.dtype} {list(targets.shape)} and taken as {task} (accuracy.task): "
+                f"{fault}"
+            )
+        return Judge(
+            task,
+            self.metric,
+            self.metric_options,
+            self.lower_is_better,
+            self.threshold,
+            self.output,
+            self.batch_size,
+        )
 
 
 class CostLimit(_Strict):
@@ -218,6 +300,7 @@ def load_policy(
         if Path(path).name == "pyproject.toml":
             with reading("the policy", path):
                 data = table_at(data, "tool", "growpipe", "check")
+        _anchor(data, Path(path).absolute().parent)
     if isinstance(overrides, Mapping):
         _merge(data, overrides)
     else:
@@ -227,6 +310,15 @@ def load_policy(
         return Policy.model_validate(data)
     except ValidationError as error:
         raise UsageError(f"{where}: {explained(error, Policy)}") from None
+
+
+def _anchor(data: dict[str, Any], folder: Path) -> None:
+    """Let a metric ``file.py:name`` of a policy file be one of the file's folder."""
+    table = data.get("accuracy")
+    if not isinstance(table, dict) or not isinstance(metric := table.get("metric"), str):
+        return
+    if metric.rpartition(":")[0].endswith(".py"):
+        data["accuracy"] = {**table, "metric": str(folder / metric)}
 
 
 def _merge(data: dict[str, Any], overrides: Mapping[str, Any]) -> None:

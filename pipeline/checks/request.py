@@ -50,7 +50,7 @@ class CheckOptions(CommonOptions, total=False):
     Attributes:
         torch: ``my_net.py:build``, or a `TorchReference`, that must compute the same.
         weights: of the torch module: safetensors, or a saved state dict.
-        data: ``.npz`` files of inputs by name, and of ``targets`` if accuracy is checked.
+        data: ``.npz`` files of inputs by name, and of ``targets`` if accuracy or another metric is checked.
         today: the day on which waivers are judged.
     """
 

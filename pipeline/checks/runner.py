@@ -96,6 +96,7 @@ def _context(request: CheckRequest, process: ModelProcess | None, stack: ExitSta
         torch=torch,
         datasets=request.datasets,
         baseline=request.baseline,
+        metric_process=started(torch=True) if request.policy.accuracy.is_own else None,
     )
 
 

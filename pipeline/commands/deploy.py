@@ -9,6 +9,7 @@ import click
 
 from growpipe.commands.output import count, print_json, tell
 from growpipe.graph_ops.errors import UsageError
+from growpipe.quality import Quality
 
 if TYPE_CHECKING:
     from growpipe.bundle.options import BundleOptions
@@ -118,9 +119,10 @@ def _print(card: Card, output: str, proof: str) -> None:
     for variant in card["variants"]:
         latency = variant["latency"]
         told = [f"{100 * variant['bytes'] / variant['float32_bytes']:.0f} % of the size"]
-        if variant["accuracy"] is not None:
-            own, whole = variant["accuracy"]["value"], variant["float32_accuracy"]["value"]
-            told.append(f"accuracy {own:.1%} (float32 {whole:.1%})")
+        if variant["score"] is not None:
+            quality = Quality(**variant["score"]["quality"])
+            own, whole = (quality.shown(variant[key]["value"]) for key in ("score", "float32_score"))
+            told.append(f"{quality.name} {own} (float32 {whole})")
         told.append(f"largest difference {variant['difference']:.1e}")
         told.append(
             f"latency {latency['ratio']:.2f} [{latency['low']:.2f}, {latency['high']:.2f}] of float32's"

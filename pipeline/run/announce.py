@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from growpipe.checks.measure.latency import LatencyRatio
 from growpipe.progress import log
-from growpipe.run.facts import NetworkSize, Score
+from growpipe.quality import Score
+from growpipe.run.facts import NetworkSize
 from growpipe.run.store import StageRecord
 
 __all__ = ["announced"]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from growpipe.checks.measure.latency import LatencyRatio
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
-from growpipe.quality import Quality
+from growpipe.quality import Score
 
 __all__ = [
     "AnalyseFacts",
@@ -21,7 +19,6 @@ __all__ = [
     "MemberFacts",
     "NetworkSize",
     "RewriteFacts",
-    "Score",
     "SplitFacts",
     "TrainFacts",
 ]
@@ -50,35 +47,6 @@ class NetworkSize:
             int(groups.cost.parameters(wider)),
             int(groups.cost.macs(wider)),
         )
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well a network does on the test set, measured in onnxruntime.
-
-    Attributes:
-        value: of the metric.
-        low: the lower end of the 95 % interval of ``value``; None without one.
-        high: the upper end of the 95 % interval of ``value``; None without one.
-        standard_error: of ``value``; None if the metric does not say how single samples do.
-        samples: of the test set.
-        quality: the metric, in words.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    standard_error: float | None
-    samples: int
-    quality: Quality
-
-    def __post_init__(self) -> None:
-        ends = [end for end in (self.low, self.value, self.high) if end is not None]
-        ordered = all(a <= b + 1e-9 * max(1.0, abs(b)) for a, b in itertools.pairwise(ends))
-        if not all(map(math.isfinite, ends)) or not ordered or self.samples < 1:
-            raise UsageError(
-                f"not a score: {self.value} in [{self.low}, {self.high}], {self.samples} samples"
-            )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from growpipe.graph_ops.edit.description import Description, MeasuredOnTest, des
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.pages.page import run_page
-from growpipe.run.facts import FinalFacts, Score
+from growpipe.quality import Score
+from growpipe.run.facts import FinalFacts
 from growpipe.run.picture import draw_run
 from growpipe.run.stages.check import DEPLOY_TOLERANCE
 from growpipe.run.stages.names import (

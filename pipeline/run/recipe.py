@@ -13,7 +13,7 @@ from growpipe.analyser.options import MIN_SAMPLES, GrowthOptions
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_toml, table_at
 from growpipe.graph_ops.files.reading import reading
-from growpipe.quality import DEFAULT_METRICS, METRICS, METRICS_OF_TASKS, Quality, TaskName
+from growpipe.quality import Quality, TaskName, quality_of
 from growpipe.run.locate import read_recipe
 from growpipe.training.options import TrainingOptions
 from growpipe.validation import Section, explained
@@ -217,28 +217,11 @@ class Recipe(Section):
     @property
     def quality(self) -> Quality:
         """What networks are judged by, in words."""
-        if self.metric is None:
-            return METRICS[DEFAULT_METRICS[self.task]]
-        if ":" not in self.metric:
-            return METRICS[self.metric]
-        name = self.metric.rpartition(":")[2].rpartition(".")[2].replace("_", " ")
-        return Quality(name, lower_is_better=bool(self.lower_is_better))
+        return quality_of(self.task, self.metric, self.metric_options, self.lower_is_better)
 
     @model_validator(mode="after")
     def _metric_fits(self) -> Recipe:
-        if self.metric is None or ":" not in self.metric:
-            if self.lower_is_better is not None or self.metric_options:
-                raise ValueError(
-                    "lower_is_better and metric_options are of a metric of your own; remove them"
-                )
-            if self.metric is not None and self.metric not in METRICS_OF_TASKS[self.task]:
-                fitting = ", ".join(METRICS_OF_TASKS[self.task])
-                raise ValueError(
-                    f"a {self.task} task has no metric {self.metric!r}; the metrics are {fitting}, or "
-                    "file.py:name"
-                )
-        elif self.lower_is_better is None:
-            raise ValueError(f"set lower_is_better = true or false, for the metric {self.metric}")
+        quality_of(self.task, self.metric, self.metric_options, self.lower_is_better)
         return self
 
     @model_validator(mode="after")

@@ -19,7 +19,8 @@ from growpipe.pages.content import (
     RoundStory,
     RunStory,
 )
-from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts, Score
+from growpipe.quality import Score
+from growpipe.run.facts import AnalyseFacts, FinalFacts, JudgedFacts
 from growpipe.run.recipe import Recipe
 from growpipe.run.repeat import command_of, environment_of, recipe_toml
 from growpipe.run.stages.check import DEPLOY_TOLERANCE, PARITY_TOLERANCE

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from growpipe.quality import Quality
-from growpipe.run.facts import JudgedFacts, Score, TrainFacts
+from growpipe.quality import Quality, Score
+from growpipe.run.facts import JudgedFacts, TrainFacts
 from growpipe.run.recipe import Recipe
 from growpipe.run.recipe_limits import budget_of
 from growpipe.run.stages.names import BRANCH, CHECK, RIVAL, TRAIN, previous_stage, rival_of_branch

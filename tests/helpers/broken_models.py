@@ -642,8 +642,47 @@ def too_few_samples_for_the_floor(folder: Path) -> dict[str, Any]:
 
 @broken("accuracy/drop", accuracy={"max_drop": 0.02}, levels={"numerics/reference": "off"})
 def accuracy_regression(folder: Path) -> dict[str, Any]:
-    worse = cnn(head__weight=cnn_weights()["head.weight"] + normal(5, 8, seed=3, scale=0.4))
-    return {**compared(folder, worse), "data": [labelled(folder, 0.0)]}
+    return {**compared(folder, with_noise(0.4)), "data": [labelled(folder, 0.0)]}
+
+
+def regression(folder: Path, *, of: onnx.ModelProto, noise: float = 0.05) -> Path:
+    """Inputs, and numbers that are what a model gives for them, up to some noise."""
+    from growpipe.checks.measure.compare import run_model
+
+    images = normal(400, 3, 12, 12, seed=5)
+    numbers = run_model(of.SerializeToString(), {"image": images})["logits"]
+    np.savez(folder / "data.npz", image=images, targets=numbers + normal(400, 5, seed=6, scale=noise))
+    return folder / "data.npz"
+
+
+def with_noise(scale: float) -> onnx.ModelProto:
+    """The sound CNN with another head."""
+    return cnn(head__weight=cnn_weights()["head.weight"] + normal(5, 8, seed=3, scale=scale))
+
+
+@broken("accuracy/floor", accuracy={"metric": "mae", "ceiling": 0.06})
+def error_above_the_ceiling(folder: Path) -> dict[str, Any]:
+    return {"model": save(with_noise(0.4), folder), "data": [regression(folder, of=cnn())]}
+
+
+@broken("accuracy/drop", levels={"numerics/reference": "off"})
+def error_that_rose(folder: Path) -> dict[str, Any]:
+    return {**compared(folder, with_noise(0.1)), "data": [regression(folder, of=cnn())]}
+
+
+@broken("accuracy/drop", accuracy={"metric": "r2", "max_drop": 0.1}, levels={"numerics/reference": "off"})
+def explained_variation_that_dropped(folder: Path) -> dict[str, Any]:
+    return {**compared(folder, with_noise(0.4)), "data": [regression(folder, of=cnn())]}
+
+
+@broken("accuracy/drop", accuracy={"metric": "f1", "max_drop": 0.05}, levels={"numerics/reference": "off"})
+def labels_that_got_worse(folder: Path) -> dict[str, Any]:
+    from growpipe.checks.measure.compare import run_model
+
+    images = normal(400, 3, 12, 12, seed=5)
+    logits = run_model(cnn().SerializeToString(), {"image": images})["logits"]
+    np.savez(folder / "data.npz", image=images, targets=(logits > 0).astype(np.float32))
+    return {**compared(folder, with_noise(0.4)), "data": [folder / "data.npz"]}
 
 
 @broken("cost/parameters", cost={"parameters": {"max": 500}})

@@ -19,10 +19,10 @@ from typing import Any
 
 from growpipe.checks.child.messages import Arrays, NotAMessage, TooLarge, pack, read_message
 from growpipe.checks.child.requests import (
-    Classify,
     CountNodes,
     FindDivergence,
     FindNotFinite,
+    JudgeSamples,
     ListCalls,
     MeasureMemory,
     Request,
@@ -34,6 +34,7 @@ from growpipe.checks.child.requests import (
     UsedProviders,
     to_fields,
 )
+from growpipe.checks.measure.judge import Judge, Judged
 from growpipe.checks.measure.latency import LatencyRatio, Timing
 from growpipe.checks.measure.memory import MemoryRoom, child_memory_mb
 from growpipe.checks.measure.sessions import Device
@@ -103,7 +104,7 @@ class ModelProcess:
         seconds: time limit of one request.
         memory_mb: limit in MiB of the private memory of the child and of the arrays in this process together.
             The child's part is enforced where the system can (Linux).
-        torch: import torch in the child first; only for a torch module as the reference.
+        torch: import torch in the child first; only for a torch module or a metric that are code of the user.
     """
 
     def __init__(self, *, seconds: float = 120.0, memory_mb: int = 16384, torch: bool = False) -> None:
@@ -184,19 +185,11 @@ class ModelProcess:
         answer, _ = self._ask(request, inputs, seconds=self.seconds + 3 * timing.seconds)
         return LatencyRatio(**answer)
 
-    def correct_samples(
-        self,
-        model: Path,
-        inputs: Arrays,
-        targets: AnyArray,
-        device: Device,
-        *,
-        batch_size: int,
-        output: str | None,
-    ) -> AnyArray:
-        """See `growpipe.checks.measure.accuracy.correct_samples`."""
-        request = Classify(str(model), device, batch_size, output, _TARGETS)
-        return self._ask(request, {**inputs, _TARGETS: targets})[1]["right"]
+    def judge(self, model: Path, inputs: Arrays, targets: AnyArray, device: Device, judge: Judge) -> Judged:
+        """See `growpipe.checks.measure.judge.judge_samples`; for a metric of the user's own, with torch."""
+        request = JudgeSamples(str(model), device, asdict(judge), _TARGETS)
+        answer, arrays = self._ask(request, {**inputs, _TARGETS: targets})
+        return Judged(float(answer["value"]), int(answer["samples"]), arrays.get("rows"))
 
     def peak_memory(self, model: Path, inputs: Arrays, device: Device) -> int | None:
         """How far the child's resident memory rises by loading the model and running it once, in bytes.

@@ -55,7 +55,8 @@ def serve(settings: Mapping[str, Any]) -> None:
 
             torch.set_num_threads(1)
     except ImportError:
-        print(f"--torch needs torch, which is not installed: {how_to_install('train')}", file=sys.stderr)
+        needed = "--torch and a metric of your own need torch, which is not installed"
+        print(f"{needed}: {how_to_install('train')}", file=sys.stderr)
         sys.exit(3)
     warnings.simplefilter("ignore")  # of the libraries; what counts is in the answers
     while True:
@@ -188,13 +189,20 @@ def _time_pair(request: requests.TimePair, arrays: Arrays) -> Answer:
     return asdict(measured), {}
 
 
-def _classify(request: requests.Classify, arrays: Arrays) -> Answer:
-    from growpipe.checks.measure.accuracy import correct_samples
+def _judge_samples(request: requests.JudgeSamples, arrays: Arrays) -> Answer:
+    from growpipe.checks.measure.judge import Judge, judge_samples
 
-    labels = arrays.pop(request.targets)
+    judge = Judge(**request.judge)
+    targets = arrays.pop(request.targets)
     session = _session(request.model, request.device)
-    right = correct_samples(session, arrays, labels, batch_size=request.batch_size, output=request.output)
-    return {}, {"right": right}
+    if judge.is_own:
+        from growpipe.checks.child.torch_metric import judge_by_own_metric
+
+        judged = judge_by_own_metric(session, arrays, targets, judge)
+    else:
+        judged = judge_samples(session, arrays, targets, judge)
+    rows = {} if judged.rows is None else {"rows": judged.rows}
+    return {"value": judged.value, "samples": judged.samples}, rows
 
 
 def _measure_memory(request: requests.MeasureMemory, arrays: Arrays) -> Answer:
@@ -300,7 +308,7 @@ _HANDLERS: Mapping[type[requests.Request], Callable[[Any, Arrays], Answer]] = {
     requests.FindNotFinite: _find_not_finite,
     requests.FindDivergence: _find_divergence,
     requests.TimePair: _time_pair,
-    requests.Classify: _classify,
+    requests.JudgeSamples: _judge_samples,
     requests.MeasureMemory: _measure_memory,
     requests.CountNodes: _count_nodes,
     requests.TorchTarget: _build_torch,

@@ -12,10 +12,10 @@ from typing import Any
 from growpipe.checks.measure.sessions import Device
 
 __all__ = [
-    "Classify",
     "CountNodes",
     "FindDivergence",
     "FindNotFinite",
+    "JudgeSamples",
     "ListCalls",
     "MeasureMemory",
     "Request",
@@ -114,17 +114,15 @@ class TimePair(Request):
 
 
 @dataclass(frozen=True)
-class Classify(ModelRequest):
-    """Whether the class of each sample is right.
+class JudgeSamples(ModelRequest):
+    """How well the model does on samples that have targets.
 
     Attributes:
-        batch_size: samples of one run.
-        output: the output that holds scores or classes; None for the first.
-        targets: the name of the array that holds the right classes.
+        judge: the fields of `growpipe.checks.measure.judge.Judge`.
+        targets: the name of the array that holds the targets.
     """
 
-    batch_size: int
-    output: str | None
+    judge: Mapping[str, Any]
     targets: str
 
 

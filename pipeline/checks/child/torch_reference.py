@@ -1,4 +1,4 @@
-"""The user's torch module as a reference. The only file of the checks that imports torch."""
+"""The user's torch module as a reference. It and `torch_metric` alone import torch."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 TARGETS = ("targets", "target", "labels", "label")
-"""The names under which a data file gives the classes."""
+"""The names under which a data file gives the targets."""
 
 _BLOCK = 2**20
 """Values that are made at once."""
@@ -69,7 +69,7 @@ class InputSpec:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """User data: inputs by name [samples, ...], and the classes [samples, ...] where there are any."""
+    """User data: inputs by name [samples, ...], and targets [samples, ...] if there are any."""
 
     path: str
     inputs: Mapping[str, AnyArray]
@@ -220,7 +220,7 @@ def _random_block(spec: InputSpec, count: int, random: np.random.Generator) -> A
 def load_dataset(path: str | os.PathLike[str], *, most: int = MAX_ARRAYS) -> Dataset:
     """Read inputs, and targets where there are any, from an ``.npz`` file.
 
-    The arrays are named as the inputs of the model; the classes are under one of `TARGETS`.
+    The arrays are named as the inputs of the model; the targets are under one of `TARGETS`.
 
     Args:
         path: the file.

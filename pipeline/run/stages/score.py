@@ -6,29 +6,21 @@ import math
 from pathlib import Path
 
 import torch
-from scipy.special import ndtri
 
-from growpipe.checks.measure.accuracy import wilson_interval
 from growpipe.checks.measure.sessions import open_session
 from growpipe.data.loader_items import as_tuple, length_of, pairs
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.load_save import load_model
-from growpipe.quality import METRICS
-from growpipe.run.facts import Score
+from growpipe.metrics import score_of
+from growpipe.quality import Score
 from growpipe.run.task import Task, as_feed, input_names
 from growpipe.torch_module.outputs import filled
 
 __all__ = ["score_on_test"]
 
-_LEVEL = 0.95
-_SHARES = (METRICS["accuracy"], METRICS["top5_accuracy"])
-
 
 def score_on_test(task: Task, path: Path) -> Score:
     """The recipe's metric of an ONNX file on the test set, with its interval.
-
-    The interval of a share of right samples is Wilson's, that of another metric is 1.96 standard errors wide
-    on both sides. Targets of one sample are not independent of each other: samples are counted.
 
     Raises:
         UsageError: the test loader gives nothing, or the metric fails or is not finite.
@@ -49,13 +41,4 @@ def score_on_test(task: Task, path: Path) -> Score:
     value = tally.value()
     if not math.isfinite(value):
         raise UsageError(f"the {metric.quality.name} is {value} on the test set; look at the data")
-    error = tally.standard_error()
-    if error is None:
-        return Score(value, None, None, None, samples, metric.quality)
-    if metric.quality in _SHARES:
-        error = math.sqrt(value * (1 - value) / samples)
-        low, high = wilson_interval(value, samples, _LEVEL)
-    else:
-        reach = float(ndtri(0.5 + _LEVEL / 2)) * error
-        low, high = value - reach, value + reach
-    return Score(value, low, high, error, samples, metric.quality)
+    return score_of(value, tally.standard_error(), samples, metric.quality)

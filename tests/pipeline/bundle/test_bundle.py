@@ -127,8 +127,8 @@ def test_every_layout_is_whole(place: Path, layout: str, model: str) -> None:
         found = onnx.load(out / variant["file"])
         assert [value.type.tensor_type.elem_type for value in found.graph.input] == [onnx.TensorProto.FLOAT]
         assert 0 < variant["difference"] < 0.2
-        assert variant["accuracy"]["samples"] == 40
-        assert abs(variant["accuracy"]["value"] - variant["float32_accuracy"]["value"]) <= 0.2
+        assert variant["score"]["samples"] == 40
+        assert abs(variant["score"]["value"] - variant["float32_score"]["value"]) <= 0.2
         assert variant["latency"]["low"] <= variant["latency"]["ratio"] <= variant["latency"]["high"]
         assert variant["judged_on"] == "40 samples of data.npz"
     assert {t.data_type for t in onnx.load(out / half["file"]).graph.initializer} == {

@@ -12,7 +12,7 @@ import pytest
 from growpipe.cli import main
 from growpipe.graph_ops.errors import UsageError
 from growpipe.testing import assert_export_ok
-from tests.helpers.broken_models import TORCH_MODULE
+from tests.helpers.broken_models import TORCH_MODULE, regression
 from tests.helpers.good_models import build, cnn, cnn_weights, normal, save
 from tests.helpers.torch_free import TORCH, python_without
 
@@ -139,6 +139,21 @@ def test_it_starts_and_runs_without_torch(tmp_path: Path) -> None:
     done = python_without(TORCH, code)
     assert done.returncode == 0, done.stderr
     assert "numerics/reference" in done.stdout
+
+
+def test_metrics_need_no_torch_either(tmp_path: Path) -> None:
+    data, path = regression(tmp_path, of=cnn()), save(cnn(), tmp_path)
+    code = f"""
+        import numpy as np
+        from growpipe.checks.measure.judge import Judge, score
+        arrays = np.load({str(data)!r})
+        for name in ("rmse", "mae", "r2"):
+            found = score({str(path)!r}, arrays, arrays["targets"], Judge("regression", name))
+            print(found.quality.told(found.value))
+    """
+    done = python_without(TORCH, code)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["RMSE", "MAE", "R²"]
 
 
 def test_torch_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from growpipe.quality import METRICS
-from growpipe.run.facts import Score
+from growpipe.quality import METRICS, Score
 from growpipe.run.verdict import verdict_words
 
 

@@ -15,7 +15,7 @@ from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.bodies import bodies_of
 from growpipe.graph_ops.operators import is_onnx, node_name
 
-__all__ = ["CostModel", "CostTerm", "cost_model", "is_running_statistic"]
+__all__ = ["CostModel", "CostTerm", "cost_model", "is_parameter"]
 
 CostKind = Literal["parameters", "macs"]
 
@@ -46,8 +46,8 @@ class CostModel:
 
     Multiply-accumulates are those of convolutions and matrix products for one sample; an axis of unknown
     length other than the batch counts as 1. The body of a Scan counts once for each entry it scans, that of a
-    Loop once, and all branches of an If count. Parameters are the elements of all floating-point tensors in
-    the graph but the running statistics of batch norms, as ``sum(p.numel() for p in module.parameters())``.
+    Loop once, and all branches of an If count. Parameters are the elements of all tensors of `is_parameter`,
+    as ``sum(p.numel() for p in module.parameters())``.
     """
 
     terms: tuple[CostTerm, ...]
@@ -87,7 +87,7 @@ def cost_model(inference: AxisInference, dim_of: Callable[[Axis], Dim]) -> CostM
     terms = [
         term("parameters", inference.names[value], 1, inference.axes[value])
         for value, tensor in inference.tensors.items()
-        if _is_floating(tensor) and inference.axes[value] and not is_running_statistic(value)
+        if inference.axes[value] and is_parameter(value, tensor)
     ]
     terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in inference.macs]
     given_up = [(node, f"{barrier.operator} {barrier.node}") for node, barrier in inference.given_up]
@@ -116,11 +116,35 @@ def _is_uncounted(node: ir.Node, inference: AxisInference) -> bool:
     return not is_onnx(node) or is_onnx(node, *_MULTIPLIES)
 
 
-def _is_floating(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype.is_floating_point()
+_QUANTISED = {
+    "DequantizeLinear": (0,),
+    "ConvInteger": (1,),
+    "MatMulInteger": (0, 1),
+    "QLinearConv": (3,),
+    "QLinearMatMul": (0, 3),
+}
+"""By operator, the inputs whose integers stand for floats."""
 
 
-def is_running_statistic(value: ir.Value) -> bool:
+def is_parameter(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+    """Whether the elements of a constant tensor count as parameters.
+
+    Args:
+        value: an initializer, or the output of a Constant node.
+        tensor: what it holds.
+
+    Returns:
+        True for tensors of rank 1 or more that are floating-point, or integers that stand for floats in a
+        quantised operator, and are not running statistics.
+    """
+    if not len(tensor.shape) or _is_running_statistic(value):
+        return False
+    return tensor.dtype.is_floating_point() or any(
+        use.idx in _QUANTISED.get(use.node.op_type, ()) for use in value.uses()
+    )
+
+
+def _is_running_statistic(value: ir.Value) -> bool:
     """Whether a tensor is nothing but the running mean or variance of batch norms: data, no parameter."""
     uses = value.uses()
     return bool(uses) and all(is_onnx(use.node, "BatchNormalization") and use.idx in (3, 4) for use in uses)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import numpy as np
 from growpipe.checks.child.model_process import ModelHung, ModelProcess
 from growpipe.checks.input_sets import DYNAMIC_SIZES
 from growpipe.checks.measure.compare import Divergence, compare_each
+from growpipe.checks.measure.informative import is_informative, paired_hidden_values
 from growpipe.checks.measure.inputs import InputSpec, batch_dims, input_specs, random_inputs, sizes_of
 from growpipe.checks.measure.memory import MemoryRoom
-from growpipe.checks.measure.tolerance import default_relative
+from growpipe.checks.measure.tolerance import ROUNDING, default_relative
 from growpipe.checks.measure.trace import OtherModel
 from growpipe.environment import require_installed
 from growpipe.graph_ops.arrays import AnyArray
@@ -37,9 +38,7 @@ _INPUTS_MB = 512
 """What one set of random inputs may take: a file of 300 bytes may declare gigabytes of them."""
 _ENOUGH_SECONDS = 30.0
 """After this, one set of inputs that fits is enough, and sizes that do not fit are given up."""
-_ROUNDING = 1e-6
-"""Outputs of float32 that differ by less, absolutely, differ by rounding inside the model: a saturated
-sigmoid of 1e-7 is the difference of two numbers near 1."""
+_NAMED = 3
 _FEW = 0.01
 """The share of integers of an output, such as classes, that rounding may decide."""
 
@@ -56,6 +55,8 @@ class Equivalence:
         inputs: how many sets of inputs both ran on, each at the lowest and the highest optimisation.
         relative: the largest difference, over the largest value of the output.
         limit: what the difference may be.
+        unshown: the outputs that hardly depend on the inputs tried, and neither do the values behind them. A
+            fault would not show in them.
     """
 
     verified: bool
@@ -63,6 +64,7 @@ class Equivalence:
     inputs: int = 0
     relative: float | None = None
     limit: float | None = None
+    unshown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.verified:
@@ -70,8 +72,15 @@ class Equivalence:
         sets = "1 set" if self.inputs == 1 else f"{self.inputs} sets"
         return (
             f"verified in onnxruntime on {sets} of random inputs: relative difference {self.relative:.1e}, "
-            f"limit {self.limit:.1e}"
+            f"limit {self.limit:.1e}{self._remark}"
         )
+
+    @property
+    def _remark(self) -> str:
+        if not self.unshown:
+            return ""
+        names = ", ".join(map(repr, self.unshown[:_NAMED])) + (" …" if len(self.unshown) > _NAMED else "")
+        return f"; a fault in {names} would not show, as these inputs hardly change it"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -105,7 +114,12 @@ def compare_forms(reference: Path, candidate: Path, what: str) -> Equivalence:
     if not models[0].graph.outputs:
         return Equivalence(False, "the model has no outputs")
     with ModelProcess(memory_mb=_MEMORY_MB) as process:
-        return _Comparison(reference, candidate, what, process, default_relative(*models)).over(specs)
+        comparison = _Comparison(reference, candidate, what, process, default_relative(*models))
+        comparison.behind = {
+            str(output.name): pairs
+            for output, pairs in zip(models[0].graph.outputs, paired_hidden_values(*models), strict=False)
+        }
+        return comparison.over(specs)
 
 
 @dataclass
@@ -117,6 +131,7 @@ class _Comparison:
     what: str
     process: ModelProcess
     limit: float
+    behind: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     count: int = 0
     worst: float = 0.0
 
@@ -142,10 +157,53 @@ class _Comparison:
             except _Unproved as unproved:
                 reason = reason or str(unproved)
             if self.count:
-                return Equivalence(True, "", self.count, self.worst, self.limit)
+                return self._verdict(expected[: self.count] if specs else [])
             if time.monotonic() - started > _ENOUGH_SECONDS:
                 break
         return Equivalence(False, reason or "no random inputs can be made")
+
+    def _verdict(self, compared: Sequence[tuple[Outputs, Mapping[bool, Outputs]]]) -> Equivalence:
+        """What was shown by inputs on which the outputs agree, with the outputs of the reference.
+
+        Raises:
+            CheckFailed: the forms differ in a value behind an output.
+        """
+        unshown = []
+        names = list(compared[0][1][True]) if compared else []
+        for name in names:
+            if not is_informative([outputs[True][name] for _, outputs in compared], self.limit):
+                feeds = [feed for feed, _ in compared]
+                if not self._is_shown_behind(name, feeds):
+                    unshown.append(name)
+        if names and len(unshown) == len(names):
+            return Equivalence(
+                False, "random inputs hardly change what the model computes, so no fault would show"
+            )
+        return Equivalence(True, "", self.count, self.worst, self.limit, tuple(unshown))
+
+    def _is_shown_behind(self, output: str, feeds: Sequence[Outputs]) -> bool:
+        """Compare what an output is computed from, as far as the two forms have it in common.
+
+        Returns:
+            Whether a fault would have shown.
+
+        Raises:
+            CheckFailed: the forms differ.
+        """
+        pairs = self.behind.get(output, {})
+        if not pairs:
+            return False
+        found: dict[str, list[AnyArray]] = {name: [] for name in pairs}
+        for feed in feeds:
+            try:
+                expected = self.process.run_inner(self.reference, feed, list(pairs), "cpu")
+                actual = self.process.run_inner(self.candidate, feed, list(pairs.values()), "cpu")
+            except CheckFailed:
+                return False  # a model of gigabytes
+            self._judge(expected, {name: actual[pairs[name]] for name in pairs}, feed)
+            for name, value in expected.items():
+                found[name].append(value)
+        return any(is_informative(values, self.limit) for values in found.values())
 
     def _sizes(self, specs: tuple[InputSpec, ...]) -> tuple[int, ...]:
         batches = batch_dims(specs)
@@ -244,5 +302,5 @@ def _worst(each: Mapping[str, Divergence]) -> Divergence:
 
 def _is_rounding(divergence: Divergence, before: AnyArray, after: AnyArray) -> bool:
     if before.dtype.kind == "f":
-        return divergence.max_abs <= _ROUNDING
+        return divergence.max_abs <= ROUNDING
     return bool(np.mean(before != after) <= _FEW)

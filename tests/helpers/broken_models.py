@@ -593,6 +593,25 @@ def stale_weights_of_an_earlier_epoch(folder: Path) -> dict[str, Any]:
     return compared(folder, cnn(**drift))
 
 
+SATURATED = """
+    h = MatMul (x, w)
+    a = Relu (h)
+    z = MatMul (a, v)
+    far = Sub (z, offset)
+    y = Sigmoid (far)
+"""
+
+
+def _saturated(**changed: Any) -> onnx.ModelProto:
+    weights = {"w": normal(4, 6), "v": normal(6, 3, seed=1), "offset": np.full(3, 60, np.float32), **changed}
+    return build("(float[N, 4] x) => (float[N, 3] y)", SATURATED, weights)
+
+
+@broken("numerics/reference")
+def wrong_weights_behind_a_saturated_sigmoid(folder: Path) -> dict[str, Any]:
+    return compared(folder, _saturated(w=normal(4, 6, seed=5)), _saturated())
+
+
 TORCH_MODULE = """
 import torch
 
@@ -688,6 +707,15 @@ def labels_that_got_worse(folder: Path) -> dict[str, Any]:
 @broken("cost/parameters", cost={"parameters": {"max": 500}})
 def too_many_parameters(folder: Path) -> Path:
     return save(cnn(), folder)
+
+
+@broken("cost/parameters", cost={"parameters": {"max": 40}})
+def too_many_parameters_in_constant_nodes(folder: Path) -> Path:
+    model = _saturated()
+    for tensor in list(model.graph.initializer):
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
+    del model.graph.initializer[:]
+    return save(model, folder)
 
 
 @broken("cost/macs", cost={"macs": {"max_growth": 0.1}})

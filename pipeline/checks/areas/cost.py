@@ -12,8 +12,9 @@ from growpipe.checks.context import Context, ReferenceModel
 from growpipe.checks.policy import CostLimit
 from growpipe.checks.registry import register
 from growpipe.checks.report import Outcome, failed, passed, skipped
-from growpipe.graph_ops.cost.cost import is_running_statistic
+from growpipe.graph_ops.cost.cost import is_parameter
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
+from growpipe.graph_ops.operators import is_onnx
 
 __all__: list[str] = []
 
@@ -24,7 +25,7 @@ __all__: list[str] = []
     "raise cost.parameters, or ship a smaller model",
 )
 def parameters(context: Context) -> Outcome:
-    """The elements of all floating-point weights, those of quantised ones included.
+    """The elements of all parameters: floating-point weights, and quantised ones.
 
     Policy: `cost.parameters.max` (absolute) and `cost.parameters.max_growth` (0.1: 10 % more than the
     baseline, or than the reference where there is no baseline).
@@ -140,21 +141,15 @@ def operators(context: Context) -> Outcome:
 
 
 def count_parameters(model: ir.Model) -> int:
-    """Elements of the tensors that hold weights: floating, or integers that are dequantised."""
-    total = 0
+    """Elements of all parameters, in initializers and in Constant nodes, those of subgraphs included."""
+    tensors: list[tuple[ir.Value, ir.TensorProtocol]] = []
     for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None or not len(tensor.shape) or is_running_statistic(value):
-                continue
-            quantised = any(
-                node.op_type in ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger")
-                or node.op_type.startswith("ConvInteger")
-                for node, _ in value.uses()
-            )
-            if tensor.dtype.is_floating_point() or quantised:
-                total += tensor.size
-    return total
+        held = ((value, value.const_value) for value in graph.initializers.values())
+        tensors += [(value, tensor) for value, tensor in held if tensor is not None]
+    for node in model.graph.all_nodes():
+        if is_onnx(node, "Constant") and "value" in node.attributes:
+            tensors.append((node.outputs[0], node.attributes["value"].as_tensor()))
+    return sum(tensor.size for value, tensor in tensors if is_parameter(value, tensor))
 
 
 def _is_fused(operator: str) -> bool:

@@ -27,6 +27,7 @@ from growpipe.checks.child.requests import (
     MeasureMemory,
     Request,
     RunFloat64,
+    RunInner,
     RunModel,
     RunTorch,
     TimePair,
@@ -150,6 +151,21 @@ class ModelProcess:
         """The outputs of one run with every float32 made a float64, by name."""
         room = room or MemoryRoom(self.memory_mb)
         return self._ask(RunFloat64(str(model), room.left), inputs, room, seconds)[1]
+
+    def run_inner(
+        self,
+        model: Path,
+        inputs: Arrays,
+        values: Sequence[str],
+        device: Device,
+        *,
+        room: MemoryRoom | None = None,
+    ) -> dict[str, AnyArray]:
+        """Inner values of one run without optimisation, by name; a `CheckFailed` if they do not fit into
+        ``room``, or the model is too large to be changed in memory.
+        """
+        room = room or MemoryRoom(self.memory_mb)
+        return self._ask(RunInner(str(model), device, tuple(values), room.left), inputs, room)[1]
 
     def first_not_finite(self, model: Path, inputs: Arrays, device: Device) -> Place | None:
         """See `growpipe.checks.measure.trace.first_not_finite`."""

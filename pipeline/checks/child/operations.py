@@ -160,6 +160,16 @@ def _run_float64(request: requests.RunFloat64, arrays: Arrays) -> Answer:
     return {}, run_in_double(request.model, arrays)
 
 
+def _run_inner(request: requests.RunInner, arrays: Arrays) -> Answer:
+    import onnx
+
+    from growpipe.checks.measure.trace import inner_values
+
+    model, names = onnx.load(request.model), list(request.values)
+    parts = inner_values(model, names, arrays, device=request.device, optimised=False)
+    return {}, {name: value for part in parts for name, value in part.items()}
+
+
 def _find_not_finite(request: requests.FindNotFinite, arrays: Arrays) -> Answer:
     from growpipe.checks.measure.trace import first_not_finite
 
@@ -305,6 +315,7 @@ _HANDLERS: Mapping[type[requests.Request], Callable[[Any, Arrays], Answer]] = {
     requests.UsedProviders: _used_providers,
     requests.RunModel: _run_model,
     requests.RunFloat64: _run_float64,
+    requests.RunInner: _run_inner,
     requests.FindNotFinite: _find_not_finite,
     requests.FindDivergence: _find_divergence,
     requests.TimePair: _time_pair,

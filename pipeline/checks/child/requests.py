@@ -20,6 +20,7 @@ __all__ = [
     "MeasureMemory",
     "Request",
     "RunFloat64",
+    "RunInner",
     "RunModel",
     "RunTorch",
     "TimePair",
@@ -63,6 +64,19 @@ class RunModel(ModelRequest):
     """
 
     optimised: bool
+    room: int
+
+
+@dataclass(frozen=True)
+class RunInner(ModelRequest):
+    """One run without optimisation; inner values come back by name.
+
+    Attributes:
+        values: their names.
+        room: bytes that they may take.
+    """
+
+    values: tuple[str, ...]
     room: int
 
 

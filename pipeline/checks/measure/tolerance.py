@@ -12,7 +12,7 @@ from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import CheckFailed
 from growpipe.graph_ops.operators import is_onnx
 
-__all__ = ["Tolerance", "default_relative", "rounding_floors", "with_float64"]
+__all__ = ["MOVING", "ROUNDING", "Tolerance", "default_relative", "rounding_floors", "with_float64"]
 
 NOISE_FACTOR = 32.0
 """Another order of summation, another kernel, a fused layer: each within a few times the rounding error."""
@@ -20,12 +20,15 @@ SINGLE = 1e-4
 """The limit for models of float32, without a float64 run."""
 LEAST = 4e-6
 """No float32 model is asked for less: 32 units in the last place of its largest output."""
+ROUNDING = 1e-6
+"""Outputs of float32 that differ by less, absolutely, differ by rounding inside the model: a saturated
+sigmoid of 1e-7 is the difference of two numbers near 1."""
 DOUBTFUL_NOISE = 1e-3
 """A float32 model further than this from its float64 self: the two do not compute the same."""
 
 _BOUNDED = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Erf", "Sin", "Cos")
 """Operators whose results are at most 1 whatever their inputs are."""
-_MOVING = (
+MOVING = (
     "Cast",
     "Concat",
     "Flatten",
@@ -120,7 +123,7 @@ def rounding_floors(model: ir.Model) -> dict[str, float]:
     floors = {}
     for output in model.graph.outputs:
         source, seen = output.producer(), 0
-        while source is not None and is_onnx(source, *_MOVING) and source.inputs and seen < _FURTHEST:
+        while source is not None and is_onnx(source, *MOVING) and source.inputs and seen < _FURTHEST:
             first = source.inputs[0]
             source, seen = (None if first is None else first.producer()), seen + 1
         if source is not None and is_onnx(source, *_BOUNDED):

@@ -22,6 +22,7 @@ __all__ = [
     "Place",
     "first_diverging",
     "first_not_finite",
+    "inner_values",
     "last_of_module",
     "module_of",
 ]
@@ -118,7 +119,7 @@ def first_not_finite(
     """The first node that makes a NaN or an infinity, in the order of the graph; None if none does."""
     model = onnx.load(path)
     producer = _producers(model)
-    for values in _intermediates(model, list(producer), inputs, device=device, optimised=False):
+    for values in inner_values(model, list(producer), inputs, device=device, optimised=False):
         for tensor, value in values.items():
             if value.dtype.kind in "fV":
                 bad = int(np.count_nonzero(~np.isfinite(value.astype(np.float64))))
@@ -180,8 +181,8 @@ def _beside_model(
     wanted = [i.name for i in other.graph.input if i.name not in defaults]
     named = wanted if all(name in inputs for name in wanted) else given
     other_inputs = {theirs: inputs[ours] for theirs, ours in zip(wanted, named, strict=False)}
-    ours = _intermediates(model, list(pairs), inputs, device=device, optimised=False)
-    theirs = _intermediates(
+    ours = inner_values(model, list(pairs), inputs, device=device, optimised=False)
+    theirs = inner_values(
         other, list(pairs.values()), other_inputs, device=device, optimised=reference.optimised
     )
     for values, right in zip(ours, theirs, strict=True):
@@ -195,7 +196,7 @@ def _beside_values(
     device: Device,
 ) -> _Pairs:
     wanted = [name for name in _producers(model) if name in known]
-    for values in _intermediates(model, wanted, inputs, device=device, optimised=False):
+    for values in inner_values(model, wanted, inputs, device=device, optimised=False):
         yield from ((tensor, value, known[tensor]) for tensor, value in values.items())
 
 
@@ -221,7 +222,7 @@ def _matched(model: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, str]:
     }
 
 
-def _intermediates(
+def inner_values(
     model: onnx.ModelProto,
     tensors: list[str],
     inputs: Mapping[str, AnyArray],

@@ -93,7 +93,43 @@ def test_a_saturated_output_is_judged_by_what_is_rounded(tmp_path: Path) -> None
     other += " c = Constant<value_float=1.0>() y = Sub(c, p)"
     model = written(tmp_path / "model.onnx", one, outputs="float[N,4] y")
     form = written(tmp_path / "form.onnx", other, outputs="float[N,4] y")
-    assert compare_forms(model, form, "the form").verified
+    found = compare_forms(model, form, "the form")  # no alarm; but 1e-7 on all inputs proves nothing either
+    assert not found.verified
+    assert "no fault would show" in found.reason
+
+
+HIDING = [
+    ("y = Sigmoid(s)", "float[N,3] y"),
+    ("p = Softmax<axis=1>(s) y = Identity(p)", "float[N,3] y"),
+    ("y = Relu(s)", "float[N,3] y"),
+    ("k = ArgMax<axis=1, keepdims=0>(s) y = Cast<to=1>(k)", "float[N] y"),
+    ("p = Sigmoid(s) two = Constant<value_float=2.0>() m = Mul(p, two) q = Tanh(s) "
+     "y = Concat<axis=1>(m, q)", "float[N,6] y"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tail", "outputs"), HIDING)
+def test_a_fault_behind_a_saturated_output_is_found(tmp_path: Path, tail: str, outputs: str) -> None:
+    far = "b = Constant<value_floats=[90.0, -90.0, -90.0]>() " if "Arg" in tail or "Soft" in tail else (
+        "b = Constant<value_floats=[-90.0, -90.0, -90.0]>() "
+    )  # fmt: skip
+    body = f"{far} {LAYERS.replace('y =', 'z =')} s = Add(z, b) {tail}"
+    model = written(tmp_path / "model.onnx", body, outputs=outputs)
+    same = compare_forms(model, model, "the form")
+    assert (same.verified, same.unshown) == (True, ())
+    form = written(
+        tmp_path / "form.onnx", body.replace("Relu(h)", "LeakyRelu<alpha=0.5>(h)", 1), outputs=outputs
+    )
+    with pytest.raises(CheckFailed, match="the form computes something else: relative difference"):
+        compare_forms(model, form, "the form")
+
+
+def test_outputs_that_no_input_moves_are_named(tmp_path: Path) -> None:
+    body = f"{LAYERS} u = Transpose(v) zero = Constant<value_float=0.0>() n = Mul(y, zero) d = MatMul(n, u)"
+    model = written(tmp_path / "model.onnx", body, outputs="float[N,3] y, float[N,5] d")
+    found = compare_forms(model, model, "the form")
+    assert (found.verified, found.unshown) == (True, ("d",))
+    assert "a fault in 'd' would not show" in str(found)
 
 
 def test_without_a_runtime_nothing_is_claimed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

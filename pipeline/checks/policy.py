@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from growpipe.checks.measure.judge import Judge, task_of
 from growpipe.checks.measure.memory import default_memory_mb
-from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_toml, read_toml, table_at
 from growpipe.graph_ops.files.reading import reading
@@ -154,7 +152,7 @@ class AccuracyPolicy(_Strict):
         if self.max_drop is not None and self.max_relative_drop is not None:
             raise ValueError("max_drop and max_relative_drop both bound the drop; set one")
         tasks = METRICS_OF_TASKS if self.task is None else (self.task,)
-        faults = [self._fault(task) for task in tasks if self._may_be(task)]
+        faults = [self.fault(task) for task in tasks if self._may_be(task)]
         if not faults:
             known = sorted({name for names in METRICS_OF_TASKS.values() for name in names} - {"loss"})
             raise ValueError(f"there is no metric {self.metric!r}; known are {', '.join(known)}")
@@ -172,7 +170,7 @@ class AccuracyPolicy(_Strict):
         given = self.task is not None or self.metric is None or self.is_own
         return given or self.metric in METRICS_OF_TASKS[task]
 
-    def _fault(self, task: TaskName) -> str:
+    def fault(self, task: TaskName) -> str:
         """What is wrong with the policy if the task is this one; empty if nothing is."""
         try:
             quality = quality_of(task, self.metric, self.metric_options, self.lower_is_better)
@@ -188,29 +186,6 @@ class AccuracyPolicy(_Strict):
         if quality.percent and not all(0 <= limit <= 1 for limit in shares):
             return f"limits of the {quality.name} are between 0 and 1: 0.9 is 90 %"
         return ""
-
-    def judge(self, targets: AnyArray) -> Judge:
-        """What a model is judged by on samples with these targets.
-
-        Raises:
-            UsageError: the policy does not fit the task that the targets are of.
-        """
-        task = self.task or task_of(targets)
-        fault = self._fault(task)
-        if fault:
-            raise UsageError(
-                f"the targets are {targets.dtype} {list(targets.shape)} and taken as {task} (accuracy.task): "
-                f"{fault}"
-            )
-        return Judge(
-            task,
-            self.metric,
-            self.metric_options,
-            self.lower_is_better,
-            self.threshold,
-            self.output,
-            self.batch_size,
-        )
 
 
 class CostLimit(_Strict):

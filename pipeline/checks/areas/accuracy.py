@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from growpipe.checks.context import Context
 from growpipe.checks.measure.inputs import Dataset
-from growpipe.checks.measure.judge import Judge, Judged
+from growpipe.checks.measure.judge import Judge, Judged, task_of
 from growpipe.checks.registry import register
 from growpipe.checks.report import Outcome, failed, inconclusive, passed, skipped
 from growpipe.graph_ops.errors import CheckFailed, UsageError
@@ -170,10 +170,27 @@ def _judge(context: Context, labelled: list[Dataset]) -> Judge:
     Raises:
         UsageError: the policy does not fit the targets, or the files have targets of different tasks.
     """
-    judges = [context.policy.accuracy.judge(data.targets) for data in labelled if data.targets is not None]
-    if len({judge.task for judge in judges}) > 1:
+    policy = context.policy.accuracy
+    found = [data.targets for data in labelled if data.targets is not None]
+    tasks = {policy.task or task_of(targets) for targets in found}
+    if len(tasks) > 1:
         raise UsageError("the data files have targets of different tasks; set accuracy.task")
-    return judges[0]
+    (task,) = tasks
+    fault = policy.fault(task)
+    if fault:
+        raise UsageError(
+            f"the targets are {found[0].dtype} {list(found[0].shape)} and taken as {task} (accuracy.task): "
+            f"{fault}"
+        )
+    return Judge(
+        task,
+        policy.metric,
+        policy.metric_options,
+        policy.lower_is_better,
+        policy.threshold,
+        policy.output,
+        policy.batch_size,
+    )
 
 
 def _judged(context: Context, labelled: list[Dataset], judge: Judge, of_reference: bool = False) -> Judged:

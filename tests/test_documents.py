@@ -82,12 +82,27 @@ def test_the_reference_of_recipes_is_that_of_the_types() -> None:
 
 
 def test_every_key_of_a_recipe_is_documented() -> None:
-    from growpipe.run.recipe import BudgetSection, ControlSection, FamilySection, Growth, Recipe
+    from growpipe.run.recipe import (
+        BudgetSection,
+        ControlSection,
+        FamilySection,
+        Growth,
+        Recipe,
+        TrackingSection,
+    )
     from growpipe.training.options import TrainingOptions
 
     text = text_of("docs/recipes.md")
-    tables = {"train", "growth", "budget", "control", "family"}
-    sections = (Recipe, TrainingOptions, Growth, BudgetSection, ControlSection, FamilySection)
+    tables = {"train", "growth", "budget", "control", "family", "tracking"}
+    sections = (
+        Recipe,
+        TrainingOptions,
+        Growth,
+        BudgetSection,
+        ControlSection,
+        FamilySection,
+        TrackingSection,
+    )
     keys = {key for section in sections for key in section.model_fields}
     for key in keys:
         assert f"[{key}]" in text if key in tables else f"`{key}`" in text, key

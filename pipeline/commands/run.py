@@ -46,8 +46,8 @@ def _print_keys(context: click.Context, parameter: click.Parameter, wanted: bool
 @click.option(
     "--track",
     multiple=True,
-    type=click.Choice([*TRACKERS]),
-    help="Show curves and picture in this tracker too; may be given several times.",
+    type=click.Choice([*TRACKERS, "none"]),
+    help="Show curves and picture in this tracker, instead of the recipe's; may be given several times.",
 )
 @click.option(
     "--keys",
@@ -79,28 +79,14 @@ def run(
     read_recipe(recipe)  # a misspelt name is told before anything heavy is imported
     require_installed("torch", "train", "growpipe run")
     require_installed("onnxruntime", "cpu", "growpipe run")
-    for tracker in track:
-        require_installed(tracker, tracker, f"--track {tracker}")
     with contextlib.ExitStack() as held:
         if not is_follower() and (out / RUN_FILE).exists():
             held.enter_context(hold(out))  # before torch is imported, which takes seconds
-        _run(recipe, _changes(rounds, weights, rival, family), out, device, seed, as_json)
-    if track and not is_follower():
-        _track(out, track)
-
-
-def _track(out: Path, kinds: tuple[str, ...]) -> None:
-    from growpipe.run.store import Run
-    from growpipe.run.tracked import track_run
-    from growpipe.tracking.trackers import open_tracker
-
-    run = Run.open(out)
-    for kind in kinds:
-        track_run(run, open_tracker(kind, out / kind, out.resolve().name))
+        _run(recipe, _changes(rounds, weights, rival, family, track), out, device, seed, as_json)
 
 
 def _changes(
-    rounds: int | None, weights: Path | None, rival: bool | None, family: bool
+    rounds: int | None, weights: Path | None, rival: bool | None, family: bool, track: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
     """What the command line says in the place of the recipe, by table."""
     changes: dict[str, dict[str, Any]] = {}
@@ -112,6 +98,8 @@ def _changes(
         changes["control"] = {"rival": "uniform" if rival else "none"}
     if family:
         changes["family"] = {}
+    if track:
+        changes["tracking"] = {"trackers": [kind for kind in track if kind != "none"]}
     return changes
 
 
@@ -121,6 +109,8 @@ def _run(
     from growpipe.run.recipe import load_recipe
 
     loaded, folder = load_recipe(recipe, changes)
+    for tracker in loaded.tracking.trackers:
+        require_installed(tracker, tracker, f"tracking with {tracker}")
     from growpipe.environment import resolve_device
     from growpipe.graph_ops.files.documents import read_json
     from growpipe.parallel.distributed import launched
@@ -128,12 +118,13 @@ def _run(
     from growpipe.run.stages.names import DEPLOYED, SUMMARY
     from growpipe.run.store import Run
     from growpipe.run.summary import print_summary, rows_of, title_of
+    from growpipe.run.tracked import tracked
 
     resolved = resolve_device(device)
     with launched(resolved) as peers:
         opened = Run.create(out, loaded, folder, seed=seed, device=resolved, peers=peers)
-        with opened.locked():
-            final = run_all(opened)
+        with opened.locked(), tracked(opened) as run:
+            final = run_all(run)
     if is_follower():
         return
     if as_json:

@@ -15,10 +15,19 @@ from growpipe.graph_ops.files.documents import parse_toml, table_at
 from growpipe.graph_ops.files.reading import reading
 from growpipe.quality import Quality, TaskName, quality_of
 from growpipe.run.locate import read_recipe
+from growpipe.tracking.trackers import TrackerKind
 from growpipe.training.options import TrainingOptions
 from growpipe.validation import Section, explained
 
-__all__ = ["BudgetSection", "ControlSection", "FamilySection", "Growth", "Recipe", "load_recipe"]
+__all__ = [
+    "BudgetSection",
+    "ControlSection",
+    "FamilySection",
+    "Growth",
+    "Recipe",
+    "TrackingSection",
+    "load_recipe",
+]
 
 Reference = Annotated[str, Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_.]*$")]
 NameOrReference = Annotated[str, Field(pattern=r"^(.+:)?[A-Za-z_][A-Za-z0-9_.]*$")]
@@ -158,6 +167,18 @@ class FamilySection(Section):
         return self
 
 
+class TrackingSection(Section):
+    """Where curves and pictures go while the run goes on.
+
+    Attributes:
+        trackers: which ones; each keeps its files in a folder of its name in the run directory.
+        name: of the run in the trackers; None for the name of the run directory.
+    """
+
+    trackers: tuple[TrackerKind, ...] = ()
+    name: str | None = Field(default=None, min_length=1)
+
+
 class Recipe(Section):
     """One run.
 
@@ -190,6 +211,7 @@ class Recipe(Section):
         budget: what the finished network may cost.
         control: what the grown network is compared with.
         family: several networks from one run; None for one network.
+        tracking: where curves and pictures go.
     """
 
     name: str = Field(min_length=1)
@@ -213,6 +235,7 @@ class Recipe(Section):
     budget: BudgetSection = BudgetSection()
     control: ControlSection = ControlSection()
     family: FamilySection | None = None
+    tracking: TrackingSection = TrackingSection()
 
     @property
     def quality(self) -> Quality:

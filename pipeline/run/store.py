@@ -18,10 +18,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -37,7 +37,10 @@ from growpipe.run.lock import LOCK_FILE, hold
 from growpipe.run.recipe import Recipe, parse_recipe
 from growpipe.validation import Section
 
-__all__ = ["PublishedFile", "Run", "Stage", "StageRecord", "read_metrics"]
+if TYPE_CHECKING:
+    from growpipe.training.checkpoint import Epoch
+
+__all__ = ["Observer", "PublishedFile", "Run", "Stage", "StageRecord", "read_metrics"]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -106,6 +109,7 @@ class StageRecord(Generic[Facts]):
         outputs: SHA-256 by file name, relative to the folder.
         facts: what the stage reported of itself.
         skipped: the stage was there already.
+        key: changes if what the stage depends on does.
     """
 
     name: str
@@ -113,6 +117,7 @@ class StageRecord(Generic[Facts]):
     outputs: Mapping[str, str]
     facts: Facts
     skipped: bool = False
+    key: str = ""
 
     def file(self, name: str) -> PublishedFile:
         """One of its files."""
@@ -121,6 +126,16 @@ class StageRecord(Generic[Facts]):
     def inputs(self, *files: str) -> dict[str, str]:
         """The hashes of these files, as inputs of another stage."""
         return {f"{self.name}/{file}": self.outputs[file] for file in files}
+
+
+class Observer(Protocol):
+    """Is told what a run does while it does it."""
+
+    def epochs(self, stage: str, history: Sequence[Epoch]) -> None:
+        """A stage has been trained for so many epochs, of which some may be known already."""
+
+    def done(self, record: StageRecord[Any]) -> None:
+        """A stage is published, or was. Stages come in order, in every call that goes on with a run."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,7 @@ class Run:
         device: ``cpu`` or ``cuda``, resolved.
         peers: the processes that work on it together. The first alone writes into the directory; all must
             see the same file system.
+        observers: are told of epochs and stages.
     """
 
     path: Path
@@ -143,6 +159,7 @@ class Run:
     seed: int
     device: str
     peers: Processes = ALONE
+    observers: tuple[Observer, ...] = ()
 
     @staticmethod
     def create(
@@ -284,7 +301,7 @@ class Run:
         folder = self.path / name
         done = self.peers.broadcast(None if self.peers.rank else self._finished(stage, key))
         if done is not None:
-            return done
+            return self._told(done)
         if self.peers.rank:
             if everywhere:
                 with tempfile.TemporaryDirectory() as scratch:
@@ -311,7 +328,17 @@ class Run:
             }
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         self._gather_metrics()
-        return self.peers.broadcast(StageRecord(name, folder, outputs, facts))
+        return self._told(self.peers.broadcast(StageRecord(name, folder, outputs, facts, key=key)))
+
+    def tell_epochs(self, stage: str, history: Sequence[Epoch]) -> None:
+        """Tell the observers how a stage that trains gets on."""
+        for observer in self.observers:
+            observer.epochs(stage, history)
+
+    def _told(self, record: StageRecord[Facts]) -> StageRecord[Facts]:
+        for observer in self.observers:
+            observer.done(record)
+        return record
 
     def _finished(self, stage: Stage[Facts], key: str) -> StageRecord[Facts] | None:
         folder = self.path / stage.name
@@ -325,7 +352,7 @@ class Run:
             facts = _facts(stage, manifest)
         except UsageError:
             return None  # whatever is damaged is made again
-        return StageRecord(stage.name, folder, manifest.outputs, facts, skipped=True)
+        return StageRecord(stage.name, folder, manifest.outputs, facts, skipped=True, key=key)
 
     def _gather_metrics(self) -> None:
         """Write the metrics of all published stages into one file, unless it holds them already."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,7 @@ class TrainingStage:
             and ends with the same weights. None keeps no progress.
         key: what the checkpoint belongs to.
         fresh: whether the network is freshly initialised, so that the rate warms up.
+        told: called with the epochs so far, whose figures are final, whenever there are more.
     """
 
     name: str
@@ -58,6 +59,7 @@ class TrainingStage:
     checkpoint: Path | None = None
     key: str = ""
     fresh: bool = False
+    told: Callable[[Sequence[Epoch]], None] | None = None
 
     def schedule(self, options: TrainingOptions) -> Schedule:
         """The rate of every epoch."""
@@ -110,11 +112,15 @@ def train(
         while len(history) < stage.epochs and not (
             stage.until == "plateau" and _plateaued(history, options.patience)
         ):
+            if stage.told is not None:
+                stage.told(history)
             history.append(trainer.epoch(len(history)))
             advance(_status(history[-1], objective.metric.quality))
             checkpoint.save(model, optimizer, history)
     if options.recalibrate and history:
         history[-1] = trainer.recalibrated(history[-1])
+    if stage.told is not None:
+        stage.told(history)
     if peers.world > 1:
         peers.agree(f"the weights after {stage.name}", weights_hash(model))
     model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -161,7 +162,8 @@ def training_config(task: Task, **more: Any) -> dict[str, Any]:
 
 def training_stage(run: Run, name: str, epochs: int, until: Until, key: str, *, fresh: bool) -> TrainingStage:
     """A stage of training that keeps its progress in the run directory until it is published."""
-    return TrainingStage(name, epochs, until, run.seed, _progress_folder(run, name), key, fresh)
+    told = functools.partial(run.tell_epochs, name)
+    return TrainingStage(name, epochs, until, run.seed, _progress_folder(run, name), key, fresh, told)
 
 
 def fit(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +15,8 @@ from growpipe.tracking.trackers import open_tracker
 pytestmark = pytest.mark.filterwarnings("ignore")  # other people's
 
 
-def written(kind: str, folder: Path) -> None:
+def written(kind: str, folder: Path) -> str:
+    """Tell a tracker two points and a picture; the run that they went to."""
     picture = folder / "picture.png"
     Image.new("RGB", (4, 3), (255, 0, 0)).save(picture)
     tracker = open_tracker(kind, folder / kind, "mine")
@@ -25,6 +24,15 @@ def written(kind: str, folder: Path) -> None:
         tracker.scalars({"train/loss": loss, "growth/macs": 10 * step}, step)
     tracker.picture("run", picture, 3)
     tracker.close()
+    return tracker.run
+
+
+def gone_on(kind: str, folder: Path, run: str) -> str:
+    """Tell one more point, after another process has told some; the run that it went to."""
+    tracker = open_tracker(kind, folder / kind, "mine", run)
+    tracker.scalars({"train/loss": 0.125}, 4)
+    tracker.close()
+    return tracker.run
 
 
 def test_tensorboard_holds_curves_and_picture(tmp_path: Path) -> None:
@@ -55,13 +63,17 @@ def test_mlflow_holds_curves_and_picture(tmp_path: Path, monkeypatch: pytest.Mon
     assert [file.path for file in client.list_artifacts(number, "run")] == ["run/picture.png"]
     assert runs[0].info.status == "FINISHED"
 
+    assert gone_on("mlflow", tmp_path, number) == number
+    assert [point.step for point in client.get_metric_history(number, "train/loss")] == [1, 3, 4]
+    assert gone_on("mlflow", tmp_path, "not-there-any-more") not in {run.info.run_id for run in runs}
+
 
 @pytest.mark.slow
 def test_wandb_keeps_curves_and_picture_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    written("wandb", tmp_path)
+    run = written("wandb", tmp_path)
     (folder,) = (tmp_path / "wandb" / "wandb").glob("offline-run-*")
     (log,) = folder.glob("run-*.wandb")
     words = (b"train/loss", b"growth/macs", b"0.25")
@@ -70,47 +82,7 @@ def test_wandb_keeps_curves_and_picture_offline(tmp_path: Path, monkeypatch: pyt
         time.sleep(0.1)
     assert all(word in log.read_bytes() for word in words)
     assert list(folder.glob("files/media/images/run_*.png"))
-
-
-def test_a_run_is_told_epoch_by_epoch_with_its_splits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from growpipe.run import tracked
-    from growpipe.run.summary import RoundRow
-
-    for number in range(2):
-        folder = tmp_path / f"round-0{number}" / "train"
-        folder.mkdir(parents=True)
-        lines = [
-            {"train_loss": 1.0, "learning_rate": 0.1, "validation_loss": 2.0 - epoch, "validation_score": 0.5}
-            for epoch in range(2)
-        ]
-        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    (tmp_path / "final").mkdir()
-    (tmp_path / "final" / "run.png").write_bytes(b"")
-    rows = [
-        RoundRow("round 0", (3,), 10, 20, 2, 0.6, 1.0, 0),
-        RoundRow("round 1", (5,), 15, 30, 4, 0.7, 1.0, 0, predicted_change=-0.2, realised_change=0.1),
-    ]
-    monkeypatch.setattr(tracked, "rows_of", lambda run: rows)
-    told: list[Any] = []
-    tracker = SimpleNamespace(
-        scalars=lambda values, step: told.append((step, values)),
-        picture=lambda name, path, step: told.append((step, name)),
-        close=lambda: told.append("closed"),
-    )
-    recipe = SimpleNamespace(quality=SimpleNamespace(name="accuracy"))
-    tracked.track_run(SimpleNamespace(path=tmp_path, recipe=recipe), tracker)  # type: ignore[arg-type]
-    growth = [(step, values) for step, values in told[:-2] if "growth/macs" in values]
-    assert growth == [
-        (0, {"growth/parameters": 10, "growth/macs": 20}),
-        (2, {"growth/parameters": 15, "growth/macs": 30, "growth/predicted_decrease": 0.2,
-             "growth/realised_decrease": -0.1}),
-    ]  # fmt: skip
-    losses = [(step, values["validation/loss"]) for step, values in told[:-2] if "train/loss" in values]
-    assert losses == [(1, 2.0), (2, 1.0), (3, 2.0), (4, 1.0)]
-    assert [(s, v["test/accuracy"]) for s, v in told[:-2] if "test/accuracy" in v] == [(2, 0.6), (4, 0.7)]
-    assert told[-2:] == [(4, "run"), "closed"]
+    assert gone_on("wandb", tmp_path, run) == run
 
 
 def test_a_tracker_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from growpipe.checks.measure.latency import LatencyRatio, Timing, paired_latency
 from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.load_save import load_model, save_model
+from growpipe.pages.scales import short
 from growpipe.run.facts import FinalFacts, JudgedFacts, MemberFacts
 from growpipe.run.family_picture import draw_family
 from growpipe.run.finish import write_deployed, write_page, write_summary
@@ -161,13 +162,13 @@ def _macs_of_family(run: Run, number: int) -> int:
 
 def _words(members: list[MemberFacts], spent: int) -> str:
     """The family against its rivals, in one sentence."""
-    told = f"{len(members)} networks for {spent:.3g} training MACs"
+    sizes = len(members)
     rivals = [member.rival for member in members if member.rival is not None]
     if not rivals:
-        return f"{told}; no rivals were trained"
+        return f"{sizes} networks for {short(spent)} training MACs; no rivals were trained"
     alone = sum(macs_of_training(rival.size, rival.training) for rival in rivals)
     grown = sum(member.deployed == "grown" for member in members)
     return (
-        f"{told}, {spent / alone:.0%} of what the rivals took, each trained from scratch; deployed: the "
-        f"grown network at {grown} of {len(members)} sizes"
+        f"{sizes} networks grown for {100 * spent / alone:.0f} % of the training MACs of their rivals from "
+        f"scratch; the grown network is deployed at {grown} of {sizes} sizes"
     )

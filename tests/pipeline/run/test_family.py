@@ -162,7 +162,7 @@ def test_a_family_and_what_it_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert document["deployed"] == "family"
     assert document["family"]["training_macs"] == facts.training_macs
     assert [m["verdict"] for m in document["family"]["members"]] == [m.verdict for m in facts.members]
-    assert "of what the rivals took" in document["verdict"]
+    assert "% of the training MACs of their rivals from scratch" in document["verdict"]
     assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
 
     # What was lost is made again, byte for byte, and nothing else is.

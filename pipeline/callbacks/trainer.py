@@ -45,8 +45,9 @@ class TrainerGrowth(TrainerCallback):
         model = growpipe.load_grown(build(), "out/checkpoint-300/grown.safetensors")
         Trainer(model, ..., callbacks=[TrainerGrowth(...)]).train(resume_from_checkpoint="out/checkpoint-300")
 
+    The folder of such a checkpoint, or one of ``save_pretrained``, may be given to ``load_grown`` as well.
     ``from_pretrained`` builds the model from a configuration, which cannot say that layers differ in width,
-    and refuses such a checkpoint.
+    and refuses them.
 
     Attributes:
         history: the growths so far.

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from growpipe.torch_module.integers import changed_integers, get_integer, set_in
 from growpipe.torch_module.layer_sizes import grown_layer_sizes, layer_sizes, set_layer_sizes
 from growpipe.torch_module.optimizer_state import carry_optimizer_state
 from growpipe.torch_module.outputs import to_numpy, to_torch
+from growpipe.torch_module.pretrained import note_sizes, read_pretrained
 from growpipe.torch_module.state_file import read_state
 
 __all__ = [
@@ -73,6 +75,7 @@ def grow(
     """
     grown = _grown(model, plan)
     _bring_along(model, grown, plan, optimizer, averaged)
+    note_sizes(grown, module_sizes(model), module_sizes(grown))
     return grown
 
 
@@ -128,7 +131,9 @@ def grow_in_place(
     """
     grown = _grown(model, plan)
     _bring_along(model, grown, plan, optimizer, averaged, others)
+    before = module_sizes(model)
     kept = adopt(model, grown)
+    note_sizes(model, before, module_sizes(model))
     if optimizer is not None:
         exchange_parameters(optimizer, kept)
 
@@ -267,14 +272,22 @@ def load_grown(model: Module, path: str | os.PathLike[str]) -> Module:
 
     Args:
         model: changed in place.
-        path: the file.
+        path: the file; or a folder that ``save_pretrained`` of the transformers library wrote of a grown
+            model, whose configuration notes what growth has changed.
 
     Returns:
         ``model``.
 
     Raises:
         UsageError: the file is missing, damaged, or of another network.
+
+    Example:
+        >>> model = load_grown(Model(Config.from_pretrained("folder")), "folder")  # doctest: +SKIP
     """
+    if os.path.isdir(path):
+        with reading("the grown model", path):
+            take_state(model, *read_pretrained(model, named_tensors(model), Path(path)))
+        return model
     tensors, metadata = read_state(path, "the weights")
     with reading("the weights", path):
         take_state(model, tensors, parse_json(metadata.get(SIZES_KEY, "null")))

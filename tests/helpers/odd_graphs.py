@@ -98,9 +98,7 @@ _KEPT = ("Constant", "ReduceSum", "Greater", "SplitToSequence", "SequenceAt", "S
 
 def branches(proto: onnx.ModelProto, rng: Rng) -> None:
     """Some nodes move into both branches of an If, which read outer values."""
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(rng.normal()), "threshold"))
-    proto.graph.node.insert(0, helper.make_node("Greater", ["sum", "threshold"], ["condition"]))
-    proto.graph.node.insert(0, helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0))
+    _add_condition(proto, rng)
     for node in list(proto.graph.node):
         if (
             len(node.output) != 1
@@ -115,6 +113,14 @@ def branches(proto: onnx.ModelProto, rng: Rng) -> None:
             "If", ["condition"], [node.output[0]], then_branch=graphs[0], else_branch=graphs[1]
         )
         node.CopyFrom(moved)
+
+
+def _add_condition(proto: onnx.ModelProto, rng: Rng) -> None:
+    if any("condition" in node.output for node in proto.graph.node):
+        return
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(rng.normal()), "threshold"))
+    proto.graph.node.insert(0, helper.make_node("Greater", ["sum", "threshold"], ["condition"]))
+    proto.graph.node.insert(0, helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0))
 
 
 def _branch(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, rng: Rng) -> onnx.GraphProto:
@@ -133,6 +139,109 @@ def _branch(proto: onnx.ModelProto, node: onnx.NodeProto, name: str, rng: Rng) -
     output = onnx.ValueInfoProto(name=name)
     output.type.tensor_type.elem_type = TensorProto.INT64 if _is_integer(node) else TensorProto.FLOAT
     return helper.make_graph([inner, last], name, [], [output], initializers)
+
+
+def bodies(proto: onnx.ModelProto, rng: Rng) -> None:
+    """Runs of nodes move into both branches of an If, or into a Loop of one pass, some with their weights."""
+    _add_condition(proto, rng)
+    for _ in range(int(rng.integers(1, 4))):
+        runs = _closed_runs(proto.graph)
+        if runs:
+            first, last, result = runs[
+                -1 - int(rng.integers(len(runs)) * rng.random())
+            ]  # long ones more often
+            _move(proto, first, last, result, rng)
+
+
+def _closed_runs(graph: onnx.GraphProto) -> list[tuple[int, int, str]]:
+    """Runs of nodes, the shortest first: first and last position, and the one float that other nodes read."""
+    known = onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)).graph.value_info
+    kinds = {value.name: value.type for value in known}
+    fixed = {"sum", "condition", *(value.name for value in graph.output)}
+    runs = []
+    for first in range(len(graph.node)):
+        for last in range(first + 2, len(graph.node)):
+            run = graph.node[first : last + 1]
+            made = {name for node in run for name in node.output}
+            outside = [*graph.node[:first], *graph.node[last + 1 :]]
+            read = made & {name for node in outside for name in _read(node)}
+            if len(read) == 1 and not made & fixed:
+                (result,) = read
+                if result in kinds and kinds[result].tensor_type.elem_type == TensorProto.FLOAT:
+                    runs.append((first, last, result))
+    return sorted(runs, key=lambda run: run[1] - run[0])
+
+
+def _read(node: onnx.NodeProto) -> list[str]:
+    inner = [name for a in node.attribute for each in (*a.g.node, *a.g.output) for name in _names(each)]
+    return [*node.input, *inner]
+
+
+def _names(part: onnx.NodeProto | onnx.ValueInfoProto) -> list[str]:
+    return _read(part) if isinstance(part, onnx.NodeProto) else [part.name]
+
+
+def _move(proto: onnx.ModelProto, first: int, last: int, result: str, rng: Rng) -> None:
+    graph = proto.graph
+    run = [graph.node.pop(first) for _ in range(last + 1 - first)]
+    made = {name for node in run for name in node.output}
+    for value in [value for value in graph.value_info if value.name in made]:
+        graph.value_info.remove(value)
+    if rng.random() < 0.6:
+        then, other = (_copy(proto, run, f"{result}_{which}", result, rng) for which in ("then", "else"))
+        moved = helper.make_node("If", ["condition"], [result], then_branch=then, else_branch=other)
+    else:
+        body = _copy(proto, run, f"{result}_body", result, rng)
+        body.node.append(helper.make_node("Identity", [f"{result}_on"], [f"{result}_more"]))
+        scalars = [helper.make_tensor_value_info(f"{result}_pass", TensorProto.INT64, [])]
+        scalars.append(helper.make_tensor_value_info(f"{result}_on", TensorProto.BOOL, []))
+        body.input.extend([*scalars, _float(f"{result}_state")])
+        body.output.insert(0, helper.make_tensor_value_info(f"{result}_more", TensorProto.BOOL, []))
+        passes = f"{result}_passes_{len(graph.initializer)}"
+        graph.initializer.append(numpy_helper.from_array(np.int64(1), passes))
+        moved = helper.make_node("Loop", [passes, "", "x"], [result], body=body)
+    graph.node.insert(first, moved)
+
+
+def _copy(
+    proto: onnx.ModelProto, run: list[onnx.NodeProto], name: str, result: str, rng: Rng
+) -> onnx.GraphProto:
+    """The nodes under names of their own, some with copies of the weights that they read."""
+    renamed = {made: f"{name}_{made}" for node in run for made in node.output}
+    own, share = [], float(rng.choice([0.0, 0.8, 1.0]))
+    for tensor in proto.graph.initializer:
+        if any(tensor.name in _read(node) for node in run) and rng.random() < share:
+            held = onnx.TensorProto()
+            held.CopyFrom(tensor)
+            held.name = renamed[tensor.name] = f"{name}_{tensor.name}"
+            own.append(held)
+    nodes = [_renamed(node, renamed, name) for node in run]
+    return helper.make_graph(nodes, name, [], [_float(renamed[result])], own)
+
+
+def _renamed(node: onnx.NodeProto, renamed: dict[str, str], prefix: str) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    if copy.name:
+        copy.name = f"{prefix}_{copy.name}"
+    copy.input[:] = [renamed.get(name, name) for name in node.input]
+    copy.output[:] = [renamed.get(name, name) for name in node.output]
+    for attribute in copy.attribute:
+        if attribute.HasField("g"):
+            body = attribute.g
+            inner = {name: f"{prefix}_{name}" for each in body.node for name in each.output}
+            inner |= {value.name: f"{prefix}_{value.name}" for value in (*body.initializer, *body.input)}
+            inner = renamed | inner
+            nodes = [_renamed(each, inner, prefix) for each in body.node]
+            del body.node[:]
+            body.node.extend(nodes)
+            for value in (*body.initializer, *body.input, *body.output):
+                value.name = inner.get(value.name, value.name)
+    return copy
+
+
+def _float(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
 
 
 def _is_integer(node: onnx.NodeProto) -> bool:
@@ -164,6 +273,7 @@ ODDITIES: list[Oddity] = [
     odd_outputs,
     initializers_as_inputs,
     defaults,
+    bodies,
 ]
 
 

@@ -243,7 +243,7 @@ class _Walk:
             more: values that it uses besides its inputs.
         """
         inference, barrier = self.inference, self.inference.barrier(node, None, reason)
-        inference.given_up.append((node, barrier))
+        inference.given_up[node] = barrier
         for index, value in enumerate(node.inputs):
             if value is not None and value in inference.views:
                 inference.use(node, index)

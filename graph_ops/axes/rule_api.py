@@ -64,7 +64,7 @@ class AxisInference:
         self.follows: list[Follow] = []
         self.evens: list[Even] = []
         self.macs: list[MacTerm] = []
-        self.given_up: list[tuple[ir.Node, Barrier]] = []
+        self.given_up: dict[ir.Node, Barrier] = {}
         self.entered: set[ir.Node] = set()
         self.contradictions: list[str] = []
         self.batch: set[Axis] = set()
@@ -94,6 +94,24 @@ class AxisInference:
                 self._private[key] = [Axis(axis.size) for axis in self.axes[value]]
             return self._private[key]
         return self.axes[value]
+
+    def axes_of_rank(self, node: ir.Node, index: int, rank: int) -> Axes:
+        """The axes of an input that the operator takes with this rank alone.
+
+        If its rank is not known because the node that computes it is a barrier, as an If whose branches give
+        different ranks, the operator tells the rank.
+
+        Raises:
+            UnknownShape: the input is absent, of another rank, or of unknown rank for another reason.
+        """
+        value = self.input(node, index)
+        if value is not None and value not in self.axes and value.producer() in self.given_up:
+            barrier = self.given_up[value.producer()]
+            self.axes[value] = [Axis(None, barrier) for _ in range(rank)]
+        axes = self.axes_of(node, index)
+        if len(axes) != rank:
+            raise UnknownShape(f"input {index} has {len(axes)} axes, not {rank}")
+        return axes
 
     def private_axes(self, node: ir.Node, index: int) -> Axes | None:
         """The axes that an input has for itself, because its tensor of zeros or ones serves several nodes."""

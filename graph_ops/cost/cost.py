@@ -90,7 +90,7 @@ def cost_model(inference: AxisInference, dim_of: Callable[[Axis], Dim]) -> CostM
         if inference.axes[value] and is_parameter(value, tensor)
     ]
     terms += [term("macs", node_name(t.node), t.constant, list(t.axes)) for t in inference.macs]
-    given_up = [(node, f"{barrier.operator} {barrier.node}") for node, barrier in inference.given_up]
+    given_up = [(node, f"{barrier.operator} {barrier.node}") for node, barrier in inference.given_up.items()]
     return CostModel(
         tuple(terms),
         uncounted=tuple(name for node, name in given_up if _is_uncounted(node, inference)),

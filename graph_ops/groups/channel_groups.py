@@ -240,7 +240,7 @@ def solve(model: ir.Model, frozen: Sequence[str] = (), within_bodies: bool = Tru
         graph_hash(inference.model),
         cost_model(inference, dims),
         {inference.names[value]: tensor for value, tensor in inference.tensors.items()},
-        tuple(barrier for _, barrier in inference.given_up),
+        tuple(inference.given_up.values()),
         tuple(inference.contradictions),
     )
     return Solution(model, channel_groups, inference, dims, private)

@@ -32,8 +32,8 @@ def convolve(inference: AxisInference, node: ir.Node, weight: int, bias: int | N
         weight: the input that holds the weight.
         bias: the input that may hold a bias; None if the operator has none.
     """
-    batch, channels, *space = inference.axes_of(node, 0)
     out, inner, *kernel = inference.axes_of(node, weight)
+    batch, channels, *space = inference.axes_of_rank(node, 0, len(kernel) + 2)
     if not inference.is_weight(node, weight):
         inference.freeze(node, [channels, out], 1, inference.no_weight(node, weight))
     groups = attribute_of(node, "group", 1)
@@ -62,8 +62,8 @@ def conv_transpose(inference: AxisInference, node: ir.Node) -> None:
     In a grouped one that is not depthwise, g and i stand on one axis of the weight with different roles;
     the number of groups is then frozen.
     """
-    batch, channels, *space = inference.axes_of(node, 0)
     inner, out, *kernel = inference.axes_of(node, 1)
+    batch, channels, *space = inference.axes_of_rank(node, 0, len(kernel) + 2)
     if not inference.is_weight(node, 1):
         inference.freeze(node, [channels, out], 1, inference.no_weight(node, 1))
     groups = attribute_of(node, "group", 1)

@@ -36,7 +36,9 @@ def recurrent(inference: AxisInference, node: ir.Node) -> None:
     for name in attribute_of(node, "activations", ()):
         if _text(name).lower() not in _ACTIVATIONS:
             raise UnknownShape(f"growpipe does not know the activation {_text(name)!r}")
-    x, (directions, rows, mixed), (_, _, hidden) = (inference.axes_of(node, index) for index in range(3))
+    x, (directions, rows, mixed), (_, _, hidden) = (
+        inference.axes_of_rank(node, index, 3) for index in range(3)
+    )
     batch_first = bool(attribute_of(node, "layout", 0))
     batch, steps, channels = x if batch_first else (x[1], x[0], x[2])
     last = [batch, directions, hidden] if batch_first else [directions, batch, hidden]

@@ -325,3 +325,25 @@ def test_lengths_that_the_main_graph_computes_are_known_in_a_body() -> None:
     )
     assert splittable(find_channel_groups(model)) == {"a"}
     assert_grows(model, BOTH)
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+def test_a_convolution_tells_the_rank_of_what_an_if_computes(operator: str) -> None:
+    """The branches give different ranks, as those of old exporters that squeeze what they can."""
+    model = read(f"""
+        ranks (float[1,3,7] x, bool c) => (float[m,n,k] y)
+        <float[4,4,3] a, float[2,4,3] b, float[4,3,1] d, int64[1] zero = {{0}}>
+        {{
+            v = Conv (x, d)
+            u = If (c) <then_branch = t () => (float[i,j] p) {{ p = Squeeze (v, zero) }},
+                        else_branch = o () => (float[i,j,k] q) {{ q = Tanh (v) }}>
+            h = {operator} (u, a) r = Relu (h) y = Conv (r, b)
+        }}
+    """)
+    groups = find_channel_groups(model)
+    (group,) = (group for group in groups.groups if group.splittable)
+    assert group.name == "a"
+    assert {(member.tensor, member.role) for member in group.members} == {("a", "made"), ("b", "mixed")}
+    assert reason(groups, "d") == ("If", STAYS)
+    x = np.random.default_rng(0).normal(size=(1, 3, 7)).astype(np.float32)
+    assert_grows(model, [{"x": x, "c": np.array(False)}])

@@ -41,6 +41,7 @@ def inspect(model: str, freeze: Sequence[str], as_json: bool) -> None:
                 "parameters": groups.cost.parameters(),
                 "macs": groups.cost.macs(),
                 "uncounted": list(groups.cost.uncounted),
+                "alternatives": list(groups.cost.alternatives),
                 "barriers": [asdict(barrier) for barrier in groups.barriers],
                 "contradictions": list(groups.contradictions),
                 "groups": described,
@@ -91,6 +92,7 @@ def _print_notes(groups: ChannelGroups) -> None:
         *([] if groups.nothing_found is None else [groups.nothing_found]),
         *_shortened("no channel passes ", [str(barrier) for barrier in groups.barriers]),
         *_shortened("not counted among the MACs: ", groups.cost.uncounted),
+        *_shortened("all branches are counted, though one runs: ", groups.cost.alternatives),
         *_shortened("the file contradicts itself: ", groups.contradictions),
     ]
     for note in notes:

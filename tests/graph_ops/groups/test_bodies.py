@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
 
 from growpipe.graph_ops.edit.difference import difference_of
 from growpipe.graph_ops.edit.grow_graph import grow_graph
@@ -88,41 +87,46 @@ def test_both_branches_grow_and_are_counted() -> None:
     assert {change.name for change in changes.tensors} == {"a", "b", "d", "e"}
 
 
-def owned(names: tuple[str, str] = ("w", "v")) -> ir.Model:
+def owned(w: str = "w", v: str = "v") -> ir.Model:
     """Both branches have initializers of their own, of the same names."""
-    w, v = names
-    body = f"h = MatMul (x, {w}) r = Relu (h) OUT = MatMul (r, {v})"
-    proto = onnx.parser.parse_model(HEAD + choice(body.replace("OUT", "p"), body.replace("OUT", "q")))
-    rng = np.random.default_rng(0)
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            width = 6 if attribute.name == "then_branch" else 5
-            for name, shape in ((w, (4, width)), (v, (width, 2))):
-                array = rng.normal(size=shape).astype(np.float32)
-                attribute.g.initializer.append(numpy_helper.from_array(array, name))
-    return with_values(proto)
+    hidden = f"h = MatMul (x, {w}) r = Relu (h)"
+    return read(f"""
+        owned (float[n,4] x, bool c) => (float[n,2] y)
+        <float[4,6] a, float[6,2] b>
+        {{
+            z = If (c) <
+                then_branch = t () => (float[n,2] p) <float[4,6] {w}, float[6,2] {v}> {{
+                    {hidden} p = MatMul (r, {v})
+                }},
+                else_branch = o () => (float[n,2] q) <float[4,5] {w}, float[5,2] {v}> {{
+                    {hidden} q = MatMul (r, {v})
+                }}
+            >
+            k = MatMul (x, a) l = MatMul (k, b) y = Add (z, l)
+        }}
+    """)
 
 
 def test_the_path_of_a_body_tells_weights_of_the_same_name_apart() -> None:
     model = owned()
     groups = find_channel_groups(model)
-    assert {group.name: group.width for group in groups.groups if group.splittable} == {
-        "z/then_branch/w": 6,
-        "z/else_branch/w": 5,
-    }
+    widths = {group.name: group.width for group in groups.groups if group.splittable}
+    assert widths == {"z/then_branch/w": 6, "z/else_branch/w": 5, "a": 6}
     assert groups.cost.parameters({"z/else_branch/w": 8}) - groups.cost.parameters() == 3 * (4 + 2)
     grown = assert_grows(model, BOTH)
     changed = {change.name for change in difference_of(model, grown).tensors}
-    assert changed == {f"z/{branch}_branch/{name}" for branch in ("then", "else") for name in "wv"}
-    assert splittable(find_channel_groups(model, ["z/then_branch/*"])) == {"z/else_branch/w"}
+    assert changed == {"a", "b"} | {
+        f"z/{branch}_branch/{name}" for branch in ("then", "else") for name in "wv"
+    }
+    assert splittable(find_channel_groups(model, ["z/then_branch/*"])) == {"z/else_branch/w", "a"}
     with pytest.raises(UsageError, match="matches no tensor"):
         find_channel_groups(model, ["z/then_branch/u"])
 
 
 def test_a_weight_of_a_body_that_hides_an_outer_one_is_another_weight() -> None:
-    model = owned(("a", "b"))
+    model = owned("a", "b")
     groups = find_channel_groups(model)
-    assert splittable(groups) == {"z/then_branch/a", "z/else_branch/a"}
+    assert splittable(groups) == {"z/then_branch/a", "z/else_branch/a", "a"}
     assert_grows(model, BOTH)
 
 

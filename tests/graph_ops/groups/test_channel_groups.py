@@ -35,14 +35,20 @@ def read(text: str) -> ir.Model:
 
 
 def with_values(proto: onnx.ModelProto) -> ir.Model:
-    """Initializers that the text declares without values get random ones."""
-    rng = np.random.default_rng(0)
-    for declared in proto.graph.value_info:
+    """Initializers that the text declares without values, in bodies too, get random ones."""
+    _fill(proto.graph, np.random.default_rng(0))
+    return ir.from_proto(proto)
+
+
+def _fill(graph: onnx.GraphProto, rng: np.random.Generator) -> None:
+    for declared in graph.value_info:
         shape = [size.dim_value for size in declared.type.tensor_type.shape.dim]
         values = rng.uniform(0.5, 1.5, shape).astype(np.float32)
-        proto.graph.initializer.append(numpy_helper.from_array(values, declared.name))
-    del proto.graph.value_info[:]
-    return ir.from_proto(proto)
+        graph.initializer.append(numpy_helper.from_array(values, declared.name))
+    del graph.value_info[:]
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.HasField("g"):
+            _fill(attribute.g, rng)
 
 
 def test_members_say_which_tensor_holds_the_channel_and_how():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -16,6 +17,7 @@ from growpipe.graph_ops.edit.deploy import deploy_form
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.files.load_save import load_model, save_model
 from growpipe.graph_ops.plan.split_plan import SplitPlan
+from tests.graph_ops.groups.test_channel_groups import with_values
 from tests.helpers.torch_free import TORCH, python_without
 
 pytestmark = pytest.mark.slow
@@ -106,6 +108,37 @@ class TestInspect:
 
     def test_freezing_nothing(self, folder, growpipe):
         assert_refused(growpipe("inspect", "model.onnx", "--freeze", "nope"), 2, "matches no tensor")
+
+
+class TestBodies:
+    def test_a_branch_from_inspect_to_deploy(self, folder, growpipe):
+        text = """
+            <ir_version: 10, opset_import: ["": 20]>
+            g (float[n,4] x, bool c) => (float[n,2] y) <float[4,2] f> {
+                y = If (c) <then_branch = t () => (float[n,2] p) <float[4,6] w, float[6,2] v> {
+                                h = MatMul (x, w) r = Relu (h) p = MatMul (r, v)
+                            }, else_branch = o () => (float[n,2] q) { q = MatMul (x, f) }>
+            }
+        """
+        save_model(with_values(onnx.parser.parse_model(text)), folder / "model.onnx")
+        shown = json.loads(growpipe("inspect", "model.onnx", "--json").out)
+        splittable = [group["name"] for group in shown["groups"] if group["splittable"]]
+        assert splittable == ["y/then_branch/w"]
+        assert shown["macs"] == shown["parameters"] == 4 * 6 + 6 * 2 + 4 * 2
+        assert (shown["uncounted"], shown["alternatives"]) == ([], ["If y"])
+        assert "all branches are counted, though one runs: If y" in growpipe("inspect", "model.onnx").err
+
+        assert growpipe("plan", "model.onnx", "--random", "--growth", "0.5", "-o", "plan").code == 0
+        grown = growpipe("grow", "model.onnx", "--plan", "plan", "-o", "wider.onnx")
+        assert grown.code == 0
+        assert "parity at ε = 0 verified" in grown.out + grown.err
+        (step,) = json.loads(growpipe("inspect", "wider.onnx", "--json").out)["history"]
+        assert step["widths"] == {"y/then_branch/w": [6, 9]}
+        changed = json.loads(growpipe("diff", "model.onnx", "wider.onnx", "--json").out)
+        assert [tensor["name"] for tensor in changed["tensors"]] == ["y/then_branch/w", "y/then_branch/v"]
+        deployed = growpipe("deploy", "wider.onnx", "-o", "bundle")
+        assert deployed.code == 0
+        assert "verified" in deployed.out + deployed.err
 
 
 class TestPlanAndGrow:

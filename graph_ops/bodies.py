@@ -81,9 +81,10 @@ def body_inputs(node: ir.Node, opset: int) -> list[BodyInput] | None:
 
 def _scan_inputs(node: ir.Node, graph: ir.Graph) -> list[BodyInput] | None:
     scanned = attribute_of(node, "num_scan_inputs")
-    count = len(node.inputs) - scanned if isinstance(scanned, int) else -1
-    axes = attribute_of(node, "scan_input_axes", [0] * (scanned or 0))
-    if count < 0 or len(node.inputs) != len(graph.inputs) or len(axes) != scanned:
+    if not isinstance(scanned, int) or len(node.inputs) != len(graph.inputs):
+        return None  # it does not fit the operator
+    count, axes = len(node.inputs) - scanned, attribute_of(node, "scan_input_axes", [0] * scanned)
+    if count < 0 or not isinstance(axes, list) or len(axes) != scanned:
         return None
     states = zip(graph.inputs[:count], node.inputs[:count], strict=True)
     entries = zip(graph.inputs[count:], node.inputs[count:], axes, strict=True)

@@ -149,9 +149,10 @@ class _Walk:
             rank = 0 if entry.value.shape is None else len(entry.value.shape)
             axes[entry.value] = [Axis(1, _at(barrier, position)) for position in range(rank)]
         elif entry.scan_axis is not None:
-            scanned = self._scanned_axis(entry)
-            if scanned is not None:
-                axes[entry.value] = [axis for axis in axes[entry.source] if axis is not scanned]
+            if self._scanned_axis(entry) is not None:
+                rest = list(axes[entry.source])
+                del rest[entry.scan_axis]  # by its place: two axes of one symbol are the same object
+                axes[entry.value] = rest
         elif entry.source in axes and entry.carried is None:
             axes[entry.value] = axes[entry.source]
         elif entry.source in axes:

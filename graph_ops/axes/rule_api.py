@@ -105,9 +105,9 @@ class AxisInference:
             UnknownShape: the input is absent, of another rank, or of unknown rank for another reason.
         """
         value = self.input(node, index)
-        if value is not None and value not in self.axes and value.producer() in self.given_up:
-            barrier = self.given_up[value.producer()]
-            self.axes[value] = [Axis(None, barrier) for _ in range(rank)]
+        producer = None if value is None or value in self.axes else value.producer()
+        if value is not None and producer is not None and producer in self.given_up:
+            self.axes[value] = [Axis(None, self.given_up[producer]) for _ in range(rank)]
         axes = self.axes_of(node, index)
         if len(axes) != rank:
             raise UnknownShape(f"input {index} has {len(axes)} axes, not {rank}")

@@ -269,6 +269,20 @@ def test_a_scan_counts_every_pass() -> None:
     assert_grows(model, [{"x": x, "c": np.array(True)}])
 
 
+def test_a_scan_of_a_value_with_two_axes_of_one_symbol() -> None:
+    model = read("""
+        scan (float[n,n] x) => (float[n,n,1] outs)
+        <float[1,6] a, float[6,1] b, int64[1] one = {1}>
+        {
+            outs = Scan <num_scan_inputs = 1, body = body (float[n] e) => (float[n,1] out) {
+                u = Unsqueeze (e, one) h = MatMul (u, a) r = Tanh (h) out = MatMul (r, b)
+            }> (x)
+        }
+    """)
+    assert splittable(find_channel_groups(model)) == {"a"}
+    assert_grows(model, [{"x": np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)}])
+
+
 def test_a_graph_of_another_operator_is_opaque() -> None:
     model = read("""
         each (float[n,4] x, bool c) => (float[n,2] y)

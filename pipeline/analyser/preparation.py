@@ -151,8 +151,8 @@ def _why_no_channel_splits(model: nn.Module, groups: ChannelGroups, rigid: Mappi
     if rigid:
         name, fault = next(iter(rigid.items()))
         return (
-            f"forward() of {type(model).__name__} hard-codes the channel count of every group that could "
-            f"split, such as {name!r}: {fault}; take lengths from the tensors or from the modules instead"
+            f"forward() of {type(model).__name__} works with the present channel count alone, of every group "
+            f"that could split, such as {name!r}: {fault}; take lengths from the tensors or from the modules"
         )
     barrier = next((g.barrier for g in groups.groups if g.barrier is not None), None)
     reason = f": {barrier.operator} at {barrier.node!r}, {barrier.reason}" if barrier else ""

@@ -77,6 +77,8 @@ class Trials:
         self.layouts: dict[str, TensorLayout] = {
             name: layout for name, layout in groups.layouts.items() if name in tensors
         }
+        used = {tensors[name].data_ptr() for name in graph.graph.initializers if name in tensors}
+        self._unused = {name for name, tensor in tensors.items() if tensor.data_ptr() not in used}
 
     def begin(self, names: Sequence[str]) -> str | None:
         """Give every one of these groups one more channel; double those that split by whole factors.
@@ -107,7 +109,7 @@ class Trials:
             fault = self._difference(found)
             total = sum(float(value.nan_to_num().sum()) for value in found)
         except Exception as error:  # the user's forward may raise anything
-            fault = _one_line(error) + _place(self._grown, error)
+            fault = _one_line(error) + self._place(error)
         if sizes:
             changes = ", ".join(f"{size.name} {size.size} to {size.grown(self.widths)}" for size in sizes)
             logger.debug("tried %s: %s", changes, fault or "follows")
@@ -116,6 +118,20 @@ class Trials:
     def together(self, names: Sequence[str], sizes: Iterable[ModuleSize] = ()) -> str | None:
         """What goes wrong if all these groups grow at once; None if nothing does."""
         return self.begin(names) or self.run(sizes).fault
+
+    def _place(self, error: Exception) -> str:
+        """The innermost module whose code raised, in words."""
+        inside, trace = None, error.__traceback__
+        while trace is not None:
+            owner = trace.tb_frame.f_locals.get("self")
+            inside = owner if isinstance(owner, nn.Module) else inside
+            trace = trace.tb_next
+        path = next((path for path, module in self._grown.named_modules() if module is inside), "")
+        if inside is None or not path:
+            return ""
+        own = {f"{path}.{name}" for name, _ in inside.named_parameters()}
+        unused = ", which no output needs: remove its call" if own and own <= self._unused else ""
+        return f" (in {path}, {type(inside).__name__}{unused})"
 
     def _difference(self, found: Sequence[torch.Tensor]) -> str | None:
         for value, reference in zip(found, self._expected, strict=True):
@@ -149,14 +165,3 @@ def _floating(output: Any) -> list[torch.Tensor]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _place(model: nn.Module, error: Exception) -> str:
-    """The innermost module whose code raised, in words."""
-    inside, trace = None, error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        inside = owner if isinstance(owner, nn.Module) else inside
-        trace = trace.tb_next
-    path = next((path for path, module in model.named_modules() if module is inside), "")
-    return f" (in {path}, {type(inside).__name__})" if path else ""

@@ -198,8 +198,26 @@ def test_the_analyser_leaves_rigid_groups_alone() -> None:
     plan = analyse(Literal(), nn.functional.cross_entropy, batches, (inputs[:2],), growth=0.5)
     assert set(plan.widths) == {"second.weight"}
     assert plan.notes["analysis"]["rigid"].keys() == {"first.weight"}
-    with pytest.raises(NothingToSplit, match=r"hard-codes the channel count.*first\.weight"):
+    with pytest.raises(NothingToSplit, match=r"works with the present channel count alone.*first\.weight"):
         analyse(Literal(free=False), nn.functional.cross_entropy, batches, (inputs[:2],))
+
+
+class Unused(nn.Module):
+    """A branch is computed and thrown away; the graph does not have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.branch = nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(x))
+        self.branch(hidden)
+        return self.last(hidden)
+
+
+def test_a_branch_that_no_output_needs_is_named() -> None:
+    found = rigid(Unused(), torch.randn(2, 4))
+    assert "(in branch, Linear, which no output needs: remove its call)" in found["first.weight"]
 
 
 def test_widths_and_heads_follow_in_every_block(caplog: pytest.LogCaptureFixture) -> None:

@@ -108,6 +108,7 @@ def export_growth_form(
         raise UsageError(
             f"{training} is in train mode, which exports batch norm and dropout wrongly; call model.eval()"
         )
+    _check_recurrent(model)
     shapes = None
     if dynamic_batch:
         # torch.export takes a batch of 1 for a constant.
@@ -132,7 +133,7 @@ def export_growth_form(
             )
             raise UsageError(
                 f"{type(model).__name__} cannot be exported: {type(error).__name__}: {reason[:300]}; "
-                "try torch.export.export(model, example_inputs) on it"
+                f"{_advice(model)}"
             ) from error
     assert exported is not None
     graph = _growth_form(exported.model)
@@ -140,6 +141,29 @@ def export_growth_form(
         _name_batch(graph)
     _assert_parameters_equal(program, graph)
     return GrowthExport(program, graph)
+
+
+def _check_recurrent(model: nn.Module) -> None:
+    """Refuse recurrent modules that torch's exporter writes wrongly."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size > 0:
+            raise UsageError(
+                f"{name or 'the model'} is an LSTM with proj_size={module.proj_size}, and torch.onnx.export "
+                "drops its projection; use proj_size=0 and put an nn.Linear behind it"
+            )
+
+
+def _advice(model: nn.Module) -> str:
+    """What to do about a model that cannot be exported."""
+    steps_first = next(
+        (n for n, m in model.named_modules() if isinstance(m, nn.RNNBase) and not m.batch_first), None
+    )
+    if steps_first is None:
+        return "try torch.export.export(model, example_inputs) on it"
+    return (
+        f"{steps_first or 'the model'} has batch_first=False: axis 0 of the inputs must be the batch, so let "
+        "forward take (batch, time, features) and transpose, or set batch_first=True"
+    )
 
 
 def _growth_form(model: ir.Model) -> ir.Model:

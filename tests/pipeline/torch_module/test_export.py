@@ -135,3 +135,26 @@ def test_groups_in_branches_of_cond_are_no_matter_of_the_analysis_and_grow_by_da
     assert grown.a.weight.shape == (9, 4)
     for inputs in (x, -x):
         torch.testing.assert_close(grown(inputs), model(inputs), rtol=1e-5, atol=1e-5)
+
+
+class Steps(torch.nn.Module):
+    """An LSTM that reads its inputs as they come."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.body = torch.nn.LSTM(4, 5, **options)
+
+    def forward(self, x):
+        return self.body(x)[0].mean(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"proj_size": 3, "batch_first": True}, r"body is an LSTM with proj_size=3, .*nn.Linear behind it"),
+        ({}, r"body has batch_first=False: axis 0 of the inputs must be the batch"),
+    ],
+)
+def test_what_the_exporter_makes_of_recurrent_modules_is_said(options, message):
+    with pytest.raises(UsageError, match=message):
+        export_growth_form(Steps(**options).eval(), (torch.randn(3, 6, 4),))

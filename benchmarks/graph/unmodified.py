@@ -126,7 +126,7 @@ def growth_of(name: str) -> dict[str, Any]:
         plan = random_plan(
             groups, export.graph, growth=growth or 0.0, epsilon=EPSILON, seed=3, factors=factors or None
         )
-        return found | lockstep(model, export, inputs, plan_for_module(plan, model, fit.sizes))
+        return found | lockstep(model, export, inputs, plan_for_module(plan, model, fit.sizes, fit.pairs))
     except Exception as error:  # whatever a grown module raises is the result
         return found | {"status": "failed", "reason": short(error)}
 

@@ -98,7 +98,7 @@ def measured(seed: int, steps: int) -> dict[str, Any]:
         macs = groups.cost.macs(), groups.cost.macs(plan.widths)
         carried = torch.optim.AdamW(parent.parameters(), lr=RATE, weight_decay=DECAY)
         carried.load_state_dict(optimizer.state_dict())
-        grown = grow(parent, plan_for_module(plan, parent, fit.sizes), optimizer=carried)
+        grown = grow(parent, plan_for_module(plan, parent, fit.sizes, fit.pairs), optimizer=carried)
         row[f"just grown, {name}"] = judged(grown, data)
         train(grown, carried, data, seed + 1000, steps, cosine(steps))
         row[f"{GROWN}, {name}"] = judged(grown, data)

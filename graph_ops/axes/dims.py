@@ -22,6 +22,7 @@ __all__ = [
     "Atom",
     "AxisMap",
     "Concat",
+    "Copied",
     "Dim",
     "Fixed",
     "Offspring",
@@ -32,6 +33,8 @@ __all__ = [
     "dim_from_json",
     "dim_to_json",
     "grown_size",
+    "swapped",
+    "uncopied",
 ]
 
 
@@ -72,7 +75,18 @@ class Concat:
         return sum(part.size for part in self.parts)
 
 
-Dim = Fixed | Atom | Product | Concat
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A factor or part of an axis that takes coefficients, which itself takes none: it is only copied."""
+
+    inner: Dim
+
+    @property
+    def size(self) -> int:
+        return self.inner.size
+
+
+Dim = Fixed | Atom | Product | Concat | Copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +130,8 @@ def atoms_of(dim: Dim) -> Iterator[Atom]:
         case Concat(parts):
             for part in parts:
                 yield from atoms_of(part)
+        case Copied(inner):
+            yield from atoms_of(inner)
 
 
 def grown_size(dim: Dim, widths: Mapping[str, int]) -> int:
@@ -129,6 +145,8 @@ def grown_size(dim: Dim, widths: Mapping[str, int]) -> int:
             return math.prod(grown_size(factor, widths) for factor in factors)
         case Concat(parts):
             return sum(grown_size(part, widths) for part in parts)
+        case Copied(inner):
+            return grown_size(inner, widths)
 
 
 def axis_map(dim: Dim, offspring: Mapping[str, Offspring]) -> AxisMap:
@@ -141,6 +159,9 @@ def axis_map(dim: Dim, offspring: Mapping[str, Offspring]) -> AxisMap:
             if grown is None:
                 return AxisMap(np.arange(size), np.ones(size), {name: np.arange(size)})
             return AxisMap(grown.source, grown.coefficient, {name: np.arange(len(grown.source))})
+        case Copied(inner):
+            copied = axis_map(inner, offspring)
+            return AxisMap(copied.source, np.ones(len(copied.source)), copied.channel)
         case Concat(parts):
             maps = [axis_map(part, offspring) for part in parts]
             starts = np.cumsum([0, *(part.size for part in parts[:-1])])
@@ -185,8 +206,39 @@ def channel_rows(dim: Dim, atom: str) -> npt.NDArray[np.int64]:
     return entries.reshape(width, -1).astype(np.int64, copy=False)
 
 
+def uncopied(dim: Dim) -> Dim:
+    """The dimension without the marks of `Copied`: the same entries, whatever their coefficients."""
+    match dim:
+        case Product(factors):
+            return Product(tuple(map(uncopied, factors)))
+        case Concat(parts):
+            return Concat(tuple(map(uncopied, parts)))
+        case Copied(inner):
+            return uncopied(inner)
+    return dim
+
+
+def swapped(dim: Dim) -> Dim:
+    """The dimension of which exactly those atoms are `Copied` that are not in ``dim``."""
+    match dim:
+        case Atom():
+            return Copied(dim)
+        case Product(factors):
+            return Product(tuple(map(swapped, factors)))
+        case Concat(parts):
+            return Concat(tuple(map(swapped, parts)))
+        case Copied(inner):
+            return uncopied(inner)
+    return dim
+
+
 def dim_to_json(dim: Dim) -> Any:
-    """A number for `Fixed`, the group's name for `Atom`, ``{"product": [...]}`` and ``{"concat": [...]}``."""
+    """A dimension as JSON.
+
+    Returns:
+        A number for `Fixed`, the group's name for `Atom`, and ``{"product": [...]}``, ``{"concat": [...]}``
+        or ``{"copied": ...}`` for the others.
+    """
     match dim:
         case Fixed(size):
             return size
@@ -196,6 +248,8 @@ def dim_to_json(dim: Dim) -> Any:
             return {"product": [dim_to_json(factor) for factor in factors]}
         case Concat(parts):
             return {"concat": [dim_to_json(part) for part in parts]}
+        case Copied(inner):
+            return {"copied": dim_to_json(inner)}
 
 
 def dim_from_json(data: Any, widths: Mapping[str, int]) -> Dim:
@@ -215,4 +269,6 @@ def dim_from_json(data: Any, widths: Mapping[str, int]) -> Dim:
             return Product(tuple(dim_from_json(factor, widths) for factor in factors))
         case {"concat": [*parts]}:
             return Concat(tuple(dim_from_json(part, widths) for part in parts))
+        case {"copied": inner}:
+            return Copied(dim_from_json(inner, widths))
     raise UsageError(f"not a dimension of a known channel group: {data!r}")

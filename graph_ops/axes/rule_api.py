@@ -11,7 +11,7 @@ from growpipe.graph_ops.axes.inferred_shapes import InferredShapes
 from growpipe.graph_ops.axes.integer_values import IntegerValues
 from growpipe.graph_ops.axes.integers import Expression, Ints
 from growpipe.graph_ops.axes.solver import unify
-from growpipe.graph_ops.axes.statements import Axes, Even, Follow, MacTerm, Use, View
+from growpipe.graph_ops.axes.statements import Axes, Contraction, Default, Even, Follow, MacTerm, Use, View
 from growpipe.graph_ops.bodies import tensor_names
 from growpipe.graph_ops.operators import node_name, operator_name, opset_version
 
@@ -40,6 +40,8 @@ class AxisInference:
         uses: how the nodes use the constants, in graph order.
         follows: the attributes and integer inputs that spell out lengths.
         evens: the axes whose entries must all be copied equally often.
+        contractions: the sums over an axis of two activations.
+        defaults: the attributes that must be written out when axes grow.
         macs: the multiply-accumulates of the nodes.
         given_up: the nodes that are barriers as a whole, and why.
         entered: the nodes among them whose bodies were visited.
@@ -63,6 +65,8 @@ class AxisInference:
         self.uses: list[Use] = []
         self.follows: list[Follow] = []
         self.evens: list[Even] = []
+        self.contractions: list[Contraction] = []
+        self.defaults: list[Default] = []
         self.macs: list[MacTerm] = []
         self.given_up: dict[ir.Node, Barrier] = {}
         self.entered: set[ir.Node] = set()
@@ -296,7 +300,8 @@ class AxisInference:
     def contract(self, node: ir.Node, left: tuple[int, int], right: tuple[int, int]) -> None:
         """State that the node sums over an axis of two inputs, each given as (input, axis).
 
-        The weight among them takes the coefficients; without a weight both axes are frozen.
+        The weight among them takes the coefficients. Of two activations one may take them on its way
+        (`growpipe.graph_ops.groups.contracted_pairs`).
         """
         (i, axis_i), (j, axis_j) = left, right
         a, b = self.axes_of(node, i)[axis_i], self.axes_of(node, j)[axis_j]
@@ -306,9 +311,22 @@ class AxisInference:
         elif self.is_weight(node, i):
             self.mixed(node, i, axis_i)
         else:
-            computed = [k for k in (i, j) if self.input(node, k) in self.constants]
-            reason = "it sums over this axis of two activations, so no weight can take the coefficients"
-            self.freeze(node, (a, b), axis_i, self.no_weight(node, computed[-1]) if computed else reason)
+            self.contract_activations(node, a, (i, j), axis_i)
+
+    def contract_activations(
+        self, node: ir.Node, axis: Axis, operands: tuple[int, int], position: int
+    ) -> None:
+        """State that the node sums over an axis of two inputs that are no weights."""
+        computed = [index for index in operands if self.input(node, index) in self.constants]
+        if computed:
+            self.freeze(node, axis, position, self.no_weight(node, computed[-1]))
+        else:
+            because = self.barrier(node, position, "it sums over this axis of two activations")
+            self.contractions.append(Contraction(axis, operands, because, node))
+
+    def default(self, node: ir.Node, attribute: str, value: float, axis: Axis) -> None:
+        """State that an attribute which the node does not have is ``value`` because of a length."""
+        self.defaults.append(Default(node, attribute, value, axis))
 
     def no_weight(self, node: ir.Node, index: int) -> str:
         """The reason why an input that should be a weight cannot take coefficients."""

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from growpipe.graph_ops.axes.axis import Axis, Barrier
 from growpipe.graph_ops.axes.integers import Expression
 
-__all__ = ["Axes", "Even", "Follow", "MacTerm", "Use", "View"]
+__all__ = ["Axes", "Contraction", "Default", "Even", "Follow", "MacTerm", "Use", "View"]
 
 Axes = list[Axis]
 
@@ -77,6 +77,42 @@ class Even:
 
     axis: Axis
     because: Barrier
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Contraction:
+    """A sum over an axis of two activations, such as that of queries and keys.
+
+    Attributes:
+        axis: what both have in common.
+        operands: the two inputs of the node.
+        because: the node, the position of the axis in the first operand, and what the node does.
+        node: the node.
+    """
+
+    axis: Axis
+    operands: tuple[int, int]
+    because: Barrier
+    node: ir.Node
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Default:
+    """An attribute that a node does not have, and whose default depends on a length.
+
+    If the length grows, the attribute is written out with the value that it had.
+
+    Attributes:
+        node: the node.
+        attribute: the name of the attribute.
+        value: the default at the length as it is.
+        axis: the axis of that length.
+    """
+
+    node: ir.Node
+    attribute: str
+    value: float
+    axis: Axis
 
 
 @dataclass(frozen=True, eq=False, slots=True)

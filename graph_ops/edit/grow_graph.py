@@ -194,7 +194,11 @@ class _Growth:
                 self._node[node].replace_input_with(index, self._constant(node, grown))
 
     def follow_lengths(self) -> None:
-        """Every attribute and integer input that spells out a grown length follows."""
+        """Attributes and integer inputs that spell out a grown length follow; defaults of one stay."""
+        for default in self._solution.inference.defaults:
+            if self._sizes.grows(default.axis):
+                attributes = self._node[default.node].attributes
+                attributes[default.attribute] = ir.AttrFloat32(default.attribute, default.value)
         unread: list[ir.Value] = []
         for follow in self._solution.inference.follows:
             if isinstance(follow.target, str):

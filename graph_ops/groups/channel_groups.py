@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from growpipe.graph_ops.arrays import AnyArray
-from growpipe.graph_ops.axes.axis import Axis, Barrier, extent, freeze, root
-from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of
+from growpipe.graph_ops.axes.axis import Axis, Barrier, extent, freeze
+from growpipe.graph_ops.axes.dims import Dim, atoms_of
 from growpipe.graph_ops.axes.functions import inline_functions
 from growpipe.graph_ops.axes.inference import infer_axes
 from growpipe.graph_ops.axes.integers import axes_in
@@ -23,6 +23,7 @@ from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.cost.cost import CostModel, cost_model
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.groups.dimensions import Dimensions
 from growpipe.graph_ops.groups.even_copies import EvenCopies, even_leaves, solve_even_copies
 from growpipe.graph_ops.groups.roles import resolve_roles
 from growpipe.graph_ops.groups.touches import Member, Touch
@@ -82,6 +83,11 @@ class ChannelGroup:
     def splittable(self) -> bool:
         """Whether a single channel can split."""
         return self.barrier is None and self.whole_factor is None
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether two activations are summed over these channels, as queries and keys are."""
+        return any(member.role == "folded" for member in self.members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +225,7 @@ def solve(model: ir.Model, frozen: Sequence[str] = (), within_bodies: bool = Tru
     bases = _bases(members, touches)
     _freeze_useless(members, bases)
     groups, atoms = _name_groups(members, bases, solve_even_copies(inference.evens, bases))
-    dims = _Dims(atoms)
+    dims = Dimensions(atoms)
     found = [(touch.use, touch.layout(atoms, dims)) for touch in touches]
     by_name: dict[str, list[TensorLayout | None]] = {}
     for use, layout in found:
@@ -301,13 +307,15 @@ def _freeze_useless(members: Mapping[Axis, list[Member]], atoms: Iterable[Axis])
     for atom in atoms:
         first, roles = members[atom][0], {member.role for member in members[atom]}
         for role, reason in _NEEDED.items():
-            if role not in roles:
+            if not role & roles:
                 freeze(atom, Barrier(first.operator, first.node, first.axis, reason))
 
 
 _NEEDED = {
-    "made": "no weight makes these channels, so there is nothing to copy",
-    "mixed": "no weight sums over these channels, so no weight can take the coefficients",
+    frozenset({"made"}): "no weight makes these channels, so there is nothing to copy",
+    frozenset({"mixed", "folded"}): (
+        "no weight sums over these channels, so no weight can take the coefficients"
+    ),
 }
 
 
@@ -339,51 +347,3 @@ def _whole_factor(atom: Axis, names: Mapping[Axis, str], even: EvenCopies) -> Wh
     factor = even.factor[atom]
     tied = (other for other, whose in even.factor.items() if whose is factor and other is not atom)
     return WholeFactor(even.because[atom], tuple(sorted(names[other] for other in tied)))
-
-
-class _Dims:
-    """The immutable dimensions of solved axes; what no splittable group owns is `Fixed`."""
-
-    def __init__(self, atoms: Mapping[Axis, str]) -> None:
-        self._atoms = atoms
-        self._known: dict[Axis, Dim] = {}
-
-    def __call__(self, axis: Axis) -> Dim:
-        # Without recursion: concatenations of concatenations can be thousands deep.
-        stack = [root(axis)]
-        while stack:
-            top = stack[-1]
-            missing = [child for child in map(root, top.children) if child not in self._known]
-            if top not in self._known and missing and top.kind != "leaf":
-                stack.extend(missing)
-                continue
-            stack.pop()
-            if top not in self._known:
-                self._known[top] = self._leaf(top) if top.kind == "leaf" else self._compound(top)
-        return self._known[root(axis)]
-
-    def _leaf(self, axis: Axis) -> Dim:
-        size = 1 if axis.size is None else axis.size
-        return Atom(self._atoms[axis], size) if axis in self._atoms else Fixed(size)
-
-    def _compound(self, axis: Axis) -> Dim:
-        simple: list[Dim] = []
-        for child in axis.children:
-            dim = self._known[root(child)]
-            nested: tuple[Dim, ...] = (dim,)
-            if axis.kind == "product" and isinstance(dim, Product):
-                nested = dim.factors
-            elif axis.kind == "concat" and isinstance(dim, Concat):
-                nested = dim.parts
-            for part in nested:
-                last = simple[-1] if simple else None
-                if isinstance(part, Fixed) and isinstance(last, Fixed):
-                    size = last.size * part.size if axis.kind == "product" else last.size + part.size
-                    simple[-1] = Fixed(size)
-                elif not (isinstance(part, Fixed) and part.size == (1 if axis.kind == "product" else 0)):
-                    simple.append(part)
-        if not simple:
-            return Fixed(1 if axis.kind == "product" else 0)
-        if len(simple) == 1:
-            return simple[0]
-        return Product(tuple(simple)) if axis.kind == "product" else Concat(tuple(simple))

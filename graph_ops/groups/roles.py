@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze
 from growpipe.graph_ops.axes.rule_api import AxisInference
+from growpipe.graph_ops.groups.contracted_pairs import fold_into_pairs
 from growpipe.graph_ops.groups.tied_weights import ScaleSearch
 from growpipe.graph_ops.groups.touches import Touch
 from growpipe.graph_ops.operators import node_name
@@ -20,10 +21,12 @@ def resolve_roles(inference: AxisInference, touches: Sequence[Touch], even: Cont
 
     Args:
         inference: the solved axes.
-        touches: every use of every weight; changed where a scale takes the coefficients of a tied weight
+        touches: every use of every weight; changed where one side of a product takes the coefficients
+            (`growpipe.graph_ops.groups.contracted_pairs`), or a scale those of a tied weight
             (`growpipe.graph_ops.groups.tied_weights`).
         even: the atoms whose channels are all copied equally often.
     """
+    fold_into_pairs(inference, touches)
     search = ScaleSearch(inference, touches)
     for base, position, atom in _conflicts(touches):
         if atom in even:

@@ -19,7 +19,7 @@ from growpipe.graph_ops.axes.axis import Axis
 from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.groups.touches import Touch
 
-__all__ = ["ScaleSearch"]
+__all__ = ["NORMALISING", "Place", "ScaleSearch"]
 
 _REARRANGING = {
     "Cast", "Dropout", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice",
@@ -27,7 +27,7 @@ _REARRANGING = {
 }  # fmt: skip
 """Operators whose output holds entries of input 0 and nothing else."""
 
-_NORMALISING = {
+NORMALISING = {
     "BatchNormalization",
     "LayerNormalization",
     "RMSNormalization",
@@ -82,7 +82,7 @@ class ScaleSearch:
             node = value.producer()
             if node is None or value is not node.outputs[0]:
                 return None
-            if node.op_type in _NORMALISING:
+            if node.op_type in NORMALISING:
                 scales = [self._parameter(node, index, atom) for index in (1, 2)[: len(node.inputs) - 1]]
                 return None if None in scales else [*shifts, *(place for place in scales if place)]
             index = next((i for i, v in enumerate(node.inputs) if v in self._inference.constants), None)

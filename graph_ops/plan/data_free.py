@@ -225,6 +225,7 @@ def _blind_plan(
         parameters_hash=hash_parameters(layouts, read),
         scheme=scheme,
         notes=request.notes | ({"declined": declined} if declined else {}),
+        unproved=tuple(name for name in splits if groups[name].of_pairs),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Fixed, Product, atoms_of, grown_size
+from growpipe.graph_ops.axes.dims import Atom, Concat, Copied, Dim, Fixed, Product, atoms_of, grown_size
 
 __all__ = ["ModuleSize", "held", "sizes_of_groups"]
 
@@ -60,6 +60,8 @@ def held(dim: Dim, groups: Container[str]) -> Dim:
             return Product(tuple(held(factor, groups) for factor in factors))
         case Concat(parts):
             return Concat(tuple(held(part, groups) for part in parts))
+        case Copied(inner):
+            return held(inner, groups)
     return dim
 
 

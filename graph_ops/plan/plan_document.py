@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from growpipe.graph_ops.axes.layouts import AxisRole
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.documents import read_json
 
-__all__ = ["PlanDocument"]
+__all__ = ["DOCUMENT", "TENSORS", "PlanDocument", "plan_files"]
+
+DOCUMENT, TENSORS = "plan.json", "plan.safetensors"
+"""The two files of a plan."""
 
 Size = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -61,3 +67,14 @@ class PlanDocument(_Part):
     layouts: dict[str, list[_Axis]]
     notes: dict[str, Any]
     module_sizes: list[_ModuleSize] = []
+    unproved: list[str] = []
+
+
+def plan_files(folder: Path) -> tuple[str, ...]:
+    """The names of the files that `SplitPlan.save` wrote into a folder; empty if it holds no plan."""
+    try:
+        document = read_json(folder / DOCUMENT, "the plan", inside=folder)
+    except UsageError:
+        return ()
+    is_plan = isinstance(document, dict) and {"format_version", "graph_hash", "layouts"} <= document.keys()
+    return (DOCUMENT, TENSORS) if is_plan else ()

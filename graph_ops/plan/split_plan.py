@@ -31,12 +31,11 @@ from growpipe.graph_ops.hashes import hash_contents, hash_parameters
 from growpipe.graph_ops.notebook import html_table
 from growpipe.graph_ops.plan.grow_tensor import Displacement, grow_tensor
 from growpipe.graph_ops.plan.module_size import ModuleSize
-from growpipe.graph_ops.plan.plan_document import PlanDocument
+from growpipe.graph_ops.plan.plan_document import DOCUMENT, TENSORS, PlanDocument, plan_files
 
-__all__ = ["GroupSplit", "SplitPlan", "hash_parameters", "plan_files"]
+__all__ = ["GroupSplit", "SplitPlan", "hash_parameters"]
 
 FORMAT_VERSION = 1
-_DOCUMENT, _TENSORS = "plan.json", "plan.safetensors"
 _SHOWN = 6
 
 
@@ -112,8 +111,13 @@ class GroupSplit:
                 )
 
     def __repr__(self) -> str:
-        change = "" if self.predicted_change is None else f", predicted change {self.predicted_change:.3g}"
+        change = self.change and f", predicted change {self.change}"
         return f"GroupSplit({self.group!r}, {self.width} → {self.grown_width}{change})"
+
+    @property
+    def change(self) -> str:
+        """The predicted change in words; empty without a prediction."""
+        return "" if self.predicted_change is None else f"{self.predicted_change:.3g}"
 
     @property
     def grown_width(self) -> int:
@@ -146,11 +150,11 @@ class SplitPlan:
         surrogate: the curvature that stood in for activations without a second derivative, e.g.
             ``"softplus(beta=3)"``; None if every second derivative was exact.
         predicted_change: predicted change of loss of the whole plan at its ε; None without a prediction.
-        realised_change: change of loss at the plan's ε, measured on samples that the analysis did not see;
-            None if it was not measured.
+        realised_change: change of loss at its ε, measured on unseen samples; None if it was not measured.
         notes: further facts about how the plan was made, as JSON values.
-        module_sizes: the integers that a torch module keeps beside its parameters and that follow the widths,
-            beyond those of torch's own modules.
+        module_sizes: the integers of a torch module that follow the widths, beyond those of torch's layers.
+        unproved: the groups of queries and keys for which nobody has tried whether a torch module keeps its
+            scale. A graph does; a module can compute the scale from their width.
     """
 
     groups: tuple[GroupSplit, ...]
@@ -166,6 +170,7 @@ class SplitPlan:
     realised_change: float | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     module_sizes: tuple[ModuleSize, ...] = ()
+    unproved: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [group.group for group in self.groups]
@@ -185,21 +190,19 @@ class SplitPlan:
         shown = [f"{g.group} {g.width} → {g.grown_width}" for g in self.groups[:_SHOWN]]
         if len(self.groups) > _SHOWN:
             shown.append(f"{len(self.groups) - _SHOWN} more")
+        return f"SplitPlan({self._told()}: {', '.join(shown) or 'no groups'})"
+
+    def _told(self) -> str:
         changes = {"predicted": self.predicted_change, "realised": self.realised_change}
         told = "".join(f", {what} change {c:.3g}" for what, c in changes.items() if c is not None)
-        return f"SplitPlan({self.scheme}, ε = {self.epsilon:g}{told}: {', '.join(shown) or 'no groups'})"
+        return f"{self.scheme}, ε = {self.epsilon:g}{told}"
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        told = {"predicted": self.predicted_change, "realised": self.realised_change}
-        changes = "".join(f", {what} change {c:.3g}" for what, c in told.items() if c is not None)
         return html_table(
-            f"split plan: {self.scheme}, ε = {self.epsilon:g}{changes}",
+            f"split plan: {self._told()}",
             ("group", "width", "grown width", "predicted change"),
-            [
-                (g.group, g.width, g.grown_width, "" if (c := g.predicted_change) is None else f"{c:.3g}")
-                for g in self.groups
-            ],
+            [(g.group, g.width, g.grown_width, g.change) for g in self.groups],
         )
 
     @property
@@ -286,10 +289,10 @@ class SplitPlan:
         target.parent.mkdir(parents=True, exist_ok=True)
         with publish_folder(target, plan_files) as folder:
             try:
-                save_file(tensors, folder / _TENSORS)
+                save_file(tensors, folder / TENSORS)
             except SafetensorError as error:  # safetensors reports a full disk in this way
                 raise MissingEnvironment(f"{target} cannot be written: {error}") from error
-            (folder / _DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
+            (folder / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SplitPlan:
@@ -301,12 +304,10 @@ class SplitPlan:
         folder = Path(path)
         with reading("the plan", folder):
             try:
-                document = read_json(folder / _DOCUMENT, "the plan", inside=folder)
-                tensors = read_tensors(folder / _TENSORS, "the plan", inside=folder)
+                document = read_json(folder / DOCUMENT, "the plan", inside=folder)
+                tensors = read_tensors(folder / TENSORS, "the plan", inside=folder)
             except MissingFile:
-                raise UsageError(
-                    f"there is no plan at {folder}: expected {_DOCUMENT} and {_TENSORS}"
-                ) from None
+                raise UsageError(f"there is no plan at {folder}: expected {DOCUMENT} and {TENSORS}") from None
             version = document.get("format_version") if isinstance(document, dict) else None
             if version != FORMAT_VERSION:
                 raise UsageError(f"it has format version {version!r}; this is {FORMAT_VERSION}")
@@ -353,22 +354,14 @@ class SplitPlan:
             },
             "notes": dict(self.notes),
         }
+        if self.unproved:
+            document["unproved"] = list(self.unproved)
         if self.module_sizes:
             document["module_sizes"] = [
                 {"module": s.module, "attribute": s.attribute, "dim": dim_to_json(s.dim), "times": s.times}
                 for s in self.module_sizes
             ]
         return document, {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-
-
-def plan_files(folder: Path) -> tuple[str, ...]:
-    """The names of the files that `SplitPlan.save` wrote into a folder; empty if it holds no plan."""
-    try:
-        document = read_json(folder / _DOCUMENT, "the plan", inside=folder)
-    except UsageError:
-        return ()
-    is_plan = isinstance(document, dict) and {"format_version", "graph_hash", "layouts"} <= document.keys()
-    return (_DOCUMENT, _TENSORS) if is_plan else ()
 
 
 def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> SplitPlan:
@@ -382,7 +375,8 @@ def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> Spl
     for entry in document.groups:
         if len(tensor(f"{entry.group}/source", np.int64)) != entry.grown_width:
             raise UsageError(f"group {entry.group!r} does not grow to its {entry.grown_width} channels")
-    facts = document.model_dump(exclude={"format_version", "groups", "layouts", "widths", "module_sizes"})
+    own = {"format_version", "groups", "layouts", "widths", "module_sizes", "unproved"}
+    facts = document.model_dump(exclude=own)
     return SplitPlan(
         groups=tuple(
             GroupSplit(
@@ -411,5 +405,6 @@ def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> Spl
             ModuleSize(s.module, s.attribute, dim_from_json(s.dim, document.widths), s.times)
             for s in document.module_sizes
         ),
+        unproved=tuple(document.unproved),
         **facts,
     )

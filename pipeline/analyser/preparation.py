@@ -21,6 +21,7 @@ from growpipe.analyser.program.activations import Surrogate
 from growpipe.analyser.program.aten import RECURRENT, aten
 from growpipe.analyser.program.binding import bind_groups
 from growpipe.analyser.program.program import Program
+from growpipe.analyser.program.substitutes import PLAIN_ATTENTION
 from growpipe.data.loader_items import to_device
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
@@ -110,10 +111,16 @@ def prepare(
     splittable = [group for group in groups.groups if group.splittable and group.name not in taken]
     if not splittable:
         raise NothingToSplit(_why_nothing_splits(model, groups, fit.rigid))
-    program = functional(export.program)
+    pairs = any(group.of_pairs for group in splittable)
+    program = functional(export.program, pairs=pairs)
     aliases = _aliases(program.state_dict, groups)  # once moved, tied tensors are two
     program, state = _placed(program, model, device)
     bound = bind_groups(program, splittable, groups.layouts, aliases, options.displace)
+    if not bound:
+        raise NothingToSplit(
+            f"{type(model).__name__} gives the products of queries and keys, which alone could split, as "
+            "an output, so no analysis tells what a split is worth"
+        )
     surrogate = Surrogate(options.surrogate_beta)
     return Prepared(Program(program, state, bound, surrogate, aliases), groups, dtype, fit, factors)
 
@@ -190,10 +197,15 @@ _FUNCTIONAL = {
 }  # fmt: skip
 
 
-def functional(program: ExportedProgram) -> ExportedProgram:
+def functional(program: ExportedProgram, *, pairs: bool = False) -> ExportedProgram:
     """The program without operators that work in place, so that a captured value stays what it was.
 
     Recurrent layers are unrolled: one matrix product and the gates for every step.
+
+    Args:
+        program: the program.
+        pairs: whether channels of queries and keys are analysed. Fused attention is then taken apart, so that
+            the sum over these channels is a value of its own.
 
     To trace it once more takes as long as to export it. A program of nothing but operators that are known to
     be functional, and that the analyser knows by these names, is left as it is.
@@ -210,7 +222,9 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         return program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
-        result: ExportedProgram = program.run_decompositions(get_decompositions(RECURRENT))
+        result: ExportedProgram = program.run_decompositions(
+            {**get_decompositions(RECURRENT), **(PLAIN_ATTENTION if pairs else {})}
+        )
         return result
 
 

@@ -58,7 +58,7 @@ def plan(
     from growpipe.graph_ops.files.load_save import load_model
     from growpipe.graph_ops.groups.channel_groups import find_channel_groups
     from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
-    from growpipe.graph_ops.plan.split_plan import plan_files
+    from growpipe.graph_ops.plan.plan_document import plan_files
 
     check_folder_target(output, plan_files, inputs=[model])
     loaded = load_model(model)

@@ -87,6 +87,12 @@ def _grown(model: Module, plan: SplitPlan) -> Module:
             f"{type(model).__name__} holds on to the old parameters; grow the network inside, its .{inside}, "
             "and wrap it again"
         )
+    if plan.unproved:
+        raise UsageError(
+            f"the plan splits the queries and keys of {plan.unproved[0]!r}, and {type(model).__name__} may "
+            "compute its scale from their width; try it with fit_module, and give what it finds to "
+            "plan_for_module, or leave this group out"
+        )
     tensors = named_tensors(model)
     plan.check_belongs(lambda name: to_numpy(tensors[name]), f"this {type(model).__name__}")
     return grow_into(copy.deepcopy(model), model, plan)
@@ -223,7 +229,9 @@ def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
     return tensor.data_ptr(), tensor.shape
 
 
-def plan_for_module(plan: SplitPlan, model: nn.Module, sizes: Iterable[ModuleSize] = ()) -> SplitPlan:
+def plan_for_module(
+    plan: SplitPlan, model: nn.Module, sizes: Iterable[ModuleSize] = (), pairs: Iterable[str] = ()
+) -> SplitPlan:
     """A plan that was made on the graph alone, as a plan for the module too.
 
     Args:
@@ -232,6 +240,7 @@ def plan_for_module(plan: SplitPlan, model: nn.Module, sizes: Iterable[ModuleSiz
         sizes: the integers of ``model`` that follow the widths, as
             `growpipe.torch_module.module_fit.fit_module` finds them; those that follow no group of the plan
             are left out.
+        pairs: the groups of queries and keys that ``model`` follows, as ``fit_module`` finds them, too.
 
     The graph may hold constants that the exporter made, such as the unit scales of a normalisation. They grow
     with the graph and are not parameters of ``model``: the plan no longer vouches for them.
@@ -243,6 +252,7 @@ def plan_for_module(plan: SplitPlan, model: nn.Module, sizes: Iterable[ModuleSiz
         layouts=layouts,
         parameters_hash=hash_parameters(layouts, lambda name: to_numpy(tensors[name])),
         module_sizes=sizes_of_groups(sizes, plan.widths),
+        unproved=tuple(name for name in plan.unproved if name not in set(pairs)),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from growpipe.graph_ops.axes.dims import Dim, Product, grown_size
+from growpipe.graph_ops.axes.dims import Dim, Product, grown_size, uncopied
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
 
@@ -61,7 +61,7 @@ def grown_layer_sizes(
         raise UsageError(
             f"{path}: its weight is computed from parameters of another shape, which cannot grow"
         )
-    dims = [axis.dim for axis in layout.axes]
+    dims = [uncopied(axis.dim) for axis in layout.axes]
     grown = [grown_size(dim, widths) for dim in dims]
     match module:
         case nn.modules.conv._ConvTransposeNd():

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Product, atoms_of
+from growpipe.graph_ops.axes.dims import Atom, Concat, Copied, Dim, Product, atoms_of
 from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
 from growpipe.graph_ops.plan.module_size import ModuleSize, sizes_of_groups
 from growpipe.torch_module.size_candidates import Change, Place, candidates_of, common_module
@@ -36,10 +36,12 @@ class ModuleFit:
     Attributes:
         rigid: by name the groups that the module cannot follow, and why.
         sizes: the integers of modules that follow the others, beyond the sizes of torch's own layers.
+        pairs: the groups of queries and keys that the module follows with the scale that it has.
     """
 
     rigid: Mapping[str, str]
     sizes: tuple[ModuleSize, ...]
+    pairs: tuple[str, ...] = ()
 
     def sizes_of(self, groups: Iterable[str]) -> tuple[ModuleSize, ...]:
         """The integers that follow one of the groups or several: ``module_sizes`` of a plan for them."""
@@ -67,10 +69,12 @@ def fit_module(
         return ModuleFit({}, ())
     with torch.no_grad():
         trials = Trials(model, graph, groups, example_inputs)
-        if trials.together(names) is None:
-            return ModuleFit({}, ())
-        fitting = _Fitting(trials)
-        return fitting.quick(names) or fitting.thorough(names)
+        fit = ModuleFit({}, ())
+        if trials.together(names) is not None:
+            fitting = _Fitting(trials)
+            fit = fitting.quick(names) or fitting.thorough(names)
+        pairs = (name for name in names if groups[name].of_pairs and name not in fit.rigid)
+        return replace(fit, pairs=tuple(pairs))
 
 
 class _Fitting:
@@ -189,6 +193,8 @@ def _pattern(dim: Dim, group: str) -> Any:
             return ("product", *(_pattern(factor, group) for factor in factors))
         case Concat(parts):
             return ("concat", *(_pattern(part, group) for part in parts))
+        case Copied(inner):
+            return ("copied", _pattern(inner, group))
     return dim.size
 
 

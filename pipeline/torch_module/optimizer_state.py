@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from growpipe.graph_ops.axes.dims import swapped
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_json
@@ -186,8 +187,12 @@ def _cannot_grow(key: str, name: str) -> UsageError:
 
 def _grown_moment(moment: torch.Tensor, power: int, layout: TensorLayout, plan: SplitPlan) -> torch.Tensor:
     """A moment of the gradient of a parameter that is laid out so, after the split."""
+    # Where the parameter takes a coefficient its gradient takes none, and the other way round.
     turned = TensorLayout(
-        tuple(AxisLayout(axis.dim, "copied" if axis.role == "mixed" else "mixed") for axis in layout.axes)
+        tuple(
+            AxisLayout(swapped(axis.dim) if axis.role == "mixed" else axis.dim, "mixed")
+            for axis in layout.axes
+        )
     )
     offspring = {
         group: replace(what, coefficient=what.coefficient**power) for group, what in plan.offspring.items()

@@ -8,7 +8,7 @@ from itertools import combinations, takewhile
 
 from torch import nn
 
-from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Product, atoms_of, grown_size
+from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Product, atoms_of, grown_size, uncopied
 from growpipe.graph_ops.axes.layouts import AxisLayout
 from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.torch_module.integers import held_integers, own_integers
@@ -106,7 +106,7 @@ def _lengths(trials: Trials, group: str) -> list[Dim]:
     found: dict[Dim, None] = {}
     for layout in trials.layouts.values():
         for axis in layout.axes:
-            found |= dict.fromkeys(_parts_with(axis.dim, group))
+            found |= dict.fromkeys(_parts_with(uncopied(axis.dim), group))
     return sorted(found, key=lambda dim: dim.size)
 
 

@@ -71,7 +71,10 @@ class Trials:
         self._graph = graph
         self._inputs = inputs
         self._grown = copy.deepcopy(model)
-        self._expected = _floating(model(*inputs))
+        with _StepCounter() as counter:
+            self._expected = _floating(model(*inputs))
+        self._numbers = counter.numbers
+        self._pairs = False
         self.reads = attributes_read(self._grown, inputs)
         tensors = named_tensors(model)
         self.layouts: dict[str, TensorLayout] = {
@@ -91,6 +94,7 @@ class Trials:
         plan = net2net_plan(self.groups, self._graph, growth=growth or 0.0, factors=factors or None)
         self._tolerance = _MOMENTS_TOLERANCE if factors else _TOLERANCE
         self.widths = plan.widths
+        self._pairs = any(self.groups[name].of_pairs for name in names)
         try:
             grow_into(self._grown, self.model, plan_for_module(plan, self.model))
         except Exception as error:  # sizes that cannot grow, and whatever a user's parametrization raises
@@ -107,6 +111,9 @@ class Trials:
             with counter:
                 found = _floating(self._grown(*self._inputs))
             fault = self._difference(found)
+            if fault is None and self._pairs and counter.numbers != self._numbers:
+                # With small logits the output would hardly tell.
+                fault = _SCALE
             total = sum(float(value.nan_to_num().sum()) for value in found)
         except Exception as error:  # the user's forward may raise anything
             fault = _one_line(error) + self._place(error)
@@ -143,20 +150,56 @@ class Trials:
         return None
 
 
+_SCALE = (
+    "a number that it computes with follows the width of queries and keys, such as the scale of "
+    "F.scaled_dot_product_attention without scale=; keep it as a number of the module"
+)
+
+
 class _StepCounter(TorchFunctionMode):
-    """Counts calls of functions of torch and hashes the shapes they give: how far ``forward`` came."""
+    """Counts calls of functions of torch and hashes the shapes they give: how far ``forward`` came.
+
+    Attributes:
+        steps: the number of calls.
+        trace: the hash.
+        numbers: the fractional numbers that the functions were given, those that became tensors, and the
+            width of queries where it is their scale.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.steps = self.trace = 0
+        self.numbers: list[float] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.steps += 1
+        self.numbers += _numbers(func, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
         values = result if isinstance(result, (list, tuple)) else (result,)
         shapes = tuple(tuple(value.shape) for value in values if isinstance(value, torch.Tensor))
         self.trace = hash((self.trace, shapes))
         return result
+
+
+def _numbers(func: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> list[float]:
+    """The numbers that a function of torch computes with, beside its tensors and shapes."""
+    if func is torch.nn.functional.scaled_dot_product_attention and keywords.get("scale") is None:
+        queries = args[0] if args else keywords["query"]
+        return [float(queries.shape[-1])]
+    given = [*args, *keywords.values()]
+    if func in _MAKING_TENSORS:
+        return [float(value) for value in given if isinstance(value, (int, float))]
+    if func in _ARITHMETIC:
+        return [float(value) for value in given[1:] if isinstance(value, (int, float))]
+    return [value for value in given if isinstance(value, float)]
+
+
+_MAKING_TENSORS = {torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.full}
+_PRODUCTS = """
+div mul pow true_divide div_ mul_
+__imul__ __itruediv__ __mul__ __pow__ __rmul__ __rpow__ __rtruediv__ __truediv__
+"""
+_ARITHMETIC = {getattr(o, n) for o in (torch, torch.Tensor) for n in _PRODUCTS.split() if hasattr(o, n)}
 
 
 def _floating(output: Any) -> list[torch.Tensor]:

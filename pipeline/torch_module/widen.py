@@ -73,7 +73,8 @@ def with_widths(
     plan = widening_plan(groups, export.graph, widths)
     if plan is None:
         return reinitialise(copy.deepcopy(model))
-    return reinitialise(grow(model, plan_for_module(plan, model, sizes)))
+    # New weights need no scale of the old ones.
+    return reinitialise(grow(model, plan_for_module(plan, model, sizes, plan.unproved)))
 
 
 def uniform_widths(groups: ChannelGroups, *, macs: int) -> dict[str, int]:

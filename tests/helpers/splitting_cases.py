@@ -230,6 +230,21 @@ class Kinked(nn.Module):
         return self.net(x)
 
 
+class Pairs(nn.Module):
+    """An attention whose queries and keys split, dimension by dimension; values are linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        # Two heads of any width; the scale does not follow the width.
+        q, k, v = (p(x).reshape(*x.shape[:2], 2, -1).transpose(1, 2) for p in (self.q, self.k, self.v))
+        y = functional.scaled_dot_product_attention(q, k, v, scale=0.6).transpose(1, 2)
+        return self.head(torch.tanh(y.reshape(*x.shape[:2], -1)).mean(1))
+
+
 class Recurrent(nn.Module):
     """An LSTM whose hidden units feed each other and the head."""
 
@@ -269,6 +284,7 @@ CASES = {
     "shared": Case(Shared, (4,)),
     "pixel shuffle": Case(Shuffled, IMAGE, regression=True),
     "kinked": Case(Kinked, IMAGE, smooth=False),
+    "queries and keys": Case(Pairs, (5, 4)),
     "recurrent": Case(Recurrent, (2, 3)),
 }
 

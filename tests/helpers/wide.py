@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,12 @@ class Step:
     axis: int
     split: Split
     mixed: bool
+
+    def factors(self, array: npt.NDArray) -> npt.NDArray:
+        """The coefficients, to multiply an array that has the grown axis."""
+        shape = [1] * array.ndim
+        shape[self.axis] = -1
+        return np.array(self.split.coefficient, array.dtype).reshape(shape)
 
     def __call__(self, array: npt.NDArray) -> npt.NDArray:
         assert array.shape[self.axis] == self.split.width
@@ -167,11 +173,15 @@ class Case:
             delta = None if move is None else move.delta(array.shape)
             # A displacement is given in the narrow coordinates of all other axes: the others come later.
             for step in sorted(given.steps, key=lambda s: move is None or s.axis != move.axis):
-                array = step(array)
-                if move is not None and delta is not None and step.axis == move.axis:
-                    for entry, direction in zip(move.entries, delta, strict=True):
-                        where = (slice(None),) * move.axis + (entry,)
-                        array[where] += (epsilon * direction).astype(array.dtype)
+                if move is None or delta is None or step.axis != move.axis:
+                    array = step(array)
+                    continue
+                array = replace(step, mixed=False)(array)
+                for entry, direction in zip(move.entries, delta, strict=True):
+                    where = (slice(None),) * move.axis + (entry,)
+                    array[where] += (epsilon * direction).astype(array.dtype)
+                if step.mixed:
+                    array = array * step.factors(array)
             wide[name] = array
         return self._model(self.wide or self.narrow, real, wide)
 

@@ -89,7 +89,7 @@ def test_the_hidden_layers_values_and_heads_of_a_decoder_grow(tmp_path: Path) ->
     fit = fit_module(model, export.graph, groups, (text,))
     assert {g.name for g in groups.groups if g.splittable and g.name not in fit.rigid} == growing.keys()
     plan = random_plan(groups, export.graph, growth=growing, epsilon=0.0, seed=1)
-    plan = plan_for_module(plan, model, fit.sizes)
+    plan = plan_for_module(plan, model, fit.sizes, fit.pairs)
     grown = grow(model, plan)
     save_model(grow_graph(export.graph, plan), tmp_path / "grown.onnx")
     assert [block.heads for block in grown.blocks] == [4, 4]

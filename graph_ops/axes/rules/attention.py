@@ -14,7 +14,7 @@ __all__ = ["RULES"]
 
 
 def attention(inference: AxisInference, node: ir.Node) -> None:
-    """``y[b,h,n,e] = softmax(q[b,h,n,d] k[b,h,m,d]ᵀ) v[b,h,m,e]``: d is contracted, h and e pass.
+    """``y[b,h,n,e] = softmax(q[b,h,n,d] k[b,h,m,d]ᵀ / √d) v[b,h,m,e]``: d is contracted, h and e pass.
 
     With fewer key than query heads, each serves equally many queries in a row. Operands of rank 3 have
     heads and channels on one axis, and say in attributes how many heads there are.
@@ -32,12 +32,10 @@ def attention(inference: AxisInference, node: ir.Node) -> None:
         raise UnknownShape("the number of its heads is not known")
     inference.unify(node, queries[1], product([keys[1], Axis(heads // served)]), 1)
     inference.unify(node, queries[3], keys[3], 3)
-    inference.freeze(
-        node,
-        queries[3],
-        3,
-        "it sums over this axis of two activations, so no weight can take the coefficients",
-    )
+    inference.contract_activations(node, queries[3], (0, 1), 3)
+    channels = root(queries[3]).size
+    if attribute_of(node, "scale") is None and channels:
+        inference.default(node, "scale", channels**-0.5, queries[3])
     inference.freeze(node, keys[2], 2, "it normalises over this axis")
     if inference.input(node, 3) is not None:
         broadcast(inference, node, [[*queries[:3], keys[2]], inference.axes_of(node, 3)])

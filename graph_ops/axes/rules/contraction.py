@@ -82,13 +82,14 @@ def einsum(inference: AxisInference, node: ir.Node) -> None:
                 _makes(inference, node, index, axis)
         elif len(found) > 1 and weights:
             inference.mixed(node, *weights[-1])
+        elif len(found) == 2:
+            (first, position), (second, _) = found
+            inference.contract_activations(node, axis_of[letter], (first, second), position)
         else:
-            reason = (
-                "it sums over this axis of two activations, so no weight can take the coefficients"
-                if len(found) > 1
-                else "it sums over this axis"
+            reason = f"it sums over this axis of {len(found)} activations"
+            inference.freeze(
+                node, axis_of[letter], found[0][1], reason if len(found) > 1 else "it sums over this axis"
             )
-            inference.freeze(node, axis_of[letter], found[0][1], reason)
     inference.output(node, [axis_of[letter] for letter in wanted])
     inference.count(node, 1, axis_of.values())
 

@@ -95,7 +95,7 @@ def operator_name(node: Node) -> str:
 
 def find_chain(group: BoundGroup) -> Chain | None:
     """The group as a chain, or None if it is something else."""
-    if len(group.blocks) != 1 or len(group.cut) != 1 or len(group.parameters) != 1:
+    if len(group.blocks) != 1 or len(group.cut) != 1 or len(group.parameters) != 1 or group.sums:
         return None
     (block,) = group.blocks
     (producer,) = group.cut

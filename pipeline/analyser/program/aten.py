@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["CONVOLUTIONS", "MATRIX_PRODUCTS", "NORMS", "RECURRENT", "aten"]
+__all__ = ["CONVOLUTIONS", "MATRIX_PRODUCTS", "NORMS", "RECURRENT", "SUMS_OVER_CHANNELS", "aten"]
 
 aten = torch.ops.aten
 
@@ -26,3 +26,9 @@ MATRIX_PRODUCTS: dict[Any, tuple[int, int]] = {
 
 RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 """Recurrent layers with all their steps. Their kernels have no double backward."""
+
+SUMS_OVER_CHANNELS = (
+    aten.addmm.default, aten.baddbmm.default, aten.bmm.default, aten.einsum.default, aten.linear.default,
+    aten.matmul.default, aten.mm.default,
+)  # fmt: skip
+"""Products that sum over the channels of two activations."""

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
+from growpipe.analyser.program.aten import SUMS_OVER_CHANNELS
 from growpipe.graph_ops.axes.dims import channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import CheckFailed, UsageError
@@ -88,6 +89,8 @@ class BoundGroup:
         parameters: the nodes of ``path`` that depend on parameters alone.
         cut: the nodes of ``path`` whose data inputs are held constant (the mixing producers).
         edges: the consumer edges e, (consumer, source).
+        sums: the nodes of ``path`` that sum over the channels of two activations; whatever reads them is a
+            consumer.
     """
 
     group: ChannelGroup
@@ -96,6 +99,7 @@ class BoundGroup:
     parameters: frozenset[Node] = field(repr=False)
     cut: frozenset[Node] = field(repr=False)
     edges: tuple[Edge, ...] = field(repr=False)
+    sums: frozenset[Node] = field(default=frozenset(), repr=False)
 
     @property
     def name(self) -> str:
@@ -116,7 +120,7 @@ class BoundGroup:
 
     def varies(self, source: Node, user: Node) -> bool:
         """Whether ``user`` sees ``source`` as a function of θ."""
-        if source not in self.path or user not in self.path:
+        if source not in self.path or source in self.sums or user not in self.path:
             return False
         return user not in self.cut or source in self.parameters
 
@@ -181,7 +185,8 @@ def bind_groups(
     nodes = list(program.graph_module.graph.nodes)
     names = {node: aliases.get(name, name) for node, name in placeholders(program).items()}
     constant = _constant_nodes(nodes, names)
-    return tuple(_bind(nodes, names, constant, group, layouts, displace) for group in groups)
+    bound = (_bind(nodes, names, constant, group, layouts, displace) for group in groups)
+    return tuple(group for group in bound if group is not None)
 
 
 def _constant_nodes(nodes: Sequence[Node], names: Mapping[Node, str]) -> dict[Node, frozenset[str]]:
@@ -205,8 +210,10 @@ def _bind(
     group: ChannelGroup,
     layouts: Mapping[str, TensorLayout],
     displace: Sequence[str],
-) -> BoundGroup:
+) -> BoundGroup | None:
     """Find one group: what is displaced, what varies with it, and where the variation is mixed.
+
+    None for queries and keys whose products are an output of the program, which the loss reads itself.
 
     Args:
         nodes: of the program, in topological order.
@@ -222,6 +229,8 @@ def _bind(
     _require_tensors(group, set(names.values()))
     blocks = _blocks(group, layouts, displace, set(names.values()))
     reach = _trace(nodes, names, constant, group, {block.tensor for block in blocks})
+    if any(user.op == "output" for node in reach.sums for user in node.users):
+        return None
     if not reach.edges:
         raise CheckFailed(
             f"group {group.name!r}: no consumer is reached from its displaced tensors in the exported "
@@ -236,6 +245,7 @@ def _bind(
         frozenset(node for node in useful if node in constant),
         frozenset(reach.cut & useful),
         tuple(reach.edges),
+        frozenset(reach.sums & useful),
     )
 
 
@@ -285,11 +295,14 @@ class _Reach:
         varying: the nodes whose values depend on θ.
         cut: those of them that are mixing producers, whose data inputs are held constant.
         edges: the consumer edges that a varying value enters.
+        sums: those of the varying nodes that sum over the channels of two varying values, such as queries and
+            keys; all that reads them is a consumer.
     """
 
     varying: set[Node]
     cut: set[Node]
     edges: list[Edge]
+    sums: set[Node]
 
 
 def _trace(
@@ -301,11 +314,12 @@ def _trace(
 ) -> _Reach:
     """Follow θ forward from the tensors in ``displaced`` to the group's consumers."""
     made, mixed = _tensors(group, "made"), _tensors(group, "mixed")
-    reach = _Reach({node for node in nodes if names.get(node) in displaced}, set(), [])
+    reach = _Reach({node for node in nodes if names.get(node) in displaced}, set(), [], set())
     for node in nodes:
         if node.op != "call_function":
             continue
-        sources = [source for source in node.all_input_nodes if source in reach.varying]
+        reach.edges.extend((node, source) for source in node.all_input_nodes if source in reach.sums)
+        sources = [s for s in node.all_input_nodes if s in reach.varying and s not in reach.sums]
         if node in constant:
             if sources:
                 reach.varying.add(node)
@@ -321,6 +335,8 @@ def _trace(
                 reach.cut.add(node)
         elif sources and not origins & mixed:
             reach.varying.add(node)
+            if group.of_pairs and len(data) > 1 and node.target in SUMS_OVER_CHANNELS:
+                reach.sums.add(node)
     return reach
 
 

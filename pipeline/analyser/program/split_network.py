@@ -130,7 +130,9 @@ class SplitNetwork:
 
     def _usable(self, group: BoundGroup, pair: Pair) -> Pair:
         """The pair, without what cannot be mixed at the group's consumers."""
-        known = pair.uniform or all(self._input_axis(consumer) for consumer, _ in group.edges)
+        known = pair.uniform or (
+            not group.sums and all(self._input_axis(consumer) for consumer, _ in group.edges)
+        )
         return pair if known else pair.halved()
 
     def _displacements(self, group: BoundGroup) -> dict[str, list[Tensor]]:

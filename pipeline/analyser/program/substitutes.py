@@ -12,7 +12,7 @@ from growpipe.analyser.program.activations import ACTIVATIONS, Activation, activ
 from growpipe.analyser.program.aten import CONVOLUTIONS, aten
 from growpipe.analyser.program.convolution import conv_nd, convolution
 
-__all__ = ["DIFFERENTIABLE", "OVERRIDES", "RESHAPES"]
+__all__ = ["DIFFERENTIABLE", "OVERRIDES", "PLAIN_ATTENTION", "RESHAPES"]
 
 
 # The strides of what is recomputed, or kept channels last, need not be those of the traced kernels.
@@ -64,6 +64,10 @@ def _attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return torch.softmax(scores, -1) @ v
+
+
+PLAIN_ATTENTION: dict[Any, Callable[..., Tensor]] = {aten.scaled_dot_product_attention.default: _attention}
+"""Attention whose logits are a value of their own."""
 
 
 def _elementwise(make: Callable[..., Activation]) -> Callable[..., Tensor]:

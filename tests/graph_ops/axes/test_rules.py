@@ -205,14 +205,20 @@ CASES: dict[str, Case] = {
         "t = Transpose <perm = [0, 2, 1]> (h) s = MatMul (h, t) z = Softmax (s)",
         {"b": (5, 2)},
         (),
-        declined=reason("it sums over this axis of two activations, so no weight can take the coefficients"),
+        declined=reason(
+            "it sums over this axis of two activations, and no weight before them can take the coefficients: "
+            "Transpose reads the same channels and MatMul reads the same channels"
+        ),
     ),
     "attention values": rows(
         "v = MatMul (x, c) t = Transpose <perm = [0, 2, 1]> (h) s = MatMul (h, t) p = Softmax (s) "
         "z = MatMul (p, v)",
         {"b": (7, 2), "c": (4, 7)},
         ("c",),
-        declined=reason("it sums over this axis of two activations, so no weight can take the coefficients"),
+        declined=reason(
+            "it sums over this axis of two activations, and no weight before them can take the coefficients: "
+            "Transpose reads the same channels and MatMul reads the same channels"
+        ),
     ),
     "Gemm": Case(
         VECTOR,
@@ -464,8 +470,7 @@ CASES: dict[str, Case] = {
         "q = MatMul (x, a) k = MatMul (x, c) v = MatMul (x, d) "
         "z = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v) y = MatMul (z, b)",
         {"a": (4, 8), "c": (4, 4), "d": (4, 6), "b": (12, 2)},
-        {"a", "a#2", "d"},
-        declined={"a#3": "it sums over this axis of two activations, so no weight can take the coefficients"},
+        {"a", "a#2", "a#3", "d"},
         opset=23,
     ),
     "Attention on four axes": Case(
@@ -473,7 +478,10 @@ CASES: dict[str, Case] = {
         "k = MatMul (x, a) v = MatMul (x, d) z = Attention (k, k, v, mask) y = MatMul (z, b)",
         {"a": (4, 6), "d": (4, 3), "b": (3, 2), "mask": (5, 5)},
         {"d"},
-        declined=reason("it sums over this axis of two activations, so no weight can take the coefficients"),
+        declined=reason(
+            "it sums over this axis of two activations, and no weight before them can take the coefficients: "
+            "Attention reads the same channels"
+        ),
         opset=23,
     ),
     "LSTM": Case(

@@ -161,7 +161,7 @@ def check_lockstep(model: nn.Module, x: torch.Tensor) -> tuple[ModuleFit, SplitP
         if group.splittable and group.name not in fit.rigid
     }
     drawn = random_plan(groups, export.graph, growth=growth, epsilon=0.05, seed=3)
-    plan = plan_for_module(drawn, model, fit.sizes)
+    plan = plan_for_module(drawn, model, fit.sizes, fit.pairs)
     name = str(export.graph.graph.inputs[0].name)
     for epsilon in (0.0, plan.epsilon):
         at = plan.with_epsilon(epsilon)
@@ -234,9 +234,9 @@ def test_widths_and_heads_follow_in_every_block(caplog: pytest.LogCaptureFixture
             f"{block}.attention.project.nf": {heads},
             f"{block}.rise.nf": {rise},
         }
-    # Query, key and value have one width in the module; the graph can widen the values alone.
+    # Query, key and value have one width in the module; the graph can widen queries and keys, or the values.
     assert all("attention.channels" in reason for reason in fit.rigid.values())
-    assert len(fit.rigid) == 2
+    assert len(fit.rigid) == 4
     assert any("tried 0.rise.nf 16 to 17: follows" in message for message in caplog.messages)
 
 
@@ -298,7 +298,7 @@ def test_a_copy_that_is_grown_again_keeps_no_integer_of_the_plan_before() -> Non
     copied = copy.deepcopy(model)
     for name in ("first.rise.weight", "second.rise.weight"):
         drawn = random_plan(groups, export.graph, growth={name: 2})
-        plan = plan_for_module(drawn, model, fit.sizes)
+        plan = plan_for_module(drawn, model, fit.sizes, fit.pairs)
         torch.testing.assert_close(grow_into(copied, model, plan)(x), model(x))
     assert get_integer(copied.first, "config.width") == 6
 

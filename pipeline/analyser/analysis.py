@@ -30,15 +30,15 @@ from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import growing
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
 from growpipe.analyser.watch import PRODUCT, Estimate, Watch, bar
-from growpipe.budgets.budget import GrowthBudget
+from growpipe.budgets.budget import Expenses, GrowthBudget
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.cost.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit
-from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.graph_ops.plan.whole_factors import factor_splits
 from growpipe.parallel.processes import processes
 from growpipe.torch_module.export import GrowthExport, named_tensors
-from growpipe.torch_module.outputs import LossFunction, evaluation_mode
+from growpipe.torch_module.outputs import LossFunction, evaluation_mode, to_numpy
 
 __all__ = ["analysis_of"]
 
@@ -81,6 +81,8 @@ def analysis_of(
         seen.phase("export")
         prepared = prepare(model, _examples(example_inputs), options.growth, device)
         subject = Subject(model, loss_fn, prepared, peers, device)
+        if not prepared.program.groups:
+            return _factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
         estimate = Estimate.of(samples.count, samples.held_out_count, options, ROUNDS, samples.seconds)
         estimate.announce(samples.count)
@@ -90,6 +92,8 @@ def analysis_of(
         seen.phase("trials")
         proposals = _proposals(subject, samples, spectra, options, seen)
         choice = _choose(subject, spectra, proposals, limits, options)
+        if choice is None:
+            return _factors_alone(subject, budget, options)
         seen.phase("line search")
         found, step = _step(proposals, choice, options.growth.epsilon)
         seen.phase("plan")
@@ -293,8 +297,8 @@ def _choose(
     proposals: Proposals,
     limits: GrowthLimits,
     options: AnalysisOptions,
-) -> _Choice:
-    """The best splits within the limits.
+) -> _Choice | None:
+    """The best splits within the limits; None if none lowers the loss, and factors were asked for.
 
     Raises:
         NothingToSplit: no split lowers the loss, or the budget is spent.
@@ -319,6 +323,8 @@ def _choose(
         {g.name: g.width * subject.prepared.factors.get(g.name, 1) for g in groups.groups},
     )
     selection = spending.selection
+    if not selection.widths and subject.prepared.factors:
+        return None
     if not selection.widths:
         raise NothingToSplit(f"nothing is left to split: {selection.notes}")
     return _Choice(spending, calibration, proposals.signs(selection.rows, epsilon))
@@ -334,6 +340,46 @@ def _with_factors(plan: SplitPlan, subject: Subject, seed: int) -> SplitPlan:
     own = named_tensors(subject.model)
     layouts = {name: at for name, at in prepared.groups.restricted(names).items() if name in own}
     return replace(plan, groups=splits, layouts=layouts, module_sizes=prepared.fit.sizes_of(names))
+
+
+def _factors_alone(subject: Subject, budget: GrowthBudget | None, options: AnalysisOptions) -> Analysis:
+    """The plan of the factors that were asked for, if nothing else splits: it needs no data.
+
+    Raises:
+        NothingToSplit: the budget has no room for them.
+    """
+    prepared, seed = subject.prepared, options.spectra.seed
+    groups, own = prepared.groups, {group.name: group.width for group in prepared.groups.groups}
+    empty = SplitPlan((), {}, 0.0, groups.graph_hash, "", "factors")
+    plan = _with_factors(empty, subject, seed)
+    expenses = Expenses(groups.cost, own, budget)
+    if not expenses.affordable(plan.widths):
+        raise NothingToSplit("the budget has no room for the factors; give a larger one")
+    tensors = named_tensors(subject.model)
+    found = hash_parameters(plan.layouts, lambda name: to_numpy(tensors[name]))
+    report = AnalysisReport(
+        stages=(),
+        ranking_stable=True,
+        groups={},
+        samples=0,
+        held_out=0,
+        displaced=options.growth.displace,
+        damping=None,
+        sketched=(),
+        selection="no split lowers the loss; the channels are copied as the factors say",
+        budget_spent=expenses.spent(plan.widths, plan.widths),
+        cost=None if budget is None or budget.cost is None else budget.cost.of({**own, **plan.widths}),
+        added=_added(groups.cost, plan.widths),
+        calibration=None,
+        rigid=prepared.fit.rigid,
+        factors=prepared.factors,
+        base_loss=None,
+        epsilon=options.growth.epsilon,
+        line_search=None,
+        seed=seed,
+    )
+    subject.peers.agree("the plan", plan.content_hash)
+    return Analysis(replace(plan, parameters_hash=found, notes={"analysis": report.notes()}), report)
 
 
 # Step.

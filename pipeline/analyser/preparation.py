@@ -88,7 +88,7 @@ def prepare(
         device: where the program is to run.
 
     Raises:
-        NothingToSplit: no group is splittable.
+        NothingToSplit: no group is splittable, and no factors are asked for.
         UsageError: the model cannot be exported, is of less than single precision, is not the one that was
             exported, or cannot follow a factor.
         CheckFailed: a group is not found in the program.
@@ -109,14 +109,14 @@ def prepare(
         raise UsageError(f"{type(model).__name__} cannot follow a factor of {name!r}: {fit.rigid[name]}")
     taken = fit.rigid.keys() | factors.keys()
     splittable = [group for group in groups.groups if group.splittable and group.name not in taken]
-    if not splittable:
+    if not splittable and not factors:
         raise NothingToSplit(_why_nothing_splits(model, groups, fit.rigid))
     pairs = any(group.of_pairs for group in splittable)
     program = functional(export.program, pairs=pairs)
     aliases = _aliases(program.state_dict, groups)  # once moved, tied tensors are two
     program, state = _placed(program, model, device)
     bound = bind_groups(program, splittable, groups.layouts, aliases, options.displace)
-    if not bound:
+    if not bound and not factors:
         raise NothingToSplit(
             f"{type(model).__name__} gives the products of queries and keys, which alone could split, as "
             "an output, so no analysis tells what a split is worth"

@@ -48,7 +48,7 @@ class AnalysisReport:
         calibration: by group what the shared trials showed; None if groups are ranked by prediction.
         rigid: by group why ``forward`` cannot grow it.
         factors: by group the number of copies that every channel got, as was asked.
-        base_loss: the mean loss of the module on the trial samples.
+        base_loss: the mean loss of the module on the trial samples; None if nothing was tried.
         epsilon: the step that was asked for; None if it was searched.
         line_search: the trials of the step; None if there were none.
         seed: the seed of the start vectors.
@@ -69,7 +69,7 @@ class AnalysisReport:
     calibration: Mapping[str, GroupTrial] | None
     rigid: Mapping[str, str]
     factors: Mapping[str, int]
-    base_loss: float
+    base_loss: float | None
     epsilon: float | None
     line_search: LineSearch | None
     seed: int

@@ -88,11 +88,23 @@ def test_groups_that_grow_by_factors_alone_are_named_with_the_way_to_ask():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).eval()
     x, y = torch.randn(64, 3), torch.randint(0, 2, (64,))
-    for factors in (None, 2):
-        with pytest.raises(NothingToSplit, match=r"'0\.weight' can grow by whole factors alone.*--factor 2"):
-            analyse(model, cross_entropy, [(x, y)], (x[:2],), factors=factors)
+    with pytest.raises(NothingToSplit, match=r"'0\.weight' can grow by whole factors alone.*--factor 2"):
+        analyse(model, cross_entropy, [(x, y)], (x[:2],))
     export = export_growth_form(model, (x[:2],))
     plan = plan_for_module(random_plan(export.groups(), export.graph, growth=0.0, factors=2), model)
     wide = grow(model, plan.with_epsilon(0.0))
     assert wide[0].out_features == 8
     torch.testing.assert_close(wide(x), model(x))
+
+
+def test_a_plan_of_factors_alone_needs_nothing_else_to_split(problem):
+    _, batches, _ = problem
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 3)).eval(), batches[0][0]
+    plan = analyse(model, cross_entropy, batches, (x[:2],), factors=2)
+    assert plan.widths == {"0.weight": 8}
+    assert (plan.epsilon, plan.predicted_change, plan.realised_change) == (0.0, None, None)
+    assert plan.notes["analysis"]["factors"] == {"0.weight": 2}
+    torch.testing.assert_close(grow(model, plan)(x), model(x))
+    with pytest.raises(NothingToSplit, match="no room for the factors"):
+        analyse(model, cross_entropy, batches, (x[:2],), factors=2, budget=GrowthBudget(parameters=50))

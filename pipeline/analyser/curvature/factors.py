@@ -9,6 +9,9 @@ per patch. Otherwise ``Σ + σ I = L Lᵀ``, and L⁻¹ is computed once, so tha
 product of matrices rather than a triangular solve. Roots are computed in float64 and applied in the type of
 the model.
 
+Some entries may be 0 in every patch: of a 3 x 3 filter on a 1 x 1 map eight taps of nine read nothing but
+padding. If at least half of the entries are, Σ is kept for the others alone, and its root is ``√σ`` on them.
+
 A matrix [d, d] that would need more than the limit of memory is not made. The leading eigenpairs of the
 patches are kept then, as many as the limit allows, and the energy of the others is spread evenly over all
 directions: that of the frequent directions sketch (Ghashami, Liberty, Phillips and Woodruff, 2016).
@@ -16,13 +19,14 @@ directions: that of the frequent directions sketch (Ghashami, Liberty, Phillips 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Matrix", "Moment", "Patches", "Root", "added", "root_of"]
+__all__ = ["Matrix", "Moment", "Patches", "Restricted", "Root", "added", "restricted", "root_of"]
 
 
 class Root(Protocol):
@@ -47,6 +51,7 @@ class Matrix:
     """Σ times the number of samples, float64 [d, d] shared by the channels or [width, d, d]."""
 
     values: Tensor
+    spread = 0.0
 
     @property
     def dimension(self) -> int:
@@ -65,6 +70,10 @@ class Matrix:
     def finite(self) -> bool:
         """Whether all entries are."""
         return bool(torch.isfinite(self.values).all())
+
+    def matrix(self) -> Matrix:
+        """The same."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +135,78 @@ class Patches:
         return Patches(rows.to(self.rows.dtype).contiguous(), self.spread + left)
 
 
-Moment = Matrix | Patches
+@dataclass(frozen=True, eq=False)
+class Restricted:
+    """Σ times the number of samples if many entries of the patches are always 0.
+
+    Attributes:
+        inner: Σ of the other entries.
+        places: of those, int64 [entries], ascending.
+        dimension: d.
+    """
+
+    inner: Matrix | Patches
+    places: Tensor
+    dimension: int
+
+    @property
+    def spread(self) -> float:
+        """That of `Patches`, per direction of the other entries."""
+        return self.inner.spread
+
+    def scaled(self, factor: float) -> Restricted:
+        """A positive multiple."""
+        return Restricted(self.inner.scaled(factor), self.places, self.dimension)
+
+    def mean(self, samples: int) -> Tensor:
+        """The mean eigenvalue of Σ, float64 []."""
+        return self.inner.mean(samples) * (len(self.places) / self.dimension)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all entries are."""
+        return self.inner.finite
+
+    def matrix(self) -> Matrix:
+        """The same as a matrix."""
+        return Matrix(_embedded(self.inner.matrix().values, self.places, self.dimension))
+
+    def at(self, places: Tensor) -> Matrix | Patches:
+        """Σ of the entries at ``places``, which hold all its own."""
+        own = torch.searchsorted(places, self.places)
+        if isinstance(self.inner, Patches):
+            rows = self.inner.rows.new_zeros(len(self.inner.rows), len(places))
+            rows.index_copy_(1, own, self.inner.rows)
+            return Patches(rows, self.spread * len(own) / len(places))
+        return Matrix(_embedded(self.inner.values, own, len(places)))
+
+
+def _embedded(values: Tensor, places: Tensor, size: int) -> Tensor:
+    """A matrix among zeros."""
+    whole = values.new_zeros(size, size)
+    whole[places[:, None], places] = values
+    return whole
+
+
+Moment = Matrix | Patches | Restricted
+
+
+def restricted(moment: Matrix | Patches) -> Moment:
+    """The moment without the entries that are always 0, if at least half of them are.
+
+    Args:
+        moment: as a matrix of several channels it stays as it is.
+    """
+    if isinstance(moment, Patches):
+        used = (moment.rows != 0).any(0) if not moment.spread else None
+    else:
+        used = moment.values.diagonal() != 0 if moment.values.ndim == 2 else None
+    places = None if used is None else used.nonzero()[:, 0]
+    if places is None or not 0 < 2 * len(places) <= moment.dimension:
+        return moment
+    if isinstance(moment, Patches):
+        return Restricted(Patches(moment.rows[:, places]), places, moment.dimension)
+    return Restricted(Matrix(moment.values[places[:, None], places]), places, moment.dimension)
 
 
 def added(held: Moment | None, new: Moment, limit: float) -> Moment:
@@ -138,16 +218,40 @@ def added(held: Moment | None, new: Moment, limit: float) -> Moment:
         limit: the bytes that one matrix may take.
     """
     if held is None:
-        return _fitting(new, limit) if isinstance(new, Patches) else new
+        return _fitting(new, limit)
+    if isinstance(held, Restricted) and isinstance(new, Restricted):
+        return _added_restricted(held, new, limit)
+    if isinstance(new, Restricted):
+        held, new = new, held
+    if isinstance(held, Restricted):
+        held = held.at(torch.arange(held.dimension, device=held.places.device))
     if isinstance(new, Patches) and isinstance(held, Patches):
         return _fitting(Patches(torch.cat([held.rows, new.rows]), held.spread + new.spread), limit)
-    one, other = (m.matrix() if isinstance(m, Patches) else m for m in (held, new))
-    return Matrix(one.values + other.values)
+    return Matrix(held.matrix().values + new.matrix().values)
 
 
-def _fitting(moment: Patches, limit: float) -> Moment:
+def _added_restricted(held: Restricted, new: Restricted, limit: float) -> Moment:
+    """The sum of two moments that leave out entries: those that are always 0 in both."""
+    d = held.dimension
+    if torch.equal(held.places, new.places):
+        places, one, other = held.places, held.inner, new.inner
+    else:
+        places = torch.cat([held.places, new.places]).unique()
+        one, other = held.at(places), new.at(places)
+    inner = added(one, other, limit)
+    assert not isinstance(inner, Restricted)
+    return inner if len(places) == d else Restricted(inner, places, d)
+
+
+def _fitting(moment: Moment, limit: float) -> Moment:
     """Patches as they are if they are few, else as a matrix, or compressed if none fits within the limit."""
     d = moment.dimension
+    if isinstance(moment, Restricted):
+        inner = _fitting(moment.inner, limit)
+        assert not isinstance(inner, Restricted)
+        return Restricted(inner, moment.places, d)
+    if isinstance(moment, Matrix):
+        return moment
     if 2 * len(moment.rows) <= d:
         return moment
     if 8 * d * d > limit:
@@ -164,6 +268,9 @@ def root_of(moment: Moment, samples: int, damping: Tensor, dtype: torch.dtype) -
         damping: σ, float64 [] or [width], positive.
         dtype: of the root.
     """
+    if isinstance(moment, Restricted):
+        inner = root_of(moment.inner, samples, damping, dtype)
+        return _Extended(inner, moment.places, moment.dimension, float(damping) ** 0.5)
     if isinstance(moment, Patches):
         values, vectors = moment.eigenpairs()
         return _LowRank.of(values / samples, vectors, float(damping) + moment.spread / samples, dtype)
@@ -244,3 +351,32 @@ class _LowRank:
 
     def white(self, covectors: Tensor) -> Tensor:
         return self._times(covectors, *self.inverse)
+
+
+@dataclass(frozen=True, eq=False)
+class _Extended:
+    """A root of the entries at some places, and a multiple of the identity on all others.
+
+    Attributes:
+        inner: the root of those entries.
+        places: their places, int64 [entries].
+        dimension: d.
+        still: √σ, the root on the other entries.
+    """
+
+    inner: Root
+    places: Tensor
+    dimension: int
+    still: float
+
+    def _times(self, rows: Tensor, still: float, change: Callable[[Tensor], Tensor]) -> Tensor:
+        return (rows * still).index_copy_(-1, self.places, change(rows[..., self.places]))
+
+    def raw(self, whitened: Tensor) -> Tensor:
+        return self._times(whitened, 1 / self.still, self.inner.raw)
+
+    def whitened(self, raw: Tensor) -> Tensor:
+        return self._times(raw, self.still, self.inner.whitened)
+
+    def white(self, covectors: Tensor) -> Tensor:
+        return self._times(covectors, 1 / self.still, self.inner.white)

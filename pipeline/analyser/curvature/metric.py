@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from growpipe.analyser.curvature.factors import Matrix, Moment, Patches, Root, added, root_of
+from growpipe.analyser.curvature.factors import Matrix, Moment, Patches, Root, added, restricted, root_of
 from growpipe.analyser.curvature.operator import SplittingProducts, join, split
 from growpipe.analyser.program.aten import CONVOLUTIONS, MATRIX_PRODUCTS, NORMS, aten
 from growpipe.analyser.program.binding import Block, BoundGroup
@@ -172,7 +172,7 @@ class GrowingMetric:
         roots = tuple(
             tuple(_root(operator, i, j, sums[i, j], total, self.damping) for i, j in row) for row in places
         )
-        sketched = [key for key, moment in sums.items() if isinstance(moment, Patches) and moment.spread]
+        sketched = [key for key, moment in sums.items() if moment.spread]
         names = tuple(operator.groups[i].blocks[j].tensor for i, j in sketched)
         return InputMetric(operator.groups, roots, names)
 
@@ -180,8 +180,10 @@ class GrowingMetric:
         """The sums over all processes."""
         if operator.reduce is None:
             return dict(self._sums)
-        matrices = {key: m.matrix() if isinstance(m, Patches) else m for key, m in self._sums.items()}
-        return {key: Matrix(operator.reduce(m.values)) for key, m in matrices.items()}
+        return {
+            key: restricted(Matrix(operator.reduce(moment.matrix().values)))
+            for key, moment in self._sums.items()
+        }
 
 
 LEAST_LIMIT = 2**28
@@ -284,9 +286,9 @@ def _sample(patches: Tensor, rows: int) -> Tensor:
     return patches[torch.randperm(len(patches), generator=generator)[:rows].to(patches.device)]
 
 
-def _second_moment(patches: Tensor) -> Patches:
+def _second_moment(patches: Tensor) -> Moment:
     """E[p pᵀ] of [rows, d]."""
-    return Patches(patches / math.sqrt(len(patches)))
+    return restricted(Patches(patches / math.sqrt(len(patches))))
 
 
 def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank: int) -> Moment | None:

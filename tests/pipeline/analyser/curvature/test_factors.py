@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from growpipe.analyser import analyse
-from growpipe.analyser.curvature.factors import Matrix, Patches, added, root_of
+from growpipe.analyser.curvature.factors import Matrix, Patches, Restricted, added, restricted, root_of
 from growpipe.analyser.curvature.metric import FARTHEST
 from growpipe.graph_ops.errors import CheckFailed
 
@@ -65,6 +65,73 @@ def test_no_matrix_is_made_beyond_the_limit_and_the_energy_stays() -> None:
     root = root_of(held, 1, torch.tensor(1e-3, **WIDE), torch.float64)
     delta = patches(3, 16, 1)
     torch.testing.assert_close(root.raw(root.whitened(delta)), delta)
+
+
+def silent(count: int, used: list[int], seed: int = 0) -> torch.Tensor:
+    """Patches of 16 entries, all but ``used`` of which are 0."""
+    rows = torch.zeros(count, 16, **WIDE)
+    rows[:, used] = patches(count, len(used), seed)
+    return rows
+
+
+@pytest.mark.parametrize("count", [2, 3, 30])
+@pytest.mark.parametrize("summed", [False, True])
+def test_entries_that_are_always_zero_are_left_out_of_the_root(count: int, summed: bool) -> None:
+    rows = silent(count, [1, 2, 7, 8, 11, 13])
+    sigma = rows.T @ rows
+    moment = restricted(Matrix(sigma)) if summed else added(None, restricted(Patches(rows)), math.inf)
+    assert isinstance(moment, Restricted)
+    assert isinstance(moment.inner, Matrix if summed or count > 3 else Patches)
+    torch.testing.assert_close(moment.matrix().values, sigma)
+    torch.testing.assert_close(moment.mean(5), sigma.diagonal().mean() / 5)
+    root = root_of(moment, 10, torch.tensor(1e-3, **WIDE), torch.float64)
+    assert root.dimension == 16
+    delta, other = patches(3, 16, 1), patches(3, 16, 2)
+    white = root.whitened(delta)
+    damped = sigma / 10 + 1e-3 * torch.eye(16, **WIDE)
+    torch.testing.assert_close(white @ root.whitened(other).T, delta @ damped @ other.T)
+    torch.testing.assert_close(root.raw(white), delta)
+    torch.testing.assert_close(root.white(other) @ white.T, other @ delta.T)
+    if isinstance(moment.inner, Matrix):
+        # The coordinates are those of the whole matrix: the processes of a run must agree on them.
+        whole = root_of(Matrix(sigma), 10, torch.tensor(1e-3, **WIDE), torch.float64)
+        torch.testing.assert_close(white, whole.whitened(delta))
+
+
+@pytest.mark.parametrize(
+    ("sets", "kind"),
+    [
+        ([[0, 3, 5], [0, 3, 5]], Restricted),
+        ([[0, 3, 5], [2, 3]], Restricted),
+        ([[0, 3, 5], list(range(16))], Matrix),
+        ([list(range(16)), [0, 3, 5]], Matrix),
+        ([list(range(8)), list(range(8, 16))], Matrix),
+    ],
+)
+@pytest.mark.parametrize("counts", [(1, 1), (1, 20), (20, 1), (9, 9)])
+def test_moments_without_some_entries_add_up(
+    sets: list[list[int]], kind: type, counts: tuple[int, int]
+) -> None:
+    parts = [silent(n, used, n + k) for k, (n, used) in enumerate(zip(counts, sets, strict=True))]
+    held = None
+    for part in parts:
+        held = added(held, restricted(Patches(part)), math.inf)
+    rows = torch.cat(parts)
+    assert isinstance(held, Patches if kind is Matrix and sum(counts) <= 2 else kind)
+    torch.testing.assert_close(held.matrix().values, rows.T @ rows)
+    torch.testing.assert_close(held.scaled(0.5).matrix().values, rows.T @ rows / 2)
+
+
+def test_the_energy_stays_if_entries_are_left_out_and_no_matrix_fits() -> None:
+    parts = [silent(10, [0, 3, 5, 6, 9, 12]), silent(10, [0, 3, 5, 6, 10, 12, 14], 1)]
+    held = None
+    for part in parts:
+        held = added(held, restricted(Patches(part)), limit=8 * 6 * 2)
+    assert isinstance(held, Restricted)
+    assert isinstance(held.inner, Patches)
+    assert held.spread > 0
+    rows = torch.cat(parts)
+    assert float(held.matrix().values.trace()) == pytest.approx(float((rows.T @ rows).trace()))
 
 
 def faint(scale: float) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ and their tables grow with the pairs. A factor 1/√d that stands in the graph s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,9 +92,9 @@ class _PairSearch:
         if not atoms or contraction in self._chosen:
             return
         refusals: list[str] = []
-        for operand in contraction.operands:
+        for nearest, operand in itertools.product((False, True), contraction.operands):
             try:
-                self._chosen = self._with(contraction, operand, self._chosen)
+                self._chosen = self._with(contraction, operand, self._chosen, nearest)
                 return
             except NoWay as refusal:
                 refusals.append(str(refusal))
@@ -110,8 +111,14 @@ class _PairSearch:
                 touch.folded[position] |= _atoms(contraction)
                 touch.entries[position] = side.entries.get((touch, position))
 
-    def _with(self, contraction: Contraction, operand: int, chosen: _Chosen) -> _Chosen:
+    def _with(self, contraction: Contraction, operand: int, chosen: _Chosen, nearest: bool) -> _Chosen:
         """The chosen sides with one more, and with those that it entails.
+
+        Args:
+            contraction: what is summed over.
+            operand: the side.
+            chosen: the sides so far.
+            nearest: whether the way ends at the first learned scale.
 
         Raises:
             NoWay: this side cannot take the coefficients.
@@ -119,7 +126,7 @@ class _PairSearch:
         value = contraction.node.inputs[operand]
         assert value is not None
         atoms = _atoms(contraction)
-        way = self._ways.to(value, frozenset(atoms))
+        way = self._ways.to(value, frozenset(atoms), nearest=nearest)
         edges = way.edges | {(contraction.node, operand)}
         edges |= {edge for other in chosen.values() for edge in other.way.edges}
         edges |= {(other.node, side.operand) for other, side in chosen.items()}
@@ -129,7 +136,7 @@ class _PairSearch:
             other = self._at.get((node, index))
             if other is None or other in chosen:
                 raise NoWay(f"{operator_name(node)} reads the same channels")
-            chosen = self._with(other, index, chosen)
+            chosen = self._with(other, index, chosen, nearest)
         return chosen
 
     def _elsewhere(self, way: Way, edges: frozenset[Edge] | set[Edge], *, cut: bool) -> Iterator[Edge]:

@@ -77,13 +77,19 @@ class LinearWays:
             self._of_input.setdefault((touch.use.node, touch.use.index), []).append(touch)
             self._uses[touch.use.base] = self._uses.get(touch.use.base, 0) + 1
 
-    def to(self, value: ir.Value, atoms: frozenset[Axis]) -> Way:
+    def to(self, value: ir.Value, atoms: frozenset[Axis], *, nearest: bool = False) -> Way:
         """The way of a factor on the channels ``atoms`` of ``value``.
+
+        Args:
+            value: what is multiplied.
+            atoms: its channels.
+            nearest: whether to stop at the first learned scale, such as that of a norm, which is itself not
+                linear. Otherwise the way goes on to what makes the channels.
 
         Raises:
             NoWay: there is none.
         """
-        return _Walk(self, atoms).to(value, 0)
+        return _Walk(self, atoms, nearest).to(value, 0)
 
     def is_constant(self, value: ir.Value | None) -> bool:
         return value in self._inference.constants
@@ -133,8 +139,9 @@ class LinearWays:
 class _Walk:
     """One walk back from a value, which may branch and join."""
 
-    def __init__(self, ways: LinearWays, atoms: frozenset[Axis]) -> None:
+    def __init__(self, ways: LinearWays, atoms: frozenset[Axis], nearest: bool) -> None:
         self._ways = ways
+        self._nearest = nearest
         self._atoms = atoms
         self._known: dict[ir.Value, Way] = {}
 
@@ -186,6 +193,14 @@ class _Walk:
 
     def _factor(self, node: ir.Node, depth: int) -> Way:
         """Through one factor of a product, or the constant one itself if nothing else can be multiplied."""
+        places = (
+            self._ways.place(node, index, self._atoms)
+            for index, value in enumerate(node.inputs)
+            if self._ways.is_constant(value)
+        )
+        scale = next((place for place in places if place is not None and self._ways.is_private(place)), None)
+        if scale is not None and self._nearest:
+            return Way((scale,))
         refusals: list[str] = []
         for index, value in enumerate(node.inputs):
             if not self._ways.is_constant(value):
@@ -193,10 +208,8 @@ class _Walk:
                     return self._along(node, index, depth)
                 except NoWay as refusal:
                     refusals.append(str(refusal))
-        for index, value in enumerate(node.inputs):
-            place = self._ways.place(node, index, self._atoms) if self._ways.is_constant(value) else None
-            if place is not None and self._ways.is_private(place):
-                return Way((place,))
+        if scale is not None:
+            return Way((scale,))
         raise NoWay(refusals[0] if refusals else "it is a constant")
 
     def _product(self, node: ir.Node) -> Way:

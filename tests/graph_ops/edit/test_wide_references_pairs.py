@@ -12,6 +12,7 @@ from tests.helpers.wide import mixed as m
 from tests.helpers.wide import times as x
 from tests.helpers.wide import weight as w
 
+TWICE = Split(4, (0, 1, 2, 3, 0, 1, 2, 3), (0.25, 2, 0.5, 1, 0.75, -1, 0.5, 0))
 PLAIN = Split(4, FOUR.source, (1,) * len(FOUR.source))
 HEADS = Split(2, TWO.source, (1,) * len(TWO.source))
 TOKENS = "real[n,5,3] x"
@@ -157,6 +158,20 @@ CASES = {
         " z = Attention <q_num_heads = 2, kv_num_heads = 2, scale = 0.5> (q, k, v) y = MatMul (z, e) }",
         splits={"a#2": FOUR},
         opset=23,
+    ),
+    "norms with a learned scale": attention(
+        "h = MatMul (x, a) c = Mul (h, h) n = ReduceMean (c, axes) r = Sqrt (n) i = Div (h, r)"
+        " q = Mul (g, i)",
+        "k = MatMul (x, b) z = Mul (k, k) l = ReduceMean (z, axes) o = Sqrt (l) j = Div (k, o)"
+        " f = Mul (d, j) t = Transpose <perm = [0, 2, 1]> (f)",
+        {
+            "a": w((3, 4), c(1, TWICE)),
+            "b": w((3, 4), c(1, TWICE)),
+            "g": w((4,), m(0, TWICE)),
+            "d": w((4,), c(0, TWICE)),
+        },
+        ints=("int64[1] axes = {-1}", "int64[1] axes = {-1}"),
+        splits={"a": TWICE},
     ),
     "heads": Case(
         TOKENS,

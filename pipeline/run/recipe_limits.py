@@ -19,6 +19,8 @@ from growpipe.suggestions import did_you_mean
 
 __all__ = ["alignment", "budget_for", "budget_of", "check_limits", "growth_of", "rounds_of"]
 
+EVENLY = 1.0
+
 
 def rounds_of(recipe: Recipe) -> int:
     """The most rounds of growth."""
@@ -27,9 +29,15 @@ def rounds_of(recipe: Recipe) -> int:
 
 
 def growth_of(recipe: Recipe) -> Growth:
-    """How a round grows: in a family of named sizes without a bound on the share."""
-    sized = recipe.family is not None and recipe.family.budgets is not None
-    return recipe.growth.model_copy(update={"share": None}) if sized else recipe.growth
+    """How a round grows: in a family of named sizes without a bound on the share, and evenly by default.
+
+    Groups that compete grow the last layers most, whose sizes then lose to uniform widths: see docs/growth.md.
+    """
+    growth = recipe.growth
+    if recipe.family is None or recipe.family.budgets is None:
+        return growth
+    balance = growth.balance if "balance" in growth.model_fields_set else EVENLY
+    return growth.model_copy(update={"share": None, "balance": balance})
 
 
 def budget_of(recipe: Recipe, number: int) -> BudgetSection:

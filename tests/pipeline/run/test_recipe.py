@@ -190,7 +190,7 @@ def test_a_family_names_its_sizes(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL + "[family]\nbudgets = [1e4, 20_000]\n[budget]\nparameters = 500\n")
     recipe, _ = load_recipe(path)
     assert rounds_of(recipe) == 2
-    assert growth_of(recipe).share is None
+    assert (growth_of(recipe).share, growth_of(recipe).balance) == (None, 1.0)
     assert [budget_of(recipe, number).macs for number in (0, 1)] == [10_000, 20_000]
     assert budget_of(recipe, 1).parameters == 500
     recipe, _ = load_recipe(write(tmp_path, MINIMAL + "[growth]\nrounds = 4\n"), {"family": {}})

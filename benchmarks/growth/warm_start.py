@@ -11,7 +11,7 @@ An entry is one of
                     optimizer
     METHOD@trunk    the same from a parent that was trained as long and not annealed, with its optimizer
     prune           pruned from the uniform network of twice the MACs, which was trained as long as the parent
-                    (Torch-Pruning, by magnitude; pip install torch-pruning)
+                    (Torch-Pruning, by magnitude; pip install --no-deps torch-pruning)
 
 and may go on with remedies of `new_copies.py` (``+reset``) and a multiple of the learning rate (``*0.5``).
 Every entry is trained on for each of ``--lengths`` epochs, each time along a whole cosine. What counts is the
@@ -41,6 +41,7 @@ from benchmarks.common import record
 from benchmarks.common.command import run_command
 from benchmarks.growth.methods import METHODS, Moment
 from benchmarks.growth.new_copies import REMEDIES
+from growpipe.graph_ops.errors import MissingEnvironment
 from growpipe.graph_ops.files.atomic import write_text
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.run.recipe import load_recipe
@@ -220,8 +221,13 @@ class Bench:
 
     def pruned(self) -> tuple[nn.Module, float]:
         """The uniform network of twice the MACs, trained as long as the parent, pruned; and what it took."""
-        import torch_pruning  # not needed for anything else
-
+        try:
+            import torch_pruning  # not needed for anything else
+        except ModuleNotFoundError:
+            how = "pip install --no-deps torch-pruning"
+            raise MissingEnvironment(
+                f"the entry 'prune' needs torch_pruning, which is not installed: {how}"
+            ) from None
         factor = 2 * self.protocol.factor
         weights = self.folder / f"wide-{self.seed}.safetensors"
         model = self.fresh(factor)

@@ -246,7 +246,7 @@ class Bench:
         pruner = torch_pruning.pruner.MagnitudePruner(
             model,
             self.task.example_inputs(),
-            importance=torch_pruning.importance.GroupNormImportance(p=2),
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=0.0,
             pruning_ratio_dict=kept,
             ignored_layers=[module for module in model.modules() if isinstance(module, nn.Linear)],

@@ -151,8 +151,8 @@ class FamilySection(Section):
 
     Attributes:
         budgets: the sizes, ascending. The trunk grows to each in one round of growth; the bound of
-            ``[growth]`` on a share and that of ``[budget]`` on this measure do not count then, and ``balance``
-            is 1 unless the recipe gives it. None makes a branch of every round of growth.
+            ``[growth]`` on a share and that of ``[budget]`` on this measure do not count then.
+            ``balance`` is 1 then, unless the recipe gives it. None makes a branch of every round of growth.
         measure: what the sizes are of.
     """
 

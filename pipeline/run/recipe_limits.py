@@ -31,7 +31,7 @@ def rounds_of(recipe: Recipe) -> int:
 def growth_of(recipe: Recipe) -> Growth:
     """How a round grows: in a family of named sizes without a bound on the share, and evenly by default.
 
-    Groups that compete grow the last layers most, whose sizes then lose to uniform widths: see docs/growth.md.
+    Groups that compete grow the last layers most, and such sizes lose to uniform widths: see docs/growth.md.
     """
     growth = recipe.growth
     if recipe.family is None or recipe.family.budgets is None:

@@ -111,7 +111,8 @@ class Trial:
         self.facts["groups"] = len(groups)
         self.facts["splittable"] = sum(bool(group["splittable"]) for group in groups)
         self.facts["macs"] = found["macs"]
-        barriers = [group["barrier"] for group in groups if not group["splittable"]] + found["barriers"]
+        stays = [group["barrier"] or _BY_FACTORS for group in groups if not group["splittable"]]
+        barriers = stays + found["barriers"]
         self.facts["barriers"] = dict(Counter(map(_barrier, barriers)))
         self.facts["uncounted"] = len(found["uncounted"])
         shown = _OBJECT.search(ended.stdout + ended.stderr)
@@ -189,6 +190,9 @@ class Trial:
         verdict = _checked(self._growpipe("check", "--profile", "release", self.file.path))
         strict = verdict.verdict == "fault" and verdict.what.startswith("fails a file")
         return Verdict("declined", verdict.what, verdict.seconds) if strict else verdict
+
+
+_BY_FACTORS = "none: the group grows by whole factors, which this benchmark does not ask for"
 
 
 def _barrier(barrier: object) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.common.command import run_command
 from benchmarks.common.mean import with_error
-from benchmarks.common.record import append, environment, summarise
+from benchmarks.common.record import append, summarise
 from growpipe.parallel.processes import ALONE
 from growpipe.run.loop import run_all
 from growpipe.run.recipe import load_recipe
@@ -74,16 +74,16 @@ def main() -> None:
     command = f"python -m benchmarks.growth.rival {args.recipe} --seeds {' '.join(map(str, args.seeds))}"
     name = f"rival_{Path(args.recipe).stem}"
     text = "\n".join(table(outcomes))
-    where = environment()
     append(name, {"command": command, "outcomes": outcomes})
     summarise(
         name,
         f"## What a run of `{args.recipe}` deploys, against its uniform rival\n\n"
-        f"`{command}`, the recipe's own settings. The rival has the seed's widths, all multiplied by one\n"
-        "factor to the size that the recipe bounds, and is trained from scratch with no more training MACs\n"
-        "than growth and its analyses took. A run deploys whichever is better on the validation set.\n"
+        f"`{command}`,\n"
+        "the recipe's own settings. The rival has the seed's widths, all multiplied by one factor to the\n"
+        "size that the recipe bounds, and is trained from scratch with no more training MACs than growth\n"
+        "and its analyses took. A run deploys whichever is better on the validation set.\n"
         "Accuracy is that on the test set, ± is the standard error over seeds.\n\n"
-        f"{text}\n\nMeasured on: {where['processor']}, {where['cores']} cores, {where['date']}.",
+        f"{text}",
     )
     print(text)
 

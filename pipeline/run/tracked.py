@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.files.atomic import write_text
 from growpipe.graph_ops.files.documents import parse_json
 from growpipe.graph_ops.files.reading import read_text
 from growpipe.printing import one_line
@@ -192,7 +194,7 @@ class _Voice:
         else:
             untold = self._passed
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / _TOLD).write_text(json.dumps(self._tracker.run) + "\n", encoding="utf-8")
+            write_text(self._folder / _TOLD, json.dumps(self._tracker.run) + "\n")
         for point in untold:
             self._show(point)
 
@@ -203,12 +205,18 @@ class _Voice:
         if point.picture is not None and point.picture.is_file():
             self._tracker.picture("run", point.picture, point.step)
         if self._tracker.run:
-            with (self._folder / _TOLD).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(point.what) + "\n")
+            _append(self._folder / _TOLD, json.dumps(point.what) + "\n")
 
     def close(self) -> None:
         if self._tracker is not None:
             self._tracker.close()
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line to a file that is there; a link in its place is not followed."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def _read(path: Path, inside: Path) -> tuple[str, list[str]]:

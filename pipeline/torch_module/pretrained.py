@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from growpipe.graph_ops.errors import UsageError
-from growpipe.graph_ops.files.documents import read_json
+from growpipe.graph_ops.files.documents import parse_json, read_json
 from growpipe.torch_module.state_file import read_state
 
 __all__ = ["CONFIG_KEY", "note_sizes", "read_pretrained"]
@@ -50,7 +50,7 @@ def note_sizes(model: nn.Module, before: Sizes, after: Sizes) -> None:
         for inner, values in changed.items():
             if inner == path or inner.startswith(start):
                 name = inner[len(start) :] if inner != path else ""
-                noted[name] = {**noted.get(name, {}), **json.loads(json.dumps(values))}
+                noted[name] = {**noted.get(name, {}), **parse_json(json.dumps(values))}
         if noted:
             setattr(module.config, CONFIG_KEY, noted)
 

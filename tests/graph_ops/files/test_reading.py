@@ -270,6 +270,7 @@ ELSEWHERE = {
     "pipeline/parallel/distributed.py": "messages of our own processes",
     "pipeline/run/locate.py": "recipes that ship with growpipe",
     "pipeline/run/lock.py": "the lock, which is never read",
+    "pipeline/run/tracked.py": "appends to what it has written",
     "pipeline/run/picture.py": "lines that the border has read and parsed",
     "pipeline/torch_module/state_file.py": "within the border",
     "pipeline/torch_module/weights.py": "weights, within the border; never unpickled (weights_only)",

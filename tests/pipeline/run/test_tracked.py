@@ -169,6 +169,20 @@ def test_a_stage_that_is_done_again_with_other_inputs_begins_a_new_run(
     assert notebook.runs["run 0"] == notebook.runs["run 1"]
 
 
+@pytest.mark.parametrize("content", ["", '"run 0"\n'])
+def test_a_link_in_place_of_the_record_is_not_followed(
+    tmp_path: Path, notebook: Notebook, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_run(tmp_path / "run")
+    outside = tmp_path / "precious.jsonl"
+    outside.write_text(content)
+    (run.path / "mlflow").mkdir()
+    (run.path / "mlflow" / "told.jsonl").symlink_to(outside)
+    told(run)
+    assert outside.read_text() == content
+    assert "tracking with mlflow has stopped: " in capsys.readouterr().err
+
+
 def test_a_damaged_record_is_told_on_from_where_it_is_whole(tmp_path: Path, notebook: Notebook) -> None:
     run = made_run(tmp_path / "run")
     told(run, until="round-01/train 1")

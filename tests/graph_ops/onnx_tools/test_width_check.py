@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -214,3 +217,23 @@ def test_what_stands_where_integers_are_due_is_a_problem_and_no_exception(operat
     model = text_model(f"y = {operator} (x, k)", "float[N,4] x", k=np.array([1, 2]))
     model.graph.initializers["k"].const_value = ir.tensor(np.array([number, number]), name="k")
     assert check_widths(model)
+
+
+def test_a_length_that_would_fill_the_memory_ends_inference_and_not_its_process() -> None:
+    text = (
+        f'<ir_version: 10, opset_import: ["": 20]> g (float[N,4] x) => (y) '
+        f"<int64[1] huge = {{{2**40}}}, int64[1] rest = {{4}}> "
+        "{ n = Shape<start=0, end=1>(x) s = Squeeze(n) v = Reshape(s, huge) t = Concat<axis=0>(v, rest) "
+        "y = Reshape(x, t) }"
+    )
+    hostile = onnx.parser.parse_model(text)
+    isolation.infer_model_shapes(onnx.parser.parse_model(text.replace(str(2**40), "1")), strict=False)
+    process = isolation._process
+    assert process is not None
+    with pytest.raises(CheckFailed, match="shape inference fails"):
+        isolation.infer_model_shapes(hostile, strict=False)
+    assert isolation._process is process, "the process goes on"
+    status = Path(f"/proc/{process._process.pid}/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        assert int(peak.split()[1]) < 700 * 1024

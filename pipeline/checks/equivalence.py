@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from growpipe.checks.child.model_process import ModelHung, ModelProcess
 from growpipe.checks.input_sets import DYNAMIC_SIZES
 from growpipe.checks.measure.compare import Divergence, compare_each
-from growpipe.checks.measure.informative import is_informative, paired_hidden_values
+from growpipe.checks.measure.informative import any_is_informative, is_informative, paired_hidden_values
 from growpipe.checks.measure.inputs import InputSpec, batch_dims, input_specs, random_inputs, sizes_of
 from growpipe.checks.measure.memory import MemoryRoom
 from growpipe.checks.measure.tolerance import ROUNDING, default_relative
@@ -113,25 +113,32 @@ def compare_forms(reference: Path, candidate: Path, what: str) -> Equivalence:
         return Equivalence(False, "an input is not a tensor of known rank")
     if not models[0].graph.outputs:
         return Equivalence(False, "the model has no outputs")
+    names = [str(output.name) for output in models[0].graph.outputs]
+    behind = dict(zip(names, paired_hidden_values(*models), strict=False))
     with ModelProcess(memory_mb=_MEMORY_MB) as process:
-        comparison = _Comparison(reference, candidate, what, process, default_relative(*models))
-        comparison.behind = {
-            str(output.name): pairs
-            for output, pairs in zip(models[0].graph.outputs, paired_hidden_values(*models), strict=False)
-        }
-        return comparison.over(specs)
+        limit = default_relative(*models)
+        return _Comparison(reference, candidate, what, process, limit, behind).over(specs)
 
 
 @dataclass
 class _Comparison:
-    """One comparison of two files."""
+    """One comparison of two files.
+
+    Attributes:
+        reference, candidate, what: as of `compare_forms`.
+        process: where both run.
+        limit: of the relative difference.
+        behind: by output the values that it is computed from, see `paired_hidden_values`.
+        count: of the inputs compared so far.
+        worst: the largest relative difference so far.
+    """
 
     reference: Path
     candidate: Path
     what: str
     process: ModelProcess
     limit: float
-    behind: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    behind: Mapping[str, Mapping[str, str]]
     count: int = 0
     worst: float = 0.0
 
@@ -193,17 +200,16 @@ class _Comparison:
         pairs = self.behind.get(output, {})
         if not pairs:
             return False
-        found: dict[str, list[AnyArray]] = {name: [] for name in pairs}
+        runs: list[Outputs] = []
         for feed in feeds:
             try:
                 expected = self.process.run_inner(self.reference, feed, list(pairs), "cpu")
                 actual = self.process.run_inner(self.candidate, feed, list(pairs.values()), "cpu")
             except CheckFailed:
-                return False  # a model of gigabytes
+                return False  # no inner values, such as those of a model of gigabytes
             self._judge(expected, {name: actual[pairs[name]] for name in pairs}, feed)
-            for name, value in expected.items():
-                found[name].append(value)
-        return any(is_informative(values, self.limit) for values in found.values())
+            runs.append(expected)
+        return any_is_informative(runs, self.limit)
 
     def _sizes(self, specs: tuple[InputSpec, ...]) -> tuple[int, ...]:
         batches = batch_dims(specs)

@@ -19,7 +19,7 @@ from growpipe.suggestions import did_you_mean
 
 __all__ = ["alignment", "budget_for", "budget_of", "check_limits", "growth_of", "rounds_of"]
 
-EVENLY = 1.0
+_FAMILY_BALANCE = 1.0
 
 
 def rounds_of(recipe: Recipe) -> int:
@@ -36,7 +36,7 @@ def growth_of(recipe: Recipe) -> Growth:
     growth = recipe.growth
     if recipe.family is None or recipe.family.budgets is None:
         return growth
-    balance = growth.balance if "balance" in growth.model_fields_set else EVENLY
+    balance = growth.balance if "balance" in growth.model_fields_set else _FAMILY_BALANCE
     return growth.model_copy(update={"share": None, "balance": balance})
 
 

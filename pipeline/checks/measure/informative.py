@@ -7,7 +7,7 @@ or rounding operators, which two forms of one model have in common.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,7 +18,7 @@ from growpipe.checks.measure.tolerance import MOVING, ROUNDING
 from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.operators import is_onnx
 
-__all__ = ["HiddenValue", "hidden_values", "is_informative", "paired_hidden_values"]
+__all__ = ["HiddenValue", "any_is_informative", "hidden_values", "is_informative", "paired_hidden_values"]
 
 _HIDING = (
     "ArgMax",
@@ -123,6 +123,17 @@ def is_informative(outputs: Sequence[AnyArray], relative: float) -> bool:
     """
     alike = [(a, b) for a, b in combinations(outputs, 2) if a.shape == b.shape and a.dtype == b.dtype]
     return not alike or any(_differ(a, b, relative) for a, b in alike)
+
+
+def any_is_informative(runs: Sequence[Mapping[str, AnyArray]], relative: float) -> bool:
+    """Whether a change of the model would show in one of several values.
+
+    Args:
+        runs: the values by name, on different inputs.
+        relative: as of `is_informative`.
+    """
+    names = runs[0] if runs else {}
+    return any(is_informative([run[name] for run in runs], relative) for name in names)
 
 
 def _differ(one: AnyArray, other: AnyArray, relative: float) -> bool:

@@ -11,7 +11,7 @@ from growpipe.checks.areas.numerics.places import figures, in_words, tolerance_o
 from growpipe.checks.context import Context, TorchReference
 from growpipe.checks.input_sets import InputSet
 from growpipe.checks.measure.compare import Divergence
-from growpipe.checks.measure.informative import is_informative, paired_hidden_values
+from growpipe.checks.measure.informative import any_is_informative, is_informative, paired_hidden_values
 from growpipe.checks.measure.tolerance import Tolerance, with_float64
 from growpipe.checks.measure.trace import KnownValues, OtherModel, Place, last_of_module
 from growpipe.checks.registry import register
@@ -271,15 +271,14 @@ class _Comparison:
         limit = self.tolerance.relative
         if is_informative([outputs[output] for _, outputs in self._all_runs], limit):
             return True
-        found: dict[str, list[AnyArray]] = {}
+        values: list[Outputs] = []
         for given, _ in self._all_runs:
             try:
                 right, ours = self.expected.behind(output, given)
             except CheckFailed:
-                return False  # a model of gigabytes cannot be asked for inner values
+                return False  # no inner values, such as those of a model of gigabytes
             if not right:
                 return False
             self._agreed(given, right, ours)
-            for name, value in ours.items():
-                found.setdefault(name, []).append(value)
-        return any(is_informative(values, limit) for values in found.values())
+            values.append(ours)
+        return any_is_informative(values, limit)

@@ -41,6 +41,7 @@ from benchmarks.graph.unmodified_models import MODELS, build
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.errors import GrowpipeError
 from growpipe.graph_ops.plan.data_free import random_plan
+from growpipe.graph_ops.plan.joined_groups import joined_added, joined_factors
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.torch_module.export import GrowthExport, export_growth_form
 from growpipe.torch_module.grow_module import grow, plan_for_module
@@ -102,11 +103,13 @@ def growth_of(name: str) -> dict[str, Any]:
     exported = time.perf_counter()
     whole = [g.name for g in groups.groups if g.whole_factor is not None]
     fit = fit_module(model, export.graph, groups, inputs, whole)
+    factors = joined_factors({name: 2 for name in whole if name not in fit.rigid}, fit.joined)
     found: dict[str, Any] = {
         "export_seconds": exported - started,
         "fit_seconds": time.perf_counter() - exported,
-        "split": [g.name for g in groups.groups if g.splittable and g.name not in fit.rigid],
-        "doubled": [name for name in whole if name not in fit.rigid],
+        "split": [g.name for g in groups.groups if g.splittable and g.name not in fit.rigid | factors],
+        "doubled": list(factors),
+        "joined": [one.names for one in fit.joined],
         "rigid": dict(fit.rigid),
         "barriers": {g.name: str(g.barrier) for g in groups.groups if g.barrier is not None},
         "integers": {size.name: sorted(size.groups) for size in fit.sizes},
@@ -121,12 +124,14 @@ def growth_of(name: str) -> dict[str, Any]:
     if not found["split"] and not found["doubled"]:
         return found | {"status": "declined"}
     growth = {name: max(1, round(GROWTH * groups[name].width)) for name in found["split"]}
-    factors = dict.fromkeys(found["doubled"], 2)
+    growth = joined_added(groups, growth, fit.joined)
     try:
         plan = random_plan(
             groups, export.graph, growth=growth or 0.0, epsilon=EPSILON, seed=3, factors=factors or None
         )
-        return found | lockstep(model, export, inputs, plan_for_module(plan, model, fit.sizes, fit.pairs))
+        return found | lockstep(
+            model, export, inputs, plan_for_module(plan, model, fit.sizes, fit.pairs, fit.joined)
+        )
     except Exception as error:  # whatever a grown module raises is the result
         return found | {"status": "failed", "reason": short(error)}
 

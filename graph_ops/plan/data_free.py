@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroup, ChannelGroups
 from growpipe.graph_ops.plan.grow_tensor import Displacement
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups, joined_added, joined_factors
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan, hash_parameters
 from growpipe.graph_ops.plan.stored_precision import StoredChannels, exact_coefficients
 from growpipe.graph_ops.plan.whole_factors import Factors, resolve_factors, split_by_factor, tied_to
@@ -53,6 +54,7 @@ def random_plan(
     seed: int = 0,
     max_coefficient: float = 2.0,
     factors: Factors | None = None,
+    joined: Sequence[JoinedGroups] = (),
 ) -> SplitPlan:
     """A split of random channels with random signed coefficients, in every splittable group.
 
@@ -74,6 +76,9 @@ def random_plan(
         max_coefficient: the bound on every |w_i|, at least 1.
         factors: the groups of which every channel gets so many copies, whatever ``growth`` says; see
             `growpipe.graph_ops.plan.whole_factors`. Groups that are normalised over grow in no other way.
+        joined: groups that grow in equal steps, as a torch module may need; see
+            `growpipe.torch_module.module_fit.fit_module`. What ``growth`` gives them is rounded up, and a
+            factor of one of them is a factor of all.
 
     Raises:
         UsageError: an argument is out of range, or no group can split.
@@ -81,7 +86,7 @@ def random_plan(
     if not max_coefficient >= 1:
         raise UsageError(f"max_coefficient must be at least 1, not {max_coefficient}")
 
-    request = _Request(groups, growth, factors, epsilon, seed)
+    request = _Request(groups, growth, factors, epsilon, seed, joined)
     return _blind_plan(groups, request, "random", _Coefficients(signed=True, bound=max_coefficient))
 
 
@@ -92,13 +97,14 @@ def net2net_plan(
     growth: float | Mapping[str, int],
     seed: int = 0,
     factors: Factors | None = None,
+    joined: Sequence[JoinedGroups] = (),
 ) -> SplitPlan:
     """Exact duplication of random channels: m copies with coefficient 1/m each, no displacement.
 
     Net2WiderNet of Chen, Goodfellow, Shlens, arXiv 1511.05641. Arguments and errors as for `random_plan`, and
     so is what happens to weights stored in less than 32 bits.
     """
-    request = _Request(groups, growth, factors, 0.0, seed)
+    request = _Request(groups, growth, factors, 0.0, seed, joined)
     return _blind_plan(groups, request, "net2net", _Coefficients(signed=False, bound=1.0))
 
 
@@ -153,9 +159,10 @@ class _Request:
         factors: Factors | None,
         epsilon: float,
         seed: int,
+        joined: Sequence[JoinedGroups],
     ) -> None:
-        self.factors = resolve_factors(groups, factors)
-        self.added = _added_channels(groups, growth, self.factors)
+        self.factors = joined_factors(resolve_factors(groups, factors), joined)
+        self.added = joined_added(groups, _added_channels(groups, growth, self.factors), joined)
         self.epsilon = epsilon
         self.seed = seed
         self.notes: dict[str, Any] = {

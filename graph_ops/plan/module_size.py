@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from growpipe.graph_ops.axes.dims import Atom, Concat, Copied, Dim, Fixed, Product, atoms_of, grown_size
+from growpipe.graph_ops.axes.dims import (
+    Atom,
+    Concat,
+    Copied,
+    Dim,
+    Fixed,
+    Product,
+    atoms_of,
+    dim_to_json,
+    grown_size,
+)
+from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["ModuleSize", "held", "sizes_of_groups"]
 
@@ -20,12 +32,15 @@ class ModuleSize:
             ``"config.hidden_size"`` in an object that the module holds.
         dim: the dimension whose size, times ``times``, is the integer.
         times: a constant factor.
+        equals: other dimensions of which the integer is the size, those of groups that grow in equal steps
+            with the groups of ``dim``.
     """
 
     module: str
     attribute: str
     dim: Dim
     times: int = 1
+    equals: tuple[Dim, ...] = ()
 
     @property
     def name(self) -> str:
@@ -40,15 +55,37 @@ class ModuleSize:
     @property
     def groups(self) -> frozenset[str]:
         """The groups that it follows."""
-        return frozenset(atom.name for atom in atoms_of(self.dim))
+        return frozenset(atom.name for dim in (self.dim, *self.equals) for atom in atoms_of(dim))
 
     def grown(self, widths: Mapping[str, int]) -> int:
-        """The integer once the groups have these widths; groups that are absent keep theirs."""
-        return self.times * grown_size(self.dim, widths)
+        """The integer once the groups have these widths; groups that are absent keep theirs.
+
+        Raises:
+            UsageError: its dimensions have different sizes then.
+        """
+        size = self.times * grown_size(self.dim, widths)
+        for dim in self.equals:
+            if grown_size(dim, widths) != size:
+                raise UsageError(
+                    f"{self.name} of the module is one size for the groups {sorted(self.groups)}, which must "
+                    f"grow in equal steps: they would need {size} and {grown_size(dim, widths)}"
+                )
+        return size
 
     def following(self, groups: Container[str]) -> ModuleSize:
         """The same integer, which follows no other groups than these."""
-        return replace(self, dim=held(self.dim, groups))
+        equals = tuple(held(dim, groups) for dim in self.equals)
+        return replace(self, dim=held(self.dim, groups), equals=equals)
+
+    def to_json(self) -> dict[str, Any]:
+        """The integer as JSON values."""
+        found = {
+            "module": self.module,
+            "attribute": self.attribute,
+            "dim": dim_to_json(self.dim),
+            "times": self.times,
+        }
+        return found | ({"equals": [dim_to_json(dim) for dim in self.equals]} if self.equals else {})
 
 
 def held(dim: Dim, groups: Container[str]) -> Dim:

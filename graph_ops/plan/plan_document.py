@@ -42,6 +42,7 @@ class _ModuleSize(_Part):
     attribute: str
     dim: Any
     times: Annotated[int, Field(ge=1, lt=2**31)]
+    equals: list[Any] = []
 
 
 class PlanDocument(_Part):

@@ -333,7 +333,7 @@ class SplitPlan:
                 }
             )
         dims = [axis.dim for layout in self.layouts.values() for axis in layout.axes]
-        dims += [size.dim for size in self.module_sizes]
+        dims += [dim for size in self.module_sizes for dim in (size.dim, *size.equals)]
         widths = {atom.name: atom.size for dim in dims for atom in atoms_of(dim)}
         document = {
             "format_version": FORMAT_VERSION,
@@ -357,10 +357,7 @@ class SplitPlan:
         if self.unproved:
             document["unproved"] = list(self.unproved)
         if self.module_sizes:
-            document["module_sizes"] = [
-                {"module": s.module, "attribute": s.attribute, "dim": dim_to_json(s.dim), "times": s.times}
-                for s in self.module_sizes
-            ]
+            document["module_sizes"] = [size.to_json() for size in self.module_sizes]
         return document, {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
@@ -402,7 +399,13 @@ def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> Spl
             for name, axes in document.layouts.items()
         },
         module_sizes=tuple(
-            ModuleSize(s.module, s.attribute, dim_from_json(s.dim, document.widths), s.times)
+            ModuleSize(
+                s.module,
+                s.attribute,
+                dim_from_json(s.dim, document.widths),
+                s.times,
+                tuple(dim_from_json(dim, document.widths) for dim in s.equals),
+            )
             for s in document.module_sizes
         ),
         unproved=tuple(document.unproved),

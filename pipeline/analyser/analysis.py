@@ -81,6 +81,7 @@ def analysis_of(
         seen.phase("export")
         prepared = prepare(model, _examples(example_inputs), options.growth, device)
         subject = Subject(model, loss_fn, prepared, peers, device)
+        limits = replace(limits, joined=prepared.fit.joined)
         if not prepared.program.groups:
             return _factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
@@ -116,6 +117,7 @@ def analysis_of(
         added=_added(subject.prepared.groups.cost, plan.widths),
         calibration=None if choice.calibration is None else choice.calibration.trials(),
         rigid=subject.prepared.fit.rigid,
+        joined=subject.prepared.fit.joined_names,
         factors=subject.prepared.factors,
         base_loss=proposals.base,
         epsilon=options.growth.epsilon,
@@ -367,11 +369,12 @@ def _factors_alone(subject: Subject, budget: GrowthBudget | None, options: Analy
         damping=None,
         sketched=(),
         selection="no split lowers the loss; the channels are copied as the factors say",
-        budget_spent=expenses.spent(plan.widths, plan.widths),
+        budget_spent=expenses.spent(plan.widths, [{name: 1} for name in plan.widths]),
         cost=None if budget is None or budget.cost is None else budget.cost.of({**own, **plan.widths}),
         added=_added(groups.cost, plan.widths),
         calibration=None,
         rigid=prepared.fit.rigid,
+        joined=prepared.fit.joined_names,
         factors=prepared.factors,
         base_loss=None,
         epsilon=options.growth.epsilon,

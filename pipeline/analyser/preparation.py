@@ -25,6 +25,7 @@ from growpipe.analyser.program.substitutes import PLAIN_ATTENTION
 from growpipe.data.loader_items import to_device
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
+from growpipe.graph_ops.plan.joined_groups import joined_factors
 from growpipe.graph_ops.plan.whole_factors import growth_by_factors, resolve_factors
 from growpipe.parallel.processes import Processes
 from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
@@ -105,6 +106,7 @@ def prepare(
     groups = export.groups(options.freeze)
     factors = resolve_factors(groups, options.factors)
     fit = fit_module(here, export.graph, groups, inputs, factors)
+    factors = joined_factors(factors, fit.joined)
     for name in factors.keys() & fit.rigid.keys():
         raise UsageError(f"{type(model).__name__} cannot follow a factor of {name!r}: {fit.rigid[name]}")
     taken = fit.rigid.keys() | factors.keys()

@@ -47,6 +47,7 @@ class AnalysisReport:
         added: by group that grows what its growth alone costs.
         calibration: by group what the shared trials showed; None if groups are ranked by prediction.
         rigid: by group why ``forward`` cannot grow it.
+        joined: the groups that ``forward`` follows only if they grow in equal steps.
         factors: by group the number of copies that every channel got, as was asked.
         base_loss: the mean loss of the module on the trial samples; None if nothing was tried.
         epsilon: the step that was asked for; None if it was searched.
@@ -68,6 +69,7 @@ class AnalysisReport:
     added: Mapping[str, AddedCost]
     calibration: Mapping[str, GroupTrial] | None
     rigid: Mapping[str, str]
+    joined: tuple[tuple[str, ...], ...]
     factors: Mapping[str, int]
     base_loss: float | None
     epsilon: float | None
@@ -85,7 +87,7 @@ class AnalysisReport:
         report = {**asdict(self), "products": self.products, "stopped": stable}
         del report["epsilon"]
         return {**report, "stages": list(report["stages"]), "displaced": list(self.displaced),
-                "sketched": list(self.sketched),
+                "sketched": list(self.sketched), "joined": [list(names) for names in self.joined],
                 "line_search": self._line_search()}  # fmt: skip
 
     def _line_search(self) -> dict[str, Any]:

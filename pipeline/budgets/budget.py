@@ -96,10 +96,11 @@ class Expenses:
             return True
         return budget.cost.of(widths) <= budget.limit
 
-    def spent(self, grown: Mapping[str, int], groups: Iterable[str]) -> bool:
-        """Whether none of these groups can have one channel more."""
+    def spent(self, grown: Mapping[str, int], steps: Iterable[Mapping[str, int]]) -> bool:
+        """Whether none of these steps, each the channels to add by group, can be taken."""
         widths = {**self.own, **grown}
-        return not any(self.affordable({**grown, group: widths[group] + 1}) for group in groups)
+        wider = ({name: widths[name] + count for name, count in step.items()} for step in steps)
+        return not any(self.affordable({**grown, **more}) for more in wider)
 
     def measure(self, grown: Mapping[str, int]) -> float:
         """The cost that candidates compete by.

@@ -21,6 +21,7 @@ from torch import nn
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.files.documents import parse_json
 from growpipe.graph_ops.files.reading import reading
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups, check_joined
 from growpipe.graph_ops.plan.module_size import ModuleSize, sizes_of_groups
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.adopt import adopt, exchange_parameters
@@ -230,7 +231,11 @@ def _place(tensor: torch.Tensor) -> tuple[int, torch.Size]:
 
 
 def plan_for_module(
-    plan: SplitPlan, model: nn.Module, sizes: Iterable[ModuleSize] = (), pairs: Iterable[str] = ()
+    plan: SplitPlan,
+    model: nn.Module,
+    sizes: Iterable[ModuleSize] = (),
+    pairs: Iterable[str] = (),
+    joined: Iterable[JoinedGroups] = (),
 ) -> SplitPlan:
     """A plan that was made on the graph alone, as a plan for the module too.
 
@@ -241,10 +246,16 @@ def plan_for_module(
             `growpipe.torch_module.module_fit.fit_module` finds them; those that follow no group of the plan
             are left out.
         pairs: the groups of queries and keys that ``model`` follows, as ``fit_module`` finds them, too.
+        joined: the groups that ``model`` follows only if they grow in equal steps, as ``fit_module`` finds
+            them, too.
+
+    Raises:
+        UsageError: the plan grows joined groups in different steps.
 
     The graph may hold constants that the exporter made, such as the unit scales of a normalisation. They grow
     with the graph and are not parameters of ``model``: the plan no longer vouches for them.
     """
+    check_joined(plan.widths, joined)
     tensors = named_tensors(model)
     layouts = {name: layout for name, layout in plan.layouts.items() if name in tensors}
     return replace(

@@ -10,6 +10,7 @@ from torch import nn
 
 from growpipe.graph_ops.axes.dims import Atom, Concat, Dim, Product, atoms_of, grown_size, uncopied
 from growpipe.graph_ops.axes.layouts import AxisLayout
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups
 from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.torch_module.integers import held_integers, own_integers
 from growpipe.torch_module.layer_sizes import layer_sizes
@@ -42,18 +43,18 @@ class Change:
         return self.sizes[0].name
 
 
-def candidates_of(trials: Trials, group: str, tier: int) -> list[Change]:
-    """What may have to change if ``group`` grows, the most likely first.
+def candidates_of(trials: Trials, bundle: JoinedGroups, tier: int) -> list[Change]:
+    """What may have to change if groups grow by one step, the most likely first.
 
     Args:
-        trials: of the module; the trial of this group has begun.
-        group: the name of the group.
+        trials: of the module.
+        bundle: the groups, which grow together.
         tier: 0 for the integers of modules that equal a length the group is part of; 1 for those of objects
             that modules hold, too; 2 for multiples of such lengths, too.
     """
-    lengths = _lengths(trials, group)
+    lengths, widths = _lengths(trials, bundle.names), trials.widths_of(bundle)
     found: list[Change] = []
-    for path, module in _modules_on_path(trials, group):
+    for path, module in _modules_on_path(trials, bundle.names):
         read = None if trials.reads is None else trials.reads.get(path, set())
         layer = layer_sizes(module)
         integers = {k: v for k, v in own_integers(module).items() if k.split("[")[0] not in layer}
@@ -61,20 +62,20 @@ def candidates_of(trials: Trials, group: str, tier: int) -> list[Change]:
             integers |= held_integers(module)
         for name, value in integers.items():
             if value > 0 and (read is None or name.split("[")[0] in read):
-                found += _changes((path, name), value, lengths, trials.widths, multiples=tier >= 2)
+                found += _changes((path, name), value, lengths, widths, multiples=tier >= 2)
     return found
 
 
-def common_module(trials: Trials, group: str) -> str:
-    """The path of the innermost module that holds every parameter of the group."""
-    owners = [name.split(".")[:-1] for name, layout in trials.layouts.items() if _touches(layout.axes, group)]
+def common_module(trials: Trials, names: Sequence[str]) -> str:
+    """The path of the innermost module that holds every parameter of these groups."""
+    owners = [name.split(".")[:-1] for name, layout in trials.layouts.items() if _touches(layout.axes, names)]
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*owners, strict=False))
     return ".".join(parts[0] for parts in shared)
 
 
-def _modules_on_path(trials: Trials, group: str) -> Iterator[tuple[str, nn.Module]]:
+def _modules_on_path(trials: Trials, names: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
     """The modules inside the common one, and those around it, the nearest first."""
-    common = common_module(trials, group)
+    common = common_module(trials, names)
     start = f"{common}." if common else ""
     around = [path for path in trials.paths if f"{common}.".startswith(f"{path}.") or not path]
     inside = [path for path in trials.paths if path.startswith(start) and path]
@@ -82,8 +83,8 @@ def _modules_on_path(trials: Trials, group: str) -> Iterator[tuple[str, nn.Modul
         yield path, trials.model.get_submodule(path)
 
 
-def _touches(axes: Sequence[AxisLayout], group: str) -> bool:
-    return any(atom.name == group for axis in axes for atom in atoms_of(axis.dim))
+def _touches(axes: Sequence[AxisLayout], names: Sequence[str]) -> bool:
+    return any(atom.name in names for axis in axes for atom in atoms_of(axis.dim))
 
 
 def _changes(
@@ -101,26 +102,26 @@ def _changes(
     ]
 
 
-def _lengths(trials: Trials, group: str) -> list[Dim]:
-    """Every length of an axis, or of a part of one, that the group is part of; without repetitions."""
+def _lengths(trials: Trials, names: Sequence[str]) -> list[Dim]:
+    """Every length of an axis, or of a part of one, that the groups are part of; without repetitions."""
     found: dict[Dim, None] = {}
     for layout in trials.layouts.values():
         for axis in layout.axes:
-            found |= dict.fromkeys(_parts_with(uncopied(axis.dim), group))
+            found |= dict.fromkeys(_parts_with(uncopied(axis.dim), names))
     return sorted(found, key=lambda dim: dim.size)
 
 
-def _parts_with(dim: Dim, group: str) -> Iterator[Dim]:
-    if all(atom.name != group for atom in atoms_of(dim)):
+def _parts_with(dim: Dim, names: Sequence[str]) -> Iterator[Dim]:
+    if all(atom.name not in names for atom in atoms_of(dim)):
         return
     yield dim
     if isinstance(dim, Atom):
         return
     parts = dim.factors if isinstance(dim, Product) else dim.parts if isinstance(dim, Concat) else ()
     for part in parts:
-        yield from _parts_with(part, group)
+        yield from _parts_with(part, names)
     for first, last in combinations(range(len(parts) + 1), 2):
         if 1 < last - first < len(parts):
             run = parts[first:last]
-            if any(atom.name == group for part in run for atom in atoms_of(part)):
+            if any(atom.name in names for part in run for atom in atoms_of(part)):
                 yield Product(run) if isinstance(dim, Product) else Concat(run)

@@ -1,4 +1,4 @@
-"""Which integers have to change with one channel group: found by trying, the most promising choice first.
+"""Which integers have to change with channel groups: found by trying, the most promising choice first.
 
 A wrong integer stops ``forward`` where it is used, so a choice that gets further than the one it extends is
 on the way. Choices are extended by one integer at a time; if none gets further, by two of those that have any
@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups
 from growpipe.torch_module.size_candidates import Change, Place, candidates_of
-from growpipe.torch_module.trial_growth import Outcome, Trials
+from growpipe.torch_module.trial_growth import SCALE, Outcome, Trials
 
 __all__ = ["Found", "find_sizes"]
 
@@ -34,55 +35,64 @@ class Found:
     """What a search found.
 
     Attributes:
-        changes: the integers that follow the group.
+        changes: the integers that follow the groups.
         fault: why there is no such choice; None if there is one.
+        furthest: the trial in which ``forward`` came furthest; None if none began.
     """
 
     changes: Choice
     fault: str | None = None
+    furthest: Outcome | None = None
 
 
 class _Spent(Exception):
     """The search has used its trials."""
 
 
-def find_sizes(trials: Trials, group: str, fault: str) -> Found:
-    """The integers that must follow the width of ``group`` so that the module computes what it computed.
+def find_sizes(trials: Trials, bundle: JoinedGroups) -> Found:
+    """The integers that must follow the widths of groups so that the module computes what it computed.
 
     Args:
-        trials: of the module; the trial of this group has begun.
-        group: the name of the group.
-        fault: what goes wrong if no integer follows.
+        trials: of the module; the trial of these groups has begun.
+        bundle: the groups, which grow together.
     """
-    search = _Search(trials)
+    first = trials.run()
+    if first.fault is None:
+        return Found(frozenset(), None, first)
+    fault, search = first.fault, _Search(trials, first)
     tried: dict[str, None] = {}
     for tier in _TIERS:
-        candidates = candidates_of(trials, group, tier)
+        candidates = candidates_of(trials, bundle, tier)
         if not candidates or (tier and candidates == search.candidates):
             continue
         tried |= dict.fromkeys(change.name for change in candidates)
         try:
             choices = search.through(candidates)
         except _Spent:
-            logger.debug("%s: no choice of integers among %d", group, MOST_TRIALS)
+            logger.debug("%s: no choice of integers among %d", bundle, MOST_TRIALS)
             break
         if len(choices) > 1:
             either = " and of ".join(sorted(_names({c.name: None for c in choice}) for choice in choices))
-            return Found(frozenset(), f"{fault}; ambiguous: a change of {either} makes it follow alike")
+            why = f"{fault}; ambiguous: a change of {either} makes it follow alike"
+            return Found(frozenset(), why, search.furthest())
         if choices:
-            return Found(choices[0])
-    if not tried:
-        return Found(frozenset(), f"{fault}; no integer of a module equals its width or a multiple of it")
-    return Found(frozenset(), f"{fault}; no change of {_names(tried)} makes it follow{search.furthest()}")
+            return Found(choices[0], None, search.furthest())
+    if search.scale_follows:
+        why = SCALE
+    elif not tried:
+        why = f"{fault}; no integer of a module equals its width or a multiple of it"
+    else:
+        why = f"{fault}; no change of {_names(tried)} makes it follow{search.furthest_choice()}"
+    return Found(frozenset(), why, search.furthest())
 
 
 class _Search:
-    """The choices of one group that were tried, and what they showed."""
+    """The choices of one bundle that were tried, and what they showed."""
 
-    def __init__(self, trials: Trials) -> None:
+    def __init__(self, trials: Trials, first: Outcome) -> None:
         self.candidates: Sequence[Change] = ()
         self._trials = trials
-        self._known: dict[Choice, Outcome] = {}
+        self._known: dict[Choice, Outcome] = {frozenset(): first}
 
     def through(self, candidates: Sequence[Change]) -> list[Choice]:
         """The smallest choices that make the module follow; none if there is none.
@@ -121,9 +131,18 @@ class _Search:
         ]
         yield _extended(choice, [one | other for one, other in combinations(effective[:_MOST_PAIRED], 2)])
 
-    def furthest(self) -> str:
+    @property
+    def scale_follows(self) -> bool:
+        """Whether ``forward`` came to its end with another scale of queries and keys."""
+        return any(outcome.fault == SCALE for outcome in self._known.values())
+
+    def furthest(self) -> Outcome:
+        """The trial in which ``forward`` came furthest."""
+        return max(self._known.values(), key=lambda outcome: outcome.steps)
+
+    def furthest_choice(self) -> str:
         """The choice with which ``forward`` came furthest, and what went wrong then, in words."""
-        choice = max(self._known, key=lambda choice: self._known[choice].steps, default=None)
+        choice = max(self._known, key=lambda choice: self._known[choice].steps)
         if not choice:
             return ""
         changes = ", ".join(f"{change.name} {change.grown}" for change in sorted(choice, key=_order))

@@ -16,13 +16,14 @@ from torch.overrides import TorchFunctionMode
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.graph_ops.plan.data_free import net2net_plan
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups
 from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow_into, plan_for_module, set_module_sizes
 from growpipe.torch_module.outputs import output_tensors
 from growpipe.torch_module.read_attributes import attributes_read
 
-__all__ = ["Outcome", "Trials"]
+__all__ = ["SCALE", "Outcome", "Trials"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,14 +84,26 @@ class Trials:
         used = {tensors[name].data_ptr() for name in graph.graph.initializers if name in tensors}
         self._unused = {name for name, tensor in tensors.items() if tensor.data_ptr() not in used}
 
-    def begin(self, names: Sequence[str]) -> str | None:
-        """Give every one of these groups one more channel; double those that split by whole factors.
+    def widths_of(self, bundle: JoinedGroups) -> dict[str, int]:
+        """The widths after one step of these groups, with those of groups that are tied to them."""
+        whole = (self.groups[name].whole_factor for name in bundle.names)
+        tied = {name: 2 * self.groups[name].width for one in whole if one is not None for name in one.tied}
+        return bundle.widths(1) | tied
+
+    def begin(self, bundles: Iterable[JoinedGroups]) -> str | None:
+        """Let all these groups grow by one step; those that split by whole factors are doubled.
 
         Returns:
             Why the module cannot take the plan; None if it can.
         """
-        factors = {name: 2 for name in names if self.groups[name].whole_factor is not None}
-        growth = {name: 1 for name in names if name not in factors}
+        factors: dict[str, int] = {}
+        growth: dict[str, int] = {}
+        for bundle in bundles:
+            if bundle.by_factor:
+                factors |= dict.fromkeys(bundle.names, 2)
+            else:
+                growth |= bundle.channels(1)
+        names = [*growth, *factors]
         plan = net2net_plan(self.groups, self._graph, growth=growth or 0.0, factors=factors or None)
         self._tolerance = _MOMENTS_TOLERANCE if factors else _TOLERANCE
         self.widths = plan.widths
@@ -111,9 +124,9 @@ class Trials:
             with counter:
                 found = _floating(self._grown(*self._inputs))
             fault = self._difference(found)
-            if fault is None and self._pairs and counter.numbers != self._numbers:
+            if fault in {None, _CHANGES} and self._pairs and counter.numbers != self._numbers:
                 # With small logits the output would hardly tell.
-                fault = _SCALE
+                fault = SCALE
             total = sum(float(value.nan_to_num().sum()) for value in found)
         except Exception as error:  # the user's forward may raise anything
             fault = _one_line(error) + self._place(error)
@@ -122,9 +135,9 @@ class Trials:
             logger.debug("tried %s: %s", changes, fault or "follows")
         return Outcome(fault, counter.steps, hash((counter.trace, total)))
 
-    def together(self, names: Sequence[str], sizes: Iterable[ModuleSize] = ()) -> str | None:
+    def together(self, bundles: Iterable[JoinedGroups], sizes: Iterable[ModuleSize] = ()) -> str | None:
         """What goes wrong if all these groups grow at once; None if nothing does."""
-        return self.begin(names) or self.run(sizes).fault
+        return self.begin(bundles) or self.run(sizes).fault
 
     def _place(self, error: Exception) -> str:
         """The innermost module whose code raised, in words."""
@@ -146,11 +159,13 @@ class Trials:
                 return f"the output has shape {tuple(value.shape)}, not {tuple(reference.shape)}"
             scale = reference.abs().max() if reference.numel() else 0.0
             if not torch.all((value - reference).abs() <= self._tolerance * scale):
-                return "the output changes"
+                return _CHANGES
         return None
 
 
-_SCALE = (
+_CHANGES = "the output changes"
+
+SCALE = (
     "a number that it computes with follows the width of queries and keys, such as the scale of "
     "F.scaled_dot_product_attention without scale=; keep it as a number of the module"
 )

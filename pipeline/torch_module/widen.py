@@ -11,6 +11,7 @@ from torch import nn
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.graph_ops.plan.data_free import widening_plan
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups
 from growpipe.graph_ops.plan.module_size import ModuleSize
 from growpipe.torch_module.export import GrowthExport
 from growpipe.torch_module.grow_module import grow, plan_for_module
@@ -95,6 +96,7 @@ def largest_multiple(
     *,
     align: int = 1,
     most: Mapping[str, int] | None = None,
+    joined: Iterable[JoinedGroups] = (),
 ) -> dict[str, int]:
     """The widths, all multiplied by the largest factor with which they fit, at least 1.
 
@@ -103,13 +105,21 @@ def largest_multiple(
         fits: whether a network of these widths is within its bounds.
         align: widths that grow are rounded to a multiple of this.
         most: by group name the greatest width.
+        joined: the groups among them that grow in equal steps, as they have to these widths.
     """
+    bounds = most or {}
+    alike = list(joined)
 
     def scaled(factor: float) -> dict[str, int]:
-        return {
-            name: max(width, min(align * round(factor * width / align), (most or {}).get(name, 1 << 30)))
+        found = {
+            name: max(width, min(align * round(factor * width / align), bounds.get(name, 1 << 30)))
             for name, width in widths.items()
         }
+        for one in alike:
+            least, added = one.steps(widths), (factor - 1) * sum(widths[name] for name in one.names)
+            wanted = least + round(added / sum(one.step))
+            found |= one.widths(max(least, one.within(wanted, align, bounds)))
+        return found
 
     low, high = 1.0, 2.0
     while high <= _MOST_FACTOR and fits(scaled(high)):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from growpipe.analyser.options import SHARE, GrowthOptions
 from growpipe.budgets.budget import Expenses, GrowthBudget
 from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups
 
-__all__ = ["GrowthLimits", "balanced_widths"]
+__all__ = ["Bundle", "GrowthLimits", "balanced_widths"]
+
+Bundle = tuple[str, ...]
+"""The names of groups that grow in equal steps; of one group if it grows by itself."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class GrowthLimits:
     Attributes:
         options: the growth options.
         budget: what the grown network may cost; None for no such bound.
+        joined: the groups that the module follows only if they grow in equal steps.
 
     Raises:
         UsageError: a group's least width is above its greatest.
@@ -26,6 +31,7 @@ class GrowthLimits:
 
     options: GrowthOptions
     budget: GrowthBudget | None
+    joined: tuple[JoinedGroups, ...] = ()
 
     def __post_init__(self) -> None:
         for group, least in self.options.min_widths.items():
@@ -59,6 +65,23 @@ class GrowthLimits:
     def most(self, group: str) -> int | None:
         """The greatest width that the group may have; None if there is none."""
         return self.options.max_widths.get(group)
+
+    def joined_with(self, group: str) -> JoinedGroups | None:
+        """The groups that grow in equal steps with this one; None if it grows by itself."""
+        return next((joined for joined in self.joined if group in joined.names), None)
+
+    def bundles(self, groups: Collection[str]) -> list[Bundle]:
+        """These groups, joined ones together; groups that are joined with others than these are left out."""
+        own = [(group,) for group in groups if self.joined_with(group) is None]
+        return own + [one.names for one in self.joined if all(name in groups for name in one.names)]
+
+    def next_steps(self, groups: Collection[str]) -> list[dict[str, int]]:
+        """By bundle of these groups the least number of channels that each of its groups can take."""
+        joined = [self.joined_with(bundle[0]) for bundle in self.bundles(groups)]
+        return [
+            {bundle[0]: 1} if one is None else one.channels(1)
+            for bundle, one in zip(self.bundles(groups), joined, strict=True)
+        ]
 
     def decides(self, groups: Iterable[str]) -> bool:
         """Whether every one of these groups has one width that it may end at."""

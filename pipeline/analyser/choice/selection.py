@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from growpipe.analyser.candidates import Candidates
-from growpipe.analyser.choice.growth_limits import GrowthLimits, balanced_widths
+from growpipe.analyser.choice.growth_limits import Bundle, GrowthLimits, balanced_widths
 from growpipe.budgets.budget import Expenses
 from growpipe.graph_ops.cost.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups
 
 __all__ = ["Selection", "select"]
 
@@ -56,6 +57,10 @@ class _Step:
     @property
     def rate(self) -> float:
         return self.gain / self.added
+
+
+_Offer = Mapping[str, Sequence[_Step]]
+"""By group of one bundle the steps that it takes next."""
 
 
 def _added(steps: Iterable[_Step]) -> int:
@@ -174,6 +179,10 @@ def select(
     step from width W to W + k has the gain ``worth · log2(1 + k / W)``, which adds up to ``worth`` when the
     group has doubled. Which of its channels split is still decided by ``Σ w δᵀSδ``.
 
+    Joined groups (`JoinedGroups`) take their steps together. They compete by the sum of what they are worth
+    over the sum of what they cost. One of them may take splits that promise nothing, if together they promise
+    something.
+
     Groups below their least width go first, then groups below their balanced width, then all others (see
     `GrowthLimits`). If a group below its least width has no split left that lowers the loss, it takes those
     that raise the loss least, to second order: along v− with the least λ− ≥ 0, and so on through the rows of
@@ -204,31 +213,32 @@ def select(
     room = _Room(expenses, start, limits, sum(start.values()) if total_channels is None else total_channels)
     largest = max((float(-c.values.min(initial=0.0)) for c in candidates), default=0.0)
     queues = {c.group: _Queue(c, floor=1e-9 * largest) for c in candidates}
-    open_groups = set(queues)
+    open_bundles = set(limits.bundles(start))
     reason = "no candidate lowers the loss any further"
-    while open_groups:
-        turn, required = room.turn(open_groups)
-        moves = {group: _move(queues[group], room.widths[group], start[group], limits) for group in turn}
-        open_groups -= {group for group, steps in moves.items() if steps is None}
-        offers = {group: steps for group, steps in moves.items() if steps is not None}
+    while open_bundles:
+        turn, required = room.turn(open_bundles)
+        moves = {bundle: _moves(queues, bundle, room.widths, start, limits) for bundle in turn}
+        open_bundles -= {bundle for bundle, offer in moves.items() if offer is None}
+        offers = {bundle: offer for bundle, offer in moves.items() if offer is not None}
         if not offers:
             continue
         rates = room.rates(queues, offers)
-        group = max(offers, key=rates.__getitem__)
-        refusal = room.refusal(group, offers[group], required)
+        bundle = max(offers, key=rates.__getitem__)
+        refusal = room.refusal(offers[bundle], required)
         if refusal is not None:
             reason = refusal
-            open_groups.discard(group)
+            open_bundles.discard(bundle)
             continue
-        queues[group].take(offers[group])
-        room.grow(group, offers[group])
+        for group, steps in offers[bundle].items():
+            queues[group].take(steps)
+        room.grow(offers[bundle])
         if room.share_reached and not required:
             reason = _SHARE_REACHED
             break
     room.check_least_widths()
     notes = [reason]
     notes += [
-        f"{queue.unpromising} channels of {group!r} promise nothing: its least width asked for them"
+        f"{queue.unpromising} channels of {group!r} promise nothing: {_demand(group, limits)} asked for them"
         for group, queue in queues.items()
         if queue.unpromising
     ]
@@ -267,17 +277,19 @@ class _Room:
     def share_reached(self) -> bool:
         return self._share is not None and self.added >= self._share
 
-    def turn(self, groups: Iterable[str]) -> tuple[list[str], bool]:
-        """The groups that may grow next, and whether their least widths require it.
+    def turn(self, bundles: Iterable[Bundle]) -> tuple[list[Bundle], bool]:
+        """The bundles that may grow next, and whether their least widths require it.
 
-        Groups below their least width come first, then groups below their balanced width, then all.
+        Those of groups below their least width come first, then of those below their balanced width, then
+        all.
         """
-        below = [group for group in groups if self.widths[group] < self._limits.least(group)]
-        behind = [group for group in groups if self.widths[group] < self._balanced[group]]
-        return sorted(below or behind or groups), bool(below)
+        least, balanced = self._limits.least, self._balanced
+        below = [b for b in bundles if any(self.widths[group] < least(group) for group in b)]
+        behind = [b for b in bundles if any(self.widths[group] < balanced[group] for group in b)]
+        return sorted(below or behind or bundles), bool(below)
 
-    def rates(self, queues: Mapping[str, _Queue], offers: Mapping[str, Sequence[_Step]]) -> dict[str, float]:
-        """What the next steps of each group are worth per channel and price.
+    def rates(self, queues: Mapping[str, _Queue], offers: Mapping[Bundle, _Offer]) -> dict[Bundle, float]:
+        """What the next steps of each bundle are worth per channel and price.
 
         Prices change with the widths of all groups. They are computed again after every 32nd part of the
         channels added so far.
@@ -285,24 +297,27 @@ class _Room:
         if not self._prices or self.added - self._priced_at >= max(1, self.added // 32):
             self._prices = self._expenses.prices(self.widths, self._limits.options.cost_exponent)
             self._priced_at = self.added
-        return {
-            group: queues[group].worth(self.widths[group], steps) / _added(steps) / self._prices[group]
-            for group, steps in offers.items()
-        }
+        rates = {}
+        for bundle, offer in offers.items():
+            worth = sum(queues[group].worth(self.widths[group], steps) for group, steps in offer.items())
+            rates[bundle] = worth / sum(_added(steps) * self._prices[group] for group, steps in offer.items())
+        return rates
 
-    def refusal(self, group: str, steps: Sequence[_Step], required: bool) -> str | None:
-        """Why the group cannot take these steps; None if it can. A required step may exceed the share."""
-        count = _added(steps)
+    def refusal(self, offer: _Offer, required: bool) -> str | None:
+        """Why the groups cannot take these steps; None if they can. A required step may exceed the share."""
+        wider = {group: self.widths[group] + _added(steps) for group, steps in offer.items()}
+        count = sum(map(_added, offer.values()))
         # The first step is taken even if it is larger than the share: a round adds something.
         if self._share is not None and not required and self.added > 0 and self.added + count > self._share:
             return _SHARE_REACHED
-        if not self._expenses.affordable({**self.grown, group: self.widths[group] + count}):
+        if not self._expenses.affordable({**self.grown, **wider}):
             return "the budget is spent"
         return None
 
-    def grow(self, group: str, steps: Sequence[_Step]) -> None:
-        self.widths[group] += _added(steps)
-        self.added += _added(steps)
+    def grow(self, offer: _Offer) -> None:
+        for group, steps in offer.items():
+            self.widths[group] += _added(steps)
+            self.added += _added(steps)
 
     def check_least_widths(self) -> None:
         """Raise a UsageError if a group has not reached its least width."""
@@ -312,19 +327,72 @@ class _Room:
                 raise UsageError(f"group {group!r} cannot reach its least width {least}: {width} is the most")
 
 
-def _move(queue: _Queue, width: int, start: int, limits: GrowthLimits) -> list[_Step] | None:
-    """The group's next steps, to the next aligned width and within its limits; None when there are none."""
-    align, max_factor = limits.align, limits.options.max_factor
-    target = 0 if align == 1 else align - width % align
-    group = queue.candidates.group
-    least, most = limits.least(group), limits.most(group)
-    ceiling = max(start + 1, int(max_factor * start))
+def _demand(group: str, limits: GrowthLimits) -> str:
+    """What makes a group take splits that promise nothing."""
+    return "a group that grows in equal steps" if limits.joined_with(group) else "its least width"
+
+
+def _moves(
+    queues: Mapping[str, _Queue],
+    bundle: Bundle,
+    widths: Mapping[str, int],
+    start: Mapping[str, int],
+    limits: GrowthLimits,
+) -> _Offer | None:
+    """The next steps of the groups of a bundle, within their limits; None when there are none."""
+    joined = limits.joined_with(bundle[0])
+    if joined is not None:
+        return _joint_moves(queues, joined, widths, start, limits)
+    (group,) = bundle
+    steps = _move(queues[group], widths[group], start[group], limits)
+    return None if steps is None else {group: steps}
+
+
+def _joint_moves(
+    queues: Mapping[str, _Queue],
+    joined: JoinedGroups,
+    widths: Mapping[str, int],
+    start: Mapping[str, int],
+    limits: GrowthLimits,
+) -> _Offer | None:
+    """The next steps of groups that grow in equal steps, to the next aligned widths."""
+    now = joined.steps(widths)
+    first, target = (joined.aligned(steps + 1, limits.align) for steps in (0, now))
+    if first is None or target is None:
+        return None
+    for group, width in joined.widths(target).items():
+        most = limits.most(group)
+        if most is not None and width > most:
+            return None
+        if target > first and width > _ceiling(group, start[group], limits):
+            return None
+    offer: dict[str, list[_Step]] = {}
+    for group, count in joined.channels(target - now).items():
+        steps = queues[group].peek(count) or queues[group].peek(count, forced=True)
+        if steps is None:
+            return None
+        offer[group] = steps
+    required = any(widths[group] < limits.least(group) for group in joined.names)
+    gain = sum(step.gain for steps in offer.values() for step in steps)
+    return offer if required or gain > queues[joined.names[0]].floor else None
+
+
+def _ceiling(group: str, start: int, limits: GrowthLimits) -> int:
+    """The greatest width that a group may grow to in this round."""
+    align, least, most = limits.align, limits.least(group), limits.most(group)
+    ceiling = max(start + 1, int(limits.options.max_factor * start))
     if align > 1:
         ceiling = max(ceiling, -(-(start + 1) // align) * align)
     ceiling = max(ceiling, least)
-    if most is not None:
-        ceiling = min(ceiling, most)
-    for forced in (False, True) if width < least else (False,):
+    return ceiling if most is None else min(ceiling, most)
+
+
+def _move(queue: _Queue, width: int, start: int, limits: GrowthLimits) -> list[_Step] | None:
+    """The group's next steps, to the next aligned width and within its limits; None when there are none."""
+    align, group = limits.align, queue.candidates.group
+    target = 0 if align == 1 else align - width % align
+    ceiling = _ceiling(group, start, limits)
+    for forced in (False, True) if width < limits.least(group) else (False,):
         steps = queue.peek(target, forced)
         if steps is not None and width + _added(steps) > ceiling:
             # The best step may be too large for what is left, a smaller one not.

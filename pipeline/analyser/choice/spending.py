@@ -59,11 +59,11 @@ def spend(
         NothingToSplit, UsageError: as `select`; nothing that was tried keeps within the budget.
     """
     budget = limits.budget
-    groups = [offered.group for offered in candidates]
+    steps = limits.next_steps([offered.group for offered in candidates])
     if budget is None or budget.cost is None or budget.limit is None or not budget.cost.resolution:
         selection = select(candidates, model, limits, total_channels, own)
         cost = None if budget is None or budget.cost is None else budget.cost.of({**own, **selection.widths})
-        return Spending(selection, Expenses(model, own, budget).spent(selection.widths, groups), cost)
+        return Spending(selection, Expenses(model, own, budget).spent(selection.widths, steps), cost)
 
     def estimated(most: float) -> Selection:
         bounded = replace(limits, budget=replace(budget, limit=most))
@@ -71,7 +71,7 @@ def spend(
 
     found = _by_trial(budget.cost, budget.limit, estimated, own)
     exact = Expenses(model, own, replace(budget, cost=None, limit=None))
-    return replace(found, spent=found.spent or exact.spent(found.selection.widths, groups))
+    return replace(found, spent=found.spent or exact.spent(found.selection.widths, steps))
 
 
 def _by_trial(

@@ -180,12 +180,14 @@ def _rival_widths(
     """The widths of the first round, uniformly multiplied to the cost of the final network."""
     recipe = task.run.recipe
     groups = export.groups(recipe.growth.freeze)
+    joined = [one for one in follows.joined if not one.by_factor]
+    by_factor = {name for one in follows.joined if one.by_factor for name in one.names}
+    whole = _by_whole_factors(groups, final) | {name: final.widths[name] for name in by_factor}
     base = {
         group.name: first[group.name]
         for group in groups.groups
-        if group.splittable and group.name not in follows.rigid
+        if group.splittable and group.name not in follows.rigid.keys() | by_factor
     }
-    whole = _by_whole_factors(groups, final)
     own = {**{group.name: group.width for group in groups.groups}, **whole}
     bounded = budget_of(recipe, 0)
 
@@ -199,7 +201,11 @@ def _rival_widths(
 
     def largest(share: float) -> dict[str, int]:
         return largest_multiple(
-            base, lambda widths: fits(widths, share), align=alignment(recipe), most=recipe.growth.max_widths
+            base,
+            lambda widths: fits(widths, share),
+            align=alignment(recipe),
+            most=recipe.growth.max_widths,
+            joined=joined,
         )
 
     widths = largest(1.0)

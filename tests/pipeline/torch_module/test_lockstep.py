@@ -51,7 +51,7 @@ def test_the_module_and_the_graph_grow_in_lockstep(family: str) -> None:
         if group.splittable and group.name not in rigid
     }
     plan = random_plan(groups, graph, growth=growth, epsilon=0.05, seed=3, factors=factors or None)
-    plan = plan_for_module(plan, model, fit.sizes, fit.pairs)
+    plan = plan_for_module(plan, model, fit.sizes, fit.pairs, fit.joined)
     for epsilon in (0.0, plan.epsilon):
         at = plan.with_epsilon(epsilon)
         with torch.no_grad():

@@ -161,7 +161,7 @@ def check_lockstep(model: nn.Module, x: torch.Tensor) -> tuple[ModuleFit, SplitP
         if group.splittable and group.name not in fit.rigid
     }
     drawn = random_plan(groups, export.graph, growth=growth, epsilon=0.05, seed=3)
-    plan = plan_for_module(drawn, model, fit.sizes, fit.pairs)
+    plan = plan_for_module(drawn, model, fit.sizes, fit.pairs, fit.joined)
     name = str(export.graph.graph.inputs[0].name)
     for epsilon in (0.0, plan.epsilon):
         at = plan.with_epsilon(epsilon)
@@ -234,8 +234,9 @@ def test_widths_and_heads_follow_in_every_block(caplog: pytest.LogCaptureFixture
             f"{block}.attention.project.nf": {heads},
             f"{block}.rise.nf": {rise},
         }
-    # Query, key and value have one width in the module; the graph can widen queries and keys, or the values.
-    assert all("attention.channels" in reason for reason in fit.rigid.values())
+    # Query, key and value have one width in the module, from which it computes the scale.
+    assert all("attention.project.weight#" in name for name in fit.rigid)
+    assert all("F.scaled_dot_product_attention without scale=" in reason for reason in fit.rigid.values())
     assert len(fit.rigid) == 4
     assert any("tried 0.rise.nf 16 to 17: follows" in message for message in caplog.messages)
 
@@ -298,7 +299,7 @@ def test_a_copy_that_is_grown_again_keeps_no_integer_of_the_plan_before() -> Non
     copied = copy.deepcopy(model)
     for name in ("first.rise.weight", "second.rise.weight"):
         drawn = random_plan(groups, export.graph, growth={name: 2})
-        plan = plan_for_module(drawn, model, fit.sizes, fit.pairs)
+        plan = plan_for_module(drawn, model, fit.sizes, fit.pairs, fit.joined)
         torch.testing.assert_close(grow_into(copied, model, plan)(x), model(x))
     assert get_integer(copied.first, "config.width") == 6
 

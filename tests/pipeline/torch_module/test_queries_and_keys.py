@@ -61,7 +61,7 @@ def planned(model: nn.Module, x: torch.Tensor):
     fit = fit_module(model, export.graph, groups, (x[:2],))
     growth = {g.name: 2 for g in groups.groups if g.splittable and g.name not in fit.rigid}
     plan = random_plan(groups, export.graph, growth=growth, epsilon=0.1, seed=2)
-    return export.graph, groups, plan_for_module(plan, model, fit.sizes, fit.pairs)
+    return export.graph, groups, plan_for_module(plan, model, fit.sizes, fit.pairs, fit.joined)
 
 
 @pytest.mark.parametrize("rotary", [False, True])
@@ -120,9 +120,7 @@ def test_a_scale_that_follows_the_width_is_named(kind, size):
     (pair,) = (group for group in groups.groups if group.of_pairs)
     fit = fit_module(model, export.graph, groups, (x,))
     assert pair.splittable
-    if size < 1:
-        assert "F.scaled_dot_product_attention without scale=" in fit.rigid[pair.name]
-    assert pair.name in fit.rigid
+    assert "F.scaled_dot_product_attention without scale=" in fit.rigid[pair.name]
     plan = plan_for_module(
         random_plan(groups, export.graph, growth={pair.name: 1}), model, fit.sizes, fit.pairs
     )

@@ -13,6 +13,7 @@ from growpipe.analyser.choice.selection import select
 from growpipe.analyser.schemes import ROWS, best_rows, scheme_of
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.graph_ops.errors import NothingToSplit, UsageError
+from growpipe.graph_ops.plan.joined_groups import JoinedGroups
 from tests.helpers.two_layers import COST, candidates, limits
 
 
@@ -214,3 +215,34 @@ def test_factor_and_refusals():
     assert limits(growth=None, budget=GrowthBudget(macs=1)).share is None
     with pytest.raises(UsageError, match="leaves no network"):
         GrowthBudget(macs=0)
+
+
+def test_joined_groups_take_their_steps_together() -> None:
+    offered = candidates()
+    joined = JoinedGroups(("a", "b"), before=(4, 6), step=(1, 1))
+    for share in (0.2, 0.4, 0.6, 1.0):
+        for align in (1, 2):
+            bounds = replace(limits(growth=share, align=align), joined=(joined,))
+            selection = select(offered, COST, bounds)
+            assert joined.are_equal(selection.widths)
+            assert all(width % align == 0 for width in selection.widths.values())
+            assert {name: len(rows) for name, rows in selection.rows.items()} == {"a": 4, "b": 6}
+    least = replace(limits(growth=0.2, widths={"a": (7, None)}), joined=(joined,))
+    assert select(offered, COST, least).widths == {"a": 7, "b": 9}
+    most = replace(limits(growth=1.0, widths={"b": (None, 8)}), joined=(joined,))
+    assert select(offered, COST, most).widths == {"a": 6, "b": 8}
+    never = JoinedGroups(("a", "b"), before=(4, 6), step=(1, 2))
+    assert select(offered, COST, replace(limits(growth=0.5, align=4), joined=(never,))).widths == {}
+    alone = JoinedGroups(("a", "elsewhere"), before=(4, 6), step=(1, 1))
+    assert "a" not in select(offered, COST, replace(limits(growth=0.5), joined=(alone,))).widths
+
+
+def test_joined_groups_keep_within_a_budget() -> None:
+    joined = JoinedGroups(("a", "b"), before=(4, 6), step=(2, 3))
+    for factor in (1.2, 1.6, 2.2):
+        budget = GrowthBudget(macs=int(factor * COST.macs()))
+        bounds = replace(limits(growth=None, budget=budget), joined=(joined,))
+        widths = select(candidates(), COST, bounds).widths
+        assert joined.are_equal(widths)
+        assert COST.macs(widths) <= budget.macs
+    assert bounds.next_steps({"a": 4, "b": 6}) == [{"a": 2, "b": 3}]

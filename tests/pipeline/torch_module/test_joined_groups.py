@@ -1,0 +1,224 @@
+"""Groups that a module follows only together, since one of its integers serves them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from growpipe.analyser import analyse
+from growpipe.budgets.budget import GrowthBudget
+from growpipe.graph_ops.edit.grow_graph import grow_graph
+from growpipe.graph_ops.errors import UsageError
+from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
+from growpipe.graph_ops.plan.split_plan import SplitPlan
+from growpipe.torch_module.export import export_growth_form
+from growpipe.torch_module.grow_module import grow, load_grown, plan_for_module, save_grown
+from growpipe.torch_module.module_fit import fit_module
+from growpipe.torch_module.widen import largest_multiple, with_widths
+from tests.helpers.text_models import ort_run
+
+pytestmark = pytest.mark.slow
+
+HEADS = 2
+
+
+class Attention(nn.Module):
+    """Queries, keys and values are views of ``head_dim`` channels; the scale is kept or computed."""
+
+    def __init__(self, head_dim: int = 4, kept: bool = True, rotary: bool = False) -> None:
+        super().__init__()
+        self.head_dim, self.rotary = head_dim, rotary
+        self.scaling = 0.5 if kept else None
+        self.q, self.k, self.v = (nn.Linear(6, HEADS * head_dim) for _ in "qkv")
+        self.o = nn.Linear(HEADS * head_dim, 5)
+        self.register_buffer("frequencies", 0.3 ** torch.arange(head_dim // 2))
+
+    def turned(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.arange(x.shape[2], dtype=x.dtype)[:, None] * self.frequencies
+        cos, sin = (torch.cat([part, part], -1) for part in (angles.cos(), angles.sin()))
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (
+            layer(x).view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        if self.rotary:
+            q, k = self.turned(q), self.turned(k)
+        mixed = functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+class Fused(nn.Module):
+    """One projection of queries, keys and values; it spells out the width and the heads."""
+
+    def __init__(self, width: int = 8, heads: int = HEADS) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.embed, self.norm, self.out = nn.Linear(5, width), nn.LayerNorm(width), nn.Linear(width, 3)
+        self.qkv, self.back = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        batch, tokens, width = x.shape
+        q, k, v = (
+            part.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.qkv(self.norm(x)).split(self.width, dim=2)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.out(self.norm(x + self.back(mixed)))
+
+
+class Fitted:
+    """A module, its graph, and what the module makes of its groups."""
+
+    def __init__(self, model: nn.Module, x: torch.Tensor, by_factor: bool = False) -> None:
+        self.model, self.x = model.eval(), x
+        self.export = export_growth_form(model, (x[:2],))
+        self.graph, self.groups = self.export.graph, self.export.groups()
+        whole = [g.name for g in self.groups.groups if g.whole_factor is not None] if by_factor else []
+        self.fit = fit_module(model, self.graph, self.groups, (x[:2],), whole)
+
+    def plan(self, plan: SplitPlan) -> SplitPlan:
+        return plan_for_module(plan, self.model, self.fit.sizes, self.fit.pairs, self.fit.joined)
+
+    def check_lockstep(self, plan: SplitPlan) -> None:
+        with torch.no_grad():
+            before = self.model(self.x).numpy()
+        for epsilon in (0.0, 0.05):
+            at = plan.with_epsilon(epsilon)
+            with torch.no_grad():
+                module = grow(self.model, at)(self.x).numpy()
+            (graph,) = ort_run(grow_graph(self.graph, at), {self.graph.graph.inputs[0].name: self.x.numpy()})
+            np.testing.assert_allclose(module, graph, atol=2e-6)
+            moved = np.abs(module - before).max()
+            assert moved <= 2e-6 if epsilon == 0.0 else moved > 4e-6
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def tokens(count: int = 3, width: int = 6) -> torch.Tensor:
+    return torch.randn(count, 5, width)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_queries_keys_and_values_grow_in_equal_steps(rotary: bool) -> None:
+    fitted = Fitted(Attention(rotary=rotary), tokens())
+    assert fitted.fit.rigid == {}
+    (joined,) = fitted.fit.joined
+    assert (joined.names[1:], joined.step) == (("v.weight",), (1, 2) if rotary else (1, 1))
+    drawn = random_plan(fitted.groups, fitted.graph, growth=0.3, epsilon=0.05, joined=fitted.fit.joined)
+    assert joined.are_equal(drawn.widths)
+    plan = fitted.plan(drawn)
+    fitted.check_lockstep(plan)
+    assert grow(fitted.model, plan).head_dim == drawn.widths["v.weight"]
+
+
+def test_the_grown_module_is_the_wide_one_that_is_built_by_hand() -> None:
+    fitted = Fitted(Attention(), tokens())
+    (joined,) = fitted.fit.joined
+    plan = fitted.plan(net2net_plan(fitted.groups, fitted.graph, growth=joined.channels(2)))
+    wide, own = Attention(6), fitted.model.state_dict()
+    wide.load_state_dict({**wide.state_dict(), "o.bias": own["o.bias"]})
+    copies = {split.group: split for split in plan.groups}
+    pair, value = (copies[name] for name in joined.names)
+    with torch.no_grad():
+        for name, split, scaled in (("q", pair, True), ("k", pair, False), ("v", value, False)):
+            scale = torch.tensor(split.coefficient if scaled else np.ones(6)).float()
+            for kind in ("weight", "bias"):
+                rows = own[f"{name}.{kind}"].unflatten(0, (HEADS, 4))[:, split.source]
+                rows = rows * scale.reshape(1, 6, *[1] * (rows.ndim - 2))
+                wide.get_parameter(f"{name}.{kind}").copy_(rows.flatten(0, 1))
+        columns = own["o.weight"].unflatten(1, (HEADS, 4))[:, :, value.source]
+        wide.o.weight.copy_((columns * torch.tensor(value.coefficient).float()).flatten(1))
+        torch.testing.assert_close(wide(fitted.x), fitted.model(fitted.x))
+        grown = grow(fitted.model, plan)
+        for name, parameter in wide.named_parameters():
+            torch.testing.assert_close(grown.get_parameter(name), parameter)
+        torch.testing.assert_close(grown(fitted.x), wide(fitted.x))
+
+
+def test_a_plan_of_unequal_steps_is_refused() -> None:
+    fitted = Fitted(Attention(), tokens())
+    (joined,) = fitted.fit.joined
+    one = random_plan(fitted.groups, fitted.graph, growth={joined.names[1]: 1})
+    with pytest.raises(UsageError, match=r"steps: 'q\.weight.*' from 4 to 4, 'v\.weight' from 4 to 5"):
+        fitted.plan(one)
+    unchecked = plan_for_module(one, fitted.model, fitted.fit.sizes, fitted.fit.pairs)
+    with pytest.raises(UsageError, match="head_dim of the module is one size for the groups"):
+        grow(fitted.model, unchecked)
+
+
+def test_a_scale_that_follows_the_width_keeps_them_rigid() -> None:
+    fitted = Fitted(Attention(kept=False), tokens())
+    assert fitted.fit.joined == ()
+    assert len(fitted.fit.rigid) == 2
+    for name, why in fitted.fit.rigid.items():
+        (other,) = fitted.fit.rigid.keys() - {name}
+        assert why.startswith(f"it grows only together with {other!r}, and then a number")
+        assert "F.scaled_dot_product_attention without scale=" in why
+
+
+@pytest.mark.parametrize("ranking", ["realised", "predicted"])
+def test_an_analysis_within_a_budget_gives_them_equal_steps(tmp_path: Path, ranking: str) -> None:
+    model = Attention().eval()
+    x, target = tokens(64), torch.randn(64, 5, 5)
+    parameters = sum(p.numel() for p in model.parameters())
+    budget = GrowthBudget(parameters=int(1.8 * parameters))
+    options: dict[str, Any] = {"ranking": ranking, "hold_out": False, "epsilon": 0.05}
+    options |= {"max_widths": {"q.weight": HEADS}}
+    plan = analyse(model, functional.mse_loss, [(x, target)], (x[:2],), budget=budget, **options)
+    (names,) = plan.notes["analysis"]["joined"]
+    widths = {name: plan.widths[name] for name in names}
+    assert len(set(widths.values())) == 1 < min(widths.values()) - 3
+    plan.save(tmp_path / "plan")
+    loaded = SplitPlan.load(tmp_path / "plan")
+    assert loaded.module_sizes == plan.module_sizes
+    assert loaded.content_hash == plan.content_hash
+    grown = grow(model, loaded)
+    assert sum(p.numel() for p in grown.parameters()) <= budget.parameters
+    assert grown.head_dim == widths["v.weight"]
+    assert model.head_dim == 4
+    save_grown(grown, tmp_path / "weights")
+    back = load_grown(Attention(), tmp_path / "weights").eval()
+    torch.testing.assert_close(back(x), grown(x), rtol=0.0, atol=0.0)
+
+
+def test_a_stream_and_its_heads_double_together() -> None:
+    fitted = Fitted(Fused(), tokens(width=5), by_factor=True)
+    (joined,) = (one for one in fitted.fit.joined if one.by_factor)
+    stream = next(g.name for g in fitted.groups.groups if g.whole_factor is not None)
+    assert stream in joined.names
+    drawn = random_plan(
+        fitted.groups, fitted.graph, growth=0.0, epsilon=0.05, factors={stream: 2}, joined=fitted.fit.joined
+    )
+    assert drawn.widths == joined.widths(1)
+    plan = fitted.plan(drawn)
+    fitted.check_lockstep(plan)
+    grown = grow(fitted.model, plan)
+    assert (grown.width, grown.heads) == (16, 2 * HEADS)
+
+
+def test_widths_of_a_rival_are_taken_in_equal_steps() -> None:
+    fitted = Fitted(Attention(rotary=True), tokens())
+    (joined,) = fitted.fit.joined
+    own = {group.name: group.width for group in fitted.groups.groups if group.splittable}
+    cost = fitted.groups.cost
+    for share in (1.1, 1.7, 2.4):
+        most = share * cost.parameters()
+        widths = largest_multiple(own, lambda w, most=most: cost.parameters(w) <= most, joined=[joined])
+        assert joined.are_equal(widths)
+        assert cost.parameters(widths) <= most
+    wider = with_widths(fitted.model, fitted.export, fitted.groups, widths, fitted.fit.sizes)
+    assert wider.head_dim == widths["v.weight"] > 4
+    assert wider(fitted.x).shape == fitted.model(fitted.x).shape

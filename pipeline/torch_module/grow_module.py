@@ -191,7 +191,21 @@ def grow_into(grown: Module, model: nn.Module, plan: SplitPlan) -> Module:
         sizes = grown_layer_sizes(path, module, layouts, plan.widths)
         set_layer_sizes(grown.get_submodule(path), {**layer_sizes(module), **sizes})
     set_module_sizes(grown, model, plan.module_sizes, plan.widths)
+    _forget_computed(grown)
     return grown
+
+
+def _forget_computed(grown: nn.Module) -> None:
+    """Let modules drop what they keep in evaluation mode of the weights that they had.
+
+    A module that computes a table from its weights once drops it in its own ``train``.
+    """
+    modes = [(module, module.training) for module in grown.modules()]
+    for module, _ in modes:
+        if type(module).train is not nn.Module.train:
+            module.train()
+    for module, training in modes:
+        module.training = training
 
 
 def set_module_sizes(

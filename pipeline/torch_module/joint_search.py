@@ -6,7 +6,8 @@ themselves are tried together with others that could need the same integer: with
 is not enough, with one more at a time as long as ``forward`` gets further.
 
 By how much each grows follows from that integer. With a channel more, a group changes it by its increment,
-such as 1 for a value and 2 for a rotary pair, and all must change it alike.
+such as 1 for a value and 2 for a rotary pair, and all must change it alike. If no length of a group equals
+the integer, one may be a multiple of it, as values of ``2 * head_dim`` channels are.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from growpipe.graph_ops.plan.joined_groups import JoinedGroups
-from growpipe.torch_module.size_candidates import Place, candidates_of, common_module
+from growpipe.torch_module.integers import get_integer
+from growpipe.torch_module.size_candidates import Place, candidates_of, common_module, divided_lengths
 from growpipe.torch_module.size_search import Found
 from growpipe.torch_module.trial_growth import SCALE, Trials
 
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 _MOST_PARTNERS = 8  # with which a group is tried
 _MOST_RATIOS = 3  # of the steps of two groups
 _MOST_FAILURES = 16  # of bundles of three groups and more
+
+_Increments = dict[Place, list[Fraction]]
 
 Find = Callable[[JoinedGroups, bool], Found]
 """What a bundle needs. The second argument says whether what like groups need is taken for an answer."""
@@ -52,7 +56,7 @@ class JointSearch:
     def __init__(
         self,
         trials: Trials,
-        rigid: Iterable[str],
+        rigid: Mapping[str, str],
         find: Find,
         likeness: Callable[[JoinedGroups], Any],
     ) -> None:
@@ -62,17 +66,45 @@ class JointSearch:
         self._order = [group.name for group in trials.groups.groups]
         self._hopeless: set[Any] = set()
         self._increments = {name: self._increments_of(name) for name in rigid}
+        self._divided = {name: self._divided_by(name) for name in rigid}
         self._open = list(self._increments)
         for name in sorted(self._open, key=self._by_factor):
             if name in self._open:
                 self._join(name, self._nearest(name))
+        for name in self._open:
+            shared = self._shared_with_barrier(name)
+            if name not in self.faults and shared is not None:
+                self.faults[name] = f"{rigid[name]}; {shared}"
 
-    def _increments_of(self, name: str) -> dict[Place, list[int]]:
+    def _shared_with_barrier(self, name: str) -> str | None:
+        """Which group that cannot split may need the same integer, in words; None if there is none."""
+        for path, attribute in self._increments[name]:
+            start = f"{path}." if path else ""
+            value = get_integer(self._trials.model.get_submodule(path), attribute) or 0
+            for group in self._trials.groups.groups:
+                barrier = group.barrier
+                within = any(m.role == "made" and m.tensor.startswith(start) for m in group.members)
+                divides = group.width > 1 and value % group.width == 0
+                if within and divides and barrier is not None:
+                    return (
+                        f"{start}{attribute} may be the width of {group.name!r}, too, which cannot split: "
+                        f"{barrier}"
+                    )
+        return None
+
+    def _increments_of(self, name: str) -> _Increments:
         """By how much an integer may change if the group grows by one step."""
-        found: dict[Place, list[int]] = {}
+        found: _Increments = {}
         for tier in (0, 1):
             for change in candidates_of(self._trials, self._alone(name), tier):
-                found.setdefault(change.place, []).append(change.grown - change.sizes[0].size)
+                found.setdefault(change.place, []).append(Fraction(change.grown - change.sizes[0].size))
+        return found
+
+    def _divided_by(self, name: str) -> _Increments:
+        """As `_increments_of`, for integers that divide a length of the group."""
+        found: _Increments = {}
+        for place, increment in divided_lengths(self._trials, self._alone(name)):
+            found.setdefault(place, []).append(increment)
         return found
 
     def _alone(self, name: str) -> JoinedGroups:
@@ -88,8 +120,15 @@ class JointSearch:
         def distance(other: str) -> tuple[bool, int]:
             return self._by_factor(other) != kind, -common_module(self._trials, (name, other)).count(".")
 
-        partners = [other for other in self._open if self._increments[other].keys() & places]
-        return sorted((other for other in partners if other != name), key=distance)
+        others = [other for other in self._open if other != name]
+        exact = [other for other in others if self._increments[other].keys() & places]
+        multiple = [
+            other
+            for other in others
+            if other not in exact
+            and (self._divided[other].keys() & places or self._increments[other].keys() & self._divided[name])
+        ]
+        return sorted(exact, key=distance) + sorted(multiple, key=distance)
 
     def _join(self, name: str, partners: Sequence[str]) -> None:
         """Add the bundle of a group, if there is one."""
@@ -137,10 +176,15 @@ class JointSearch:
     def _ratios(self, bundle: JoinedGroups, other: str) -> list[Fraction]:
         """How many channels the other group gets for one step of the bundle, what most integers say first."""
         votes: Counter[Fraction] = Counter()
-        for name, channels in bundle.channels(1).items():
-            for place, increments in self._increments[name].items():
-                own = self._increments[other].get(place, ())
-                votes.update(Fraction(channels * one, another) for one in increments for another in own)
+        kinds = ((self._increments, self._increments), (self._increments, self._divided),
+                 (self._divided, self._increments))  # fmt: skip
+        for of_bundle, of_other in kinds:
+            for name, channels in bundle.channels(1).items():
+                for place, increments in of_bundle[name].items():
+                    own = of_other[other].get(place, ())
+                    votes.update(channels * one / another for one in increments for another in own)
+            if votes:
+                break
         return [ratio for ratio, _ in votes.most_common(_MOST_RATIOS)]
 
     def _found(self, bundle: JoinedGroups, *, alike: bool) -> Found:

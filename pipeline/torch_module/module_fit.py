@@ -257,7 +257,8 @@ def _common_size(by_bundle: Mapping[JoinedGroups, Change]) -> ModuleSize | None:
     names = frozenset(name for bundle in by_bundle for name in bundle.names)
     covered, equals = size.groups, []
     for other in (other for change in by_bundle.values() for other in change.sizes):
-        if other.groups & names - covered:
+        alike = all(other.grown(bundle.widths(1)) == size.grown(bundle.widths(1)) for bundle in by_bundle)
+        if alike and other.groups & names - covered:
             covered |= other.groups
             equals.append(other.dim if other.times == 1 else Product((Fixed(other.times), other.dim)))
     return replace(size, equals=tuple(equals)).following(names)

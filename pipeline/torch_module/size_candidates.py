@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import combinations, takewhile
 
 from torch import nn
@@ -16,7 +17,7 @@ from growpipe.torch_module.integers import held_integers, own_integers
 from growpipe.torch_module.layer_sizes import layer_sizes
 from growpipe.torch_module.trial_growth import Trials
 
-__all__ = ["Change", "Place", "candidates_of", "common_module"]
+__all__ = ["Change", "Place", "candidates_of", "common_module", "divided_lengths"]
 
 _MOST_TIMES = 64  # constants that multiply a width, such as the pixels of a patch
 
@@ -64,6 +65,26 @@ def candidates_of(trials: Trials, bundle: JoinedGroups, tier: int) -> list[Chang
             if value > 0 and (read is None or name.split("[")[0] in read):
                 found += _changes((path, name), value, lengths, widths, multiples=tier >= 2)
     return found
+
+
+def divided_lengths(trials: Trials, bundle: JoinedGroups) -> Iterator[tuple[Place, Fraction]]:
+    """The integers of modules that divide a length of these groups, and their change if that is to stay so.
+
+    ``forward`` may multiply an integer by a number that is nowhere kept.
+
+    Args:
+        trials: of the module.
+        bundle: the groups, which grow by one step.
+    """
+    lengths, widths = _lengths(trials, bundle.names), trials.widths_of(bundle)
+    for path, module in _modules_on_path(trials, bundle.names):
+        read = None if trials.reads is None else trials.reads.get(path, set())
+        for name, value in own_integers(module).items():
+            if value > 1 and (read is None or name.split("[")[0] in read):
+                for dim in lengths:
+                    times, rest = divmod(dim.size, value)
+                    if rest == 0 and times > 1:
+                        yield (path, name), Fraction(grown_size(dim, widths) - dim.size, times)
 
 
 def common_module(trials: Trials, names: Sequence[str]) -> str:

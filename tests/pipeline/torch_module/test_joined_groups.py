@@ -76,6 +76,32 @@ class Fused(nn.Module):
         return self.out(self.norm(x + self.back(mixed)))
 
 
+class Multiple(nn.Module):
+    """Values have twice the width of keys, which is kept nowhere; eval mode keeps a table of every head."""
+
+    def __init__(self, key_dim: int = 4) -> None:
+        super().__init__()
+        self.heads, self.key_dim, self.scale = 3, key_dim, key_dim**-0.5
+        self.project, self.back = nn.Linear(6, 12 * key_dim), nn.Linear(6 * key_dim, 5)
+        self.slopes = nn.Parameter(torch.randn(3))
+        self.table: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> Multiple:
+        self.table = None if mode else self.table
+        return super().train(mode)
+
+    def distances(self) -> torch.Tensor:
+        if self.training or self.table is None:
+            self.table = self.slopes[:, None, None] * torch.arange(25.0).reshape(5, 5)
+        return self.table
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.project(x).view(-1, 5, self.heads, 4 * self.key_dim).transpose(1, 2)
+        q, k, v = parts.split([self.key_dim, self.key_dim, 2 * self.key_dim], dim=3)
+        logits = q @ k.mT * self.scale + self.distances()
+        return self.back((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
 class Fitted:
     """A module, its graph, and what the module makes of its groups."""
 
@@ -207,6 +233,39 @@ def test_a_stream_and_its_heads_double_together() -> None:
     fitted.check_lockstep(plan)
     grown = grow(fitted.model, plan)
     assert (grown.width, grown.heads) == (16, 2 * HEADS)
+
+
+def test_an_integer_may_be_multiplied_and_a_table_of_old_weights_is_dropped() -> None:
+    fitted = Fitted(Multiple(), tokens())
+    assert fitted.fit.rigid == {}
+    (joined,) = fitted.fit.joined
+    assert joined.step == (1, 2)
+    plan = random_plan(fitted.groups, fitted.graph, growth=0.4, epsilon=0.05, joined=fitted.fit.joined)
+    assert plan.widths == {"project.weight": 4, **joined.widths(2)}
+    fitted.check_lockstep(fitted.plan(plan))
+    assert fitted.model.table is not None
+    grown = grow(fitted.model, fitted.plan(plan))
+    assert (grown.heads, grown.key_dim, grown.table) == (4, 6, None)
+    assert not any(module.training for module in grown.modules())
+
+
+class Frozen(nn.Module):
+    """Queries are a table that cannot grow; the values have the same width in the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim = 4
+        self.q, self.k, self.v, self.o = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).view(-1, 5, self.head_dim) for layer in (self.q, self.k, self.v))
+        return self.o((q.exp() @ k.exp().mT).softmax(-1) @ v)
+
+
+def test_a_group_that_cannot_split_and_needs_the_same_integer_is_named() -> None:
+    fitted = Fitted(Frozen(), tokens())
+    (why,) = fitted.fit.rigid.values()
+    assert "head_dim may be the width of 'q.weight', too, which cannot split: MatMul" in why
 
 
 def test_widths_of_a_rival_are_taken_in_equal_steps() -> None:

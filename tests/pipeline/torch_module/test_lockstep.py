@@ -9,6 +9,7 @@ import torch
 from growpipe.graph_ops.edit.grow_graph import grow_graph
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
+from growpipe.graph_ops.plan.joined_groups import joined_factors
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow, plan_for_module
 from growpipe.torch_module.module_fit import fit_module
@@ -22,10 +23,7 @@ RIGID: dict[str, set[str]] = {
     "resnet_padded": {"1.body.1.0.weight", "1.body.1.0.weight#2"},
     "SplitBranches": {"stem.0.weight", *(f"stem.0.weight#{part}" for part in (2, 3, 4, 5))},
     "VisionTransformer": {
-        "patch.weight",
-        "blocks.0.attention.qkv.weight",
         "blocks.0.attention.qkv.weight#2",
-        "blocks.1.attention.qkv.weight",
         "blocks.1.attention.qkv.weight#2",
         "blocks.1.attention.qkv.weight#3",
     },
@@ -44,11 +42,12 @@ def test_the_module_and_the_graph_grow_in_lockstep(family: str) -> None:
     fit = fit_module(model, graph, groups, (inputs[:2],), factors)
     rigid = fit.rigid
     assert set(rigid) == RIGID.get(family, set())
-    factors = {name: factor for name, factor in factors.items() if name not in rigid}
+    kept = {name: factor for name, factor in factors.items() if name not in rigid}
+    factors = joined_factors(kept, fit.joined)
     growth = {
         group.name: max(1, group.width // 4)
         for group in groups.groups
-        if group.splittable and group.name not in rigid
+        if group.splittable and group.name not in rigid.keys() | factors.keys()
     }
     plan = random_plan(groups, graph, growth=growth, epsilon=0.05, seed=3, factors=factors or None)
     plan = plan_for_module(plan, model, fit.sizes, fit.pairs, fit.joined)

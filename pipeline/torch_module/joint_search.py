@@ -132,7 +132,7 @@ class JointSearch:
 
     def _join(self, name: str, partners: Sequence[str]) -> None:
         """Add the bundle of a group, if there is one."""
-        for other in partners[:_MOST_PARTNERS]:
+        for other in self._unlike(partners)[:_MOST_PARTNERS]:
             for bundle in self._with(self._alone(name), other):
                 found = self._found(bundle, alike=True)
                 if found.fault is None:
@@ -147,19 +147,39 @@ class JointSearch:
         """Whether a bundle of three groups or more was found, by one more group at a time."""
         bundle, failures = self._alone(name), 0
         steps = _steps(self._found(bundle, alike=False))
-        waiting = [wider for other in partners for wider in self._with(bundle, other)]
+        waiting = self._wider(bundle, partners)
         while waiting and failures < _MOST_FAILURES:
-            wider = waiting.pop(0)
+            other, wider = waiting.pop(0)
             found = self._found(wider, alike=False)
             if found.fault is None:
                 return True
             if _steps(found) > steps:
                 bundle, steps = wider, _steps(found)
-                more = [other for other in partners if other not in bundle.names]
-                waiting = [wider for other in more for wider in self._with(bundle, other)]
+                likeness = self._likeness(self._alone(other))
+                alike = [one for one in partners if self._likeness(self._alone(one)) == likeness]
+                if self._follows_with(bundle, alike):
+                    return True
+                waiting = self._wider(bundle, partners)
             else:
                 failures += 1
         return False
+
+    def _follows_with(self, bundle: JoinedGroups, alike: Sequence[str]) -> bool:
+        """Whether the module follows the bundle with all these groups, one for each of its blocks."""
+        for other in alike:
+            if other not in bundle.names:
+                bundle = next(self._with(bundle, other), bundle)
+        return self._found(bundle, alike=False).fault is None
+
+    def _wider(self, bundle: JoinedGroups, partners: Sequence[str]) -> list[tuple[str, JoinedGroups]]:
+        """The bundle with each of these groups that is no part of it, one of those that are alike."""
+        more = self._unlike([other for other in partners if other not in bundle.names])
+        return [(other, wider) for other in more for wider in self._with(bundle, other)]
+
+    def _unlike(self, names: Sequence[str]) -> list[str]:
+        """The first of all groups that stand in the same way in blocks of the same class."""
+        first = {self._likeness(self._alone(name)): name for name in reversed(names)}
+        return [name for name in names if name in first.values()]
 
     def _with(self, bundle: JoinedGroups, other: str) -> Iterator[JoinedGroups]:
         """The bundle with one group more, in the steps with which an integer changes alike."""

@@ -75,6 +75,9 @@ def fit_module(
         groups: of ``graph``.
         example_inputs: positional inputs of ``model``, on its device.
         by_factor: the groups among those that split by whole factors that are tried, too; they are doubled.
+
+    Raises:
+        UsageError: no output of ``model`` is finite.
     """
     names = [group.name for group in groups.groups if group.splittable or group.name in by_factor]
     if not names:

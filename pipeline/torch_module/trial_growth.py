@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from growpipe.graph_ops.axes.layouts import TensorLayout
+from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.graph_ops.plan.data_free import net2net_plan
 from growpipe.graph_ops.plan.joined_groups import JoinedGroups
@@ -58,6 +59,9 @@ class Trials:
         layouts: the layouts of all parameters and buffers that a splittable group touches.
         widths: the widths in the trial that was begun last.
         count: the number of trials so far.
+
+    Raises:
+        UsageError: no output of the module is finite.
     """
 
     def __init__(
@@ -74,6 +78,12 @@ class Trials:
         self._grown = copy.deepcopy(model)
         with _StepCounter() as counter:
             self._expected = _floating(model(*inputs))
+        given = [value for value in self._expected if value.numel()]
+        if given and not any(value.isfinite().any() for value in given):
+            raise UsageError(
+                f"{type(model).__name__} gives no finite value on the example inputs, so no growth can be "
+                "tried; check the parameters, the statistics of its norms, and the inputs"
+            )
         self._numbers = counter.numbers
         self._pairs = False
         self.reads = attributes_read(self._grown, inputs)
@@ -157,8 +167,12 @@ class Trials:
         for value, reference in zip(found, self._expected, strict=True):
             if value.shape != reference.shape:
                 return f"the output has shape {tuple(value.shape)}, not {tuple(reference.shape)}"
-            scale = reference.abs().max() if reference.numel() else 0.0
-            if not torch.all((value - reference).abs() <= self._tolerance * scale):
+            # Masked logits are -inf in both; what is finite is compared by its own scale.
+            finite = reference.isfinite()
+            scale = reference[finite].abs().max() if finite.any() else 0.0
+            near = (value - reference).abs() <= self._tolerance * scale
+            same = (value == reference) | (value.isnan() & reference.isnan())
+            if not torch.all(torch.where(finite, near, same)):
                 return _CHANGES
         return None
 

@@ -311,3 +311,36 @@ def test_a_plan_of_another_module_is_refused() -> None:
     model[0].nf = 7
     with pytest.raises(UsageError, match=r"0\.nf is 7, not 6"):
         grow(model, plan)
+
+
+class Masked(nn.Module):
+    """One logit of three is masked; the hidden layer may be spelt out."""
+
+    def __init__(self, literal: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.literal = nn.Linear(4, 6), nn.Linear(6, 3), literal
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(x))
+        # Of a wider layer only the first six channels are read, so that the output changes without an error.
+        hidden = hidden[:, :6] @ self.last.weight[:, :6].T if self.literal else self.last(hidden)
+        return hidden.masked_fill(torch.tensor([False, True, False]), -torch.inf)
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_masked_outputs_neither_hide_a_change_nor_are_one(literal: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Masked(False), torch.randn(3, 4)
+    export = export_growth_form(model.eval(), (x,))
+    model.literal = literal
+    fit = fit_module(model, export.graph, export.groups(), (x,))
+    assert set(fit.rigid) == ({"first.weight"} if literal else set())
+
+
+def test_outputs_that_are_not_finite_are_no_fault_of_the_widths() -> None:
+    torch.manual_seed(0)
+    model, x = Either(), torch.randn(3, 4)
+    with torch.no_grad():
+        model.last.bias.fill_(torch.nan)
+    with pytest.raises(UsageError, match="Either gives no finite value on the example inputs"):
+        fitted(model, x)

@@ -90,6 +90,8 @@ def measure(name: str, samples: int, device: torch.device, ranking: str) -> dict
         x, y = batches[number % len(batches)]
         optimizer.zero_grad()
         task.loss(model(x), y).backward()
+        if task.clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), task.clip)
         optimizer.step()
 
     def steps(count: int) -> list[float]:

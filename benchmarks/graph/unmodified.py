@@ -50,7 +50,7 @@ from growpipe.torch_module.outputs import output_tensors
 
 GROWTH, EPSILON = 0.25, 0.05
 PARITY, LOCKSTEP = 1e-5, 5e-5
-PRUNING_SECONDS = 60
+PRUNING_SECONDS = 20
 
 
 def main() -> None:

@@ -24,23 +24,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import record
 from benchmarks.common.command import run_command
 from benchmarks.growth.methods import METHODS, Moment
 from benchmarks.growth.new_copies import REMEDIES
+from benchmarks.growth.warm_start_report import Outcome, Page, Protocol, gathered, table, write_report
 from growpipe.graph_ops.errors import MissingEnvironment
 from growpipe.graph_ops.files.atomic import write_text
 from growpipe.graph_ops.plan.split_plan import SplitPlan
@@ -60,39 +58,6 @@ from growpipe.training.train import TrainingStage, train
 
 _ENTRY = re.compile(r"(?P<kind>[a-z0-9.-]+)(?P<trunk>@trunk)?(?P<remedies>(\+[a-z]+)*)(\*(?P<rate>[0-9.]+))?")
 _GLANCE = 100  # validation samples: no decision is taken by them
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What every entry has in common: factor in MACs, epochs of the parent, samples of the analysis."""
-
-    factor: float
-    parent_epochs: int
-    samples: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One trained network.
-
-    Attributes:
-        entry, seed, epochs: what was trained, and for how long after growth.
-        accuracy: on the test set.
-        macs: of a forward pass.
-        training_macs: of the training after growth, and of the growth itself.
-        parent_macs: of the training before.
-        gradient_ratio: gradient of new copies over that of old ones, right after growth.
-    """
-
-    entry: str
-    seed: int
-    epochs: int
-    accuracy: float
-    macs: int
-    training_macs: float
-    parent_macs: float
-    seconds: float
-    gradient_ratio: float | None = None
 
 
 class Bench:
@@ -255,97 +220,6 @@ class Bench:
         return model, self.protocol.parent_epochs * self.epoch_macs(factor)
 
 
-def gathered(folder: Path) -> dict[str, dict[int, list[Outcome]]]:
-    """The outcomes by entry and length."""
-    found: dict[str, dict[int, list[Outcome]]] = {}
-    for path in sorted(folder.glob("outcome-*.json")):
-        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-        found.setdefault(outcome.entry, {}).setdefault(outcome.epochs, []).append(outcome)
-    return found
-
-
-def macs_to_reach(curve: Sequence[tuple[float, float]], level: float) -> float:
-    """The training MACs at which a curve of (MACs, accuracy) first has this accuracy.
-
-    Linear in the logarithm of the MACs between its points; infinite if it never has it.
-    """
-    (macs, accuracy), *rest = curve
-    if accuracy >= level:
-        return macs
-    for more, higher in rest:
-        if higher >= level:
-            share = (level - accuracy) / (higher - accuracy)
-            return math.exp(math.log(macs) + share * (math.log(more) - math.log(macs)))
-        macs, accuracy = more, higher
-    return math.inf
-
-
-def relative_cost(
-    outcomes: Mapping[int, Sequence[Outcome]], rival: Mapping[int, Sequence[Outcome]], *, parent: bool
-) -> tuple[float, float]:
-    """The MACs to the rival's best accuracy over those of the rival, and the standard error.
-
-    Args:
-        outcomes: of an entry, by length.
-        rival: by length; its best accuracy is that of the longest.
-        parent: count the training of the parent.
-
-    Returns:
-        Infinity if the accuracy is not reached; the error (jackknife over seeds) is then not a number.
-    """
-    longest = max(rival)
-    seeds = sorted({o.seed for o in rival[longest]} & {o.seed for o in next(iter(outcomes.values()))})
-
-    def ratio(chosen: Sequence[int]) -> float:
-        def over(found: Sequence[Outcome], value: Callable[[Outcome], float]) -> float:
-            return mean(value(o) for o in found if o.seed in chosen)
-
-        level = over(rival[longest], lambda o: o.accuracy)
-        curve = [
-            (
-                over(found, lambda o: o.training_macs + parent * o.parent_macs),
-                over(found, lambda o: o.accuracy),
-            )
-            for _, found in sorted(outcomes.items())
-        ]
-        return macs_to_reach(curve, level) / over(rival[longest], lambda o: o.training_macs)
-
-    whole, count = ratio(seeds), len(seeds)
-    if count < 2 or not math.isfinite(whole):
-        return whole, math.nan
-    left_out = [ratio([s for s in seeds if s != gone]) for gone in seeds]
-    centre = mean(left_out)
-    return whole, math.sqrt((count - 1) / count * sum((value - centre) ** 2 for value in left_out))
-
-
-def table(found: Mapping[str, Mapping[int, Sequence[Outcome]]]) -> list[str]:
-    """A row per entry."""
-    lengths = sorted({epochs for outcomes in found.values() for epochs in outcomes})
-    heads = [f"{epochs} epochs" for epochs in lengths]
-    heads += ["MACs to scratch's best", "with the parent's", "new / old gradient"]
-    lines = [f"| entry | seeds | {' | '.join(heads)} |"]
-    lines.append("|---|---|" + "---|" * len(heads))
-    for entry, outcomes in found.items():
-        cells = []
-        for epochs in lengths:
-            values = [100 * o.accuracy for o in outcomes.get(epochs, [])]
-            error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.2f}{error}" if values else "-")
-        costs = []
-        for parent in (False, True):
-            value, error = relative_cost(outcomes, found["scratch"], parent=parent)
-            error_text = "" if math.isnan(error) else f" ± {100 * error:.0f}"
-            reached = f"{100 * value:.0f}{error_text} %" if math.isfinite(value) else "not reached"
-            costs.append(reached)
-        ratios = [
-            o.gradient_ratio for some in outcomes.values() for o in some if o.gradient_ratio is not None
-        ]
-        count = max(len(some) for some in outcomes.values())
-        ratio = f"{mean(ratios):.2f}" if ratios else "-"
-        lines.append(f"| {entry} | {count} | {' | '.join(cells)} | {' | '.join(costs)} | {ratio} |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -358,7 +232,8 @@ def main() -> None:
     parser.add_argument("--parent-epochs", type=int, default=20)
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--report", help="add the table to RESULTS.md under this name")
+    parser.add_argument("--report", help="add the tables to RESULTS.md under this name")
+    parser.add_argument("--chosen", default="s3d-m4-c1.25", help="what all are compared with at the end")
     parser.add_argument("--findings", type=Path, help="Markdown that goes under the heading")
     args = parser.parse_args()
     protocol = Protocol(args.factor, args.parent_epochs, args.samples)
@@ -376,33 +251,17 @@ def main() -> None:
                         f"{entry}, {epochs} epochs, seed {seed}: {outcome.accuracy:.2%}, {outcome.seconds} s",
                         flush=True,
                     )
-    lines = table(gathered(args.out))
-    print("\n".join(lines))
-    if args.report is not None:
-        report(args, protocol, lines)
-
-
-def report(args: argparse.Namespace, protocol: Protocol, lines: Sequence[str]) -> None:
-    """Write the table into RESULTS.md, and all outcomes beside it."""
-    command = (
-        f"python -m benchmarks.growth.warm_start {args.recipe} --lengths {' '.join(map(str, args.lengths))} "
-        f"--factor {args.factor:g} --parent-epochs {args.parent_epochs} --samples {args.samples}"
-    )
     found = gathered(args.out)
-    outcomes = [asdict(o) for by_length in found.values() for some in by_length.values() for o in some]
-    record.append(args.report, {"command": command, "protocol": asdict(protocol), "outcomes": outcomes})
-    name = load_recipe(args.recipe)[0].name
-    findings = "" if args.findings is None else args.findings.read_text(encoding="utf-8").strip() + "\n\n"
-    text = "\n".join(lines)
-    record.summarise(
-        args.report,
-        f"## A trained network grown by {args.factor:g} in MACs: {name}\n\n{findings}"
-        f"`{command} --entries ...`.\n"
-        "Test accuracy in %, ± is the standard error over seeds. All trainings end annealed. *MACs to\n"
-        "scratch's best*: training MACs after growth, the analysis charged, to the accuracy of `scratch` at\n"
-        "its longest length, over those of `scratch`; then with the parent's own training, "
-        f"{args.parent_epochs} epochs.\n\n{text}",
-    )
+    print("\n".join(table(found)))
+    if args.report is not None:
+        command = (
+            f"python -m benchmarks.growth.warm_start {args.recipe} --lengths "
+            f"{' '.join(map(str, args.lengths))} --factor {args.factor:g} "
+            f"--parent-epochs {args.parent_epochs} --samples {args.samples}"
+        )
+        findings = "" if args.findings is None else args.findings.read_text(encoding="utf-8").strip()
+        name = load_recipe(args.recipe)[0].name
+        write_report(Page(name, args.report, command, findings, args.chosen), protocol, found)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.growth.warm_start import Outcome, macs_to_reach, relative_cost, table
+from benchmarks.growth.warm_start_report import Outcome, against_others, macs_to_reach, relative_cost, table
 
 
 def outcome(entry: str, seed: int, epochs: int, accuracy: float, parent: float = 0.0) -> Outcome:
@@ -32,3 +32,14 @@ def test_a_warm_start_is_charged_without_and_with_its_parent() -> None:
     assert lines[2].startswith("| scratch | 2 | 10.00 ± 0.00 | 40.00 ± 0.00 | 100 ± 0 % | 100 ± 0 % | - |")
     assert lines[3].startswith("| g | 2 | 40.00 ± 0.00 | - | 25 ± 0 % | 40 ± 0 % |")
     assert "not reached" in lines[4]
+
+
+def test_all_are_compared_with_one_entry_by_seed_at_the_longest_length() -> None:
+    own = {40: [outcome("own", s, 40, 0.8 + 0.01 * s, parent=100.0) for s in (0, 1)], 10: []}
+    other = {40: [outcome("other", s, 40, 0.7 + 0.02 * s) for s in (0, 1)]}
+    short = {10: [outcome("short", 0, 10, 0.9)]}
+    lines = against_others({"own": own, "other": other, "short": short}, "own")
+    assert lines[2:] == [
+        "| own | 80.50 ± 0.50 | - | 500 |",
+        "| other | 71.00 ± 1.00 | +9.50 ± 0.50 | 400 |",
+    ]

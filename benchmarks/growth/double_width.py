@@ -1,13 +1,13 @@
 """A decoder on text, doubled in width while it trains, against the double width from scratch.
 
-    python -m benchmarks.growth.double_width [SEED ...] [--steps 400] [--folder CACHE] [--record]
+    python -m benchmarks.growth.double_width [SEED ...] [--steps 400 1600] [--rate 3e-3] [--record]
 
 The decoder of `growpipe.models.decoder` is trained with AdamW at a constant rate. Then its residual stream,
 its heads and the hidden layers of its blocks get two copies of every channel: the function stays as it is.
 The grown network is trained on for as many steps, its rate falling to zero along a cosine, as are its rivals
 of the same widths from scratch: one with the training MACs after growth alone, one with all of them. The
-optimizer's state is carried. All networks see batches drawn in the same way, and are judged by the cross
-entropy per byte on text that none was trained on.
+network before growth is trained on without growth, too. The optimizer's state is carried. All networks see
+batches drawn in the same way, and are judged by the cross entropy per byte on text that none was trained on.
 
 A seed that was measured is not measured again, as long as the code of growpipe stays the same.
 """
@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -27,46 +28,92 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.common.command import run_command
+from benchmarks.common.mean import with_error
 from benchmarks.common.record import append, code_hash, summarise
 from benchmarks.graph.corpus import cache_folder
 from growpipe.data.text import loaders
 from growpipe.graph_ops.plan.data_free import net2net_plan, random_plan
 from growpipe.models.decoder import Decoder
+from growpipe.run.stages.training_cost import TRAIN_COST
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.grow_module import grow, plan_for_module
 from growpipe.torch_module.module_fit import fit_module
 
 WIDTH, HEADS, HIDDEN, LENGTH, SYMBOLS, BATCH = 32, 4, (64, 64), 64, 256, 16
-RATE, DECAY = 3e-3, 1e-2
+DECAY = 1e-2
 PLANS = {"uneven shares, 1 : 2": random_plan, "equal shares": net2net_plan}
-GROWN, ALONE, ALL = "grown", "from scratch, MACs after growth", "from scratch, all MACs"
+STAY, ALONE, ALL = "not grown, trained on", "from scratch, MACs after growth", "from scratch, all MACs"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all trainings have in common.
+
+    Attributes:
+        steps: of the training before growth, and of the one after it.
+        rate: the learning rate of AdamW, of every network.
+    """
+
+    steps: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One network.
+
+    Attributes:
+        loss: the cross entropy per byte on unseen text.
+        training_macs: all that it took, the training before growth included.
+    """
+
+    loss: float
+    training_macs: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("seed", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=400, help="before growth, and after it")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[400, 1600], help="before growth, and after it"
+    )
+    parser.add_argument("--rate", type=float, default=3e-3, help="of AdamW, for every network")
     parser.add_argument("--folder", type=Path, help="where results are kept between runs")
     parser.add_argument("--record", action="store_true", help="write results and RESULTS.md")
+    parser.add_argument("--findings", type=Path, help="Markdown that goes under the heading")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = cache_folder("double_width", options.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [kept(seed, options.steps, folder) for seed in options.seed]
-    text = summary(rows, options.steps)
+    found = {
+        steps: [kept(seed, Protocol(steps, options.rate), folder) for seed in options.seed]
+        for steps in options.steps
+    }
+    seeds, lengths = (" ".join(map(str, each)) for each in (options.seed, options.steps))
+    command = f"python -m benchmarks.growth.double_width {seeds} --steps {lengths} --rate {options.rate:g}"
+    findings = (
+        "" if options.findings is None else options.findings.read_text(encoding="utf-8").strip() + "\n\n"
+    )
+    text = summary(found, f"{findings}`{command}`.")
     print(text)
     if options.record:
-        append("double_width", {"steps": options.steps, "seeds": rows})
+        outcomes = [
+            {"steps": steps, "seed": seed, "networks": {name: asdict(o) for name, o in row.items()}}
+            for steps, rows in found.items()
+            for seed, row in zip(options.seed, rows, strict=True)
+        ]
+        append("double_width", {"command": command, "outcomes": outcomes})
         summarise("double_width", text)
 
 
-def kept(seed: int, steps: int, folder: Path) -> dict[str, Any]:
+def kept(seed: int, protocol: Protocol, folder: Path) -> dict[str, Outcome]:
     """What one seed showed, now or in an earlier run of the same code."""
-    path = folder / f"{seed}-{steps}-{code_hash()}.json"
+    path = folder / f"{seed}-{protocol.steps}-{protocol.rate:g}-{code_hash()}.json"
     if not path.exists():
-        path.write_text(json.dumps(measured(seed, steps)) + "\n")
-    row: dict[str, Any] = json.loads(path.read_text())
-    return row
+        row = {name: asdict(outcome) for name, outcome in measured(seed, protocol).items()}
+        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {name: Outcome(**values) for name, values in found.items()}
 
 
 def decoder(factor: int) -> Decoder:
@@ -74,13 +121,14 @@ def decoder(factor: int) -> Decoder:
     return Decoder(factor * WIDTH, factor * HEADS, hidden, LENGTH, SYMBOLS)
 
 
-def measured(seed: int, steps: int) -> dict[str, Any]:
-    """The losses of one seed on unseen text, and the MACs of a sample before and after growth."""
+def measured(seed: int, protocol: Protocol) -> dict[str, Outcome]:
+    """Every network of one seed."""
+    steps, rate = protocol.steps, protocol.rate
     torch.manual_seed(seed)
     data = loaders(BATCH, seed, length=LENGTH)
     parent = decoder(1)
-    optimizer = torch.optim.AdamW(parent.parameters(), lr=RATE, weight_decay=DECAY)
-    train(parent, optimizer, data, seed, steps, lambda _: 1.0)
+    optimizer = torch.optim.AdamW(parent.parameters(), lr=rate, weight_decay=DECAY)
+    train(parent, optimizer, data, seed, [rate] * steps)
     parent.eval()
     example = (torch.zeros(2, LENGTH, dtype=torch.int64),)
     export = export_growth_form(parent, example)
@@ -91,49 +139,56 @@ def measured(seed: int, steps: int) -> dict[str, Any]:
         if group.whole_factor is not None or (group.splittable and group.width in (HEADS, HIDDEN[0]))
     }
     fit = fit_module(parent, export.graph, groups, example, factors)
-    row: dict[str, Any] = {"before growth": judged(parent, data)}
-    macs = groups.cost.macs(), 0
+    small = float(TRAIN_COST * BATCH * groups.cost.macs())  # of a step
+    row = {"before growth": Outcome(judged(parent, data), steps * small)}
+    stay = decoder(1)
+    stay.load_state_dict(parent.state_dict())
+    carried = carry(optimizer, stay, rate)
+    train(stay, carried, data, seed + 1000, cosine(rate, steps))
+    row[STAY] = Outcome(judged(stay, data), 2 * steps * small)
+    large = math.nan
     for name, make in PLANS.items():
         plan = make(groups, export.graph, growth=0.0, factors=factors, seed=seed)
-        macs = groups.cost.macs(), groups.cost.macs(plan.widths)
-        carried = torch.optim.AdamW(parent.parameters(), lr=RATE, weight_decay=DECAY)
-        carried.load_state_dict(optimizer.state_dict())
+        large = float(TRAIN_COST * BATCH * groups.cost.macs(plan.widths))
+        carried = carry(optimizer, parent, rate)
         grown = grow(parent, plan_for_module(plan, parent, fit.sizes, fit.pairs), optimizer=carried)
-        row[f"just grown, {name}"] = judged(grown, data)
-        train(grown, carried, data, seed + 1000, steps, cosine(steps))
-        row[f"{GROWN}, {name}"] = judged(grown, data)
-    row["macs"] = [int(each) for each in macs]
-    for name, count in ((ALONE, steps), (ALL, round(steps * (1 + macs[0] / macs[1])))):
+        row[f"just grown, {name}"] = Outcome(judged(grown, data), steps * small)
+        train(grown, carried, data, seed + 1000, cosine(rate, steps))
+        row[f"grown, {name}"] = Outcome(judged(grown, data), steps * (small + large))
+    for name, count in ((ALONE, steps), (ALL, round(steps * (1 + small / large)))):
         torch.manual_seed(seed)
         rival = decoder(2)
-        optimizer_of_rival = torch.optim.AdamW(rival.parameters(), lr=RATE, weight_decay=DECAY)
-        train(rival, optimizer_of_rival, data, seed, count, cosine(count))
-        row[name] = judged(rival, data)
+        fresh = torch.optim.AdamW(rival.parameters(), lr=rate, weight_decay=DECAY)
+        train(rival, fresh, data, seed, cosine(rate, count))
+        row[name] = Outcome(judged(rival, data), count * large)
     return row
 
 
-def cosine(steps: int) -> Callable[[int], float]:
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+def carry(optimizer: torch.optim.Optimizer, model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """An optimizer of ``model`` with the state of another."""
+    carried = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=DECAY)
+    carried.load_state_dict(optimizer.state_dict())
+    return carried
+
+
+def cosine(rate: float, steps: int) -> list[float]:
+    """The rates of so many steps, falling to zero."""
+    return [0.5 * rate * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
 
 
 def train(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: Any,
-    seed: int,
-    steps: int,
-    schedule: Callable[[int], float],
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, seed: int, rates: Sequence[float]
 ) -> None:
-    """So many steps, in epochs of batches in an order that ``seed`` decides."""
+    """A step for each of ``rates``, in epochs of batches in an order that ``seed`` decides."""
     torch.manual_seed(seed)
     model.train()
     step = 0
-    while step < steps:
+    while step < len(rates):
         for text, following in data.train:
-            if step == steps:
+            if step == len(rates):
                 return
             for group in optimizer.param_groups:
-                group["lr"] = RATE * schedule(step)
+                group["lr"] = rates[step]
             optimizer.zero_grad()
             cross_entropy(model(text), following).backward()
             optimizer.step()
@@ -150,24 +205,28 @@ def judged(model: nn.Module, data: Any) -> float:
     return sum(loss * count for loss, count in found) / sum(count for _, count in found)
 
 
-def summary(rows: list[dict[str, Any]], steps: int) -> str:
-    names = [name for name in rows[0] if name != "macs"]
-    before, after = rows[0]["macs"]
-    lines = []
-    for name in names:
-        losses = [row[name] for row in rows]
-        spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-        lines.append(f"| {name} | {statistics.mean(losses):.4f} | {spread:.4f} |")
+def summary(found: Mapping[int, Sequence[Mapping[str, Outcome]]], head: str) -> str:
+    lengths = list(found)
+    heads = [f"loss, {steps} steps | training MACs" for steps in lengths]
+    lines = [f"| network | {' | '.join(heads)} |", "|---|" + "---|---|" * len(lengths)]
+    for name in found[lengths[0]][0]:
+        cells = []
+        for rows in found.values():
+            cells.append(with_error([row[name].loss for row in rows], digits=3))
+            cells.append(f"{mean(row[name].training_macs for row in rows):.3g}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    table = "\n".join(lines)
     return f"""
 ## A decoder doubled in width (`double_width.py`)
 
-A decoder on text ({WIDTH} wide, {HEADS} heads, {before:,} MACs per sample) is trained for {steps} steps of
-{BATCH} windows, doubled exactly in stream, heads and hidden layers ({after:,} MACs), and trained on for
-{steps} steps. Cross entropy per byte on unseen text, mean and standard deviation of {len(rows)} seeds.
+{head}
 
-| network | loss | deviation |
-|---|---|---|
-{chr(10).join(lines)}
+A decoder on text ({WIDTH} wide, {HEADS} heads) is trained at a constant rate, doubled exactly in stream,
+heads and hidden layers, and trained on for as many steps of {BATCH} windows along a cosine. *All MACs*: the
+rival takes as many training MACs as the training before growth and the one after it together. Cross entropy
+per byte on unseen text, in nats; ± is the standard error over seeds.
+
+{table}
 """
 
 

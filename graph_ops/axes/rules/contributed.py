@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
+from growpipe.graph_ops.axes.rules.attention import group_query_attention, multi_head_attention
 from growpipe.graph_ops.axes.rules.contraction import gemm, multiply
 from growpipe.graph_ops.axes.rules.convolution import convolve
 from growpipe.graph_ops.axes.rules.elementwise import broadcast, elementwise
@@ -78,6 +79,8 @@ RULES: dict[str, Rule] = {
     "FusedConv": fused_convolution,
     "FusedGemm": gemm,
     "FusedMatMul": fused_product,
+    "GroupQueryAttention": group_query_attention,
     "MatMulNBits": packed_product,
+    "MultiHeadAttention": multi_head_attention,
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), skip_normalisation),
 }

@@ -371,7 +371,68 @@ ATTENTION = {
     ),
 }
 
-CASES = RESHAPED | JOINED | PICKED | ATTENTION
+QKV = "q = MatMul (x, a) k = MatMul (x, d) v = MatMul (x, e)"
+CONTRIBUTED = {
+    "MultiHeadAttention": Case(
+        "float[n,5,4] x",
+        f"{{ {QKV} z = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v) y = MatMul (z, b) }}",
+        {
+            "a": w((4, 8), c(1, x(TWO, 4))),
+            "d": w((4, 8), c(1, x(TWO, 4))),
+            "e": w((4, 6), c(1, x(TWO, THREE))),
+            "b": w((6, 2), m(0, x(TWO, THREE))),
+        },
+        f"{{ {QKV} z = com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v) y = MatMul (z, b) }}",
+        {"a": TWO, "e": THREE},
+        reals=("float",),
+    ),
+    "MultiHeadAttention with a bias": Case(
+        "float[n,5,4] x",
+        f"{{ {QKV} z = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v, s) y = MatMul (z, b) }}",
+        {
+            "a": w((4, 8)),
+            "d": w((4, 8)),
+            "e": w((4, 6), c(1, x(2, THREE))),
+            "s": w((22,), c(0, row(16, x(2, THREE)))),
+            "b": w((6, 2), m(0, x(2, THREE))),
+        },
+        splits={"e": THREE},
+        reals=("float",),
+    ),
+    "MultiHeadAttention keeps its scale": Case(
+        "float[n,5,4] x",
+        f"{{ {QKV} z = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, v) y = MatMul (z, b) }}",
+        {
+            "a": w((4, 8), m(1, x(2, FOUR))),
+            "d": w((4, 8), c(1, x(2, FOUR))),
+            "e": w((4, 6)),
+            "b": w((6, 2)),
+        },
+        f"{{ {QKV} z = com.microsoft.MultiHeadAttention <num_heads = 2, scale = 0.5> (q, k, v) "
+        "y = MatMul (z, b) }",
+        {"a#2": FOUR},
+        reals=("float",),
+    ),
+    "GroupQueryAttention": Case(
+        "float[1,5,4] x",
+        "<int32[1] last = {4}, int32 total = {5}> "
+        f"{{ {QKV} z = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> "
+        "(q, k, v, , , last, total) y = MatMul (z, b) }",
+        {
+            "a": w((4, 32), c(1, x(TWO, 16))),
+            "d": w((4, 16), c(1, x(TWO, 8))),
+            "e": w((4, 16), c(1, x(TWO, 8))),
+            "b": w((32, 2), m(0, x(TWO, 16))),
+        },
+        "<int32[1] last = {4}, int32 total = {5}> "
+        f"{{ {QKV} z = com.microsoft.GroupQueryAttention <num_heads = 8, kv_num_heads = 4> "
+        "(q, k, v, , , last, total) y = MatMul (z, b) }",
+        {"a": TWO},
+        reals=("float",),
+    ),
+}
+
+CASES = RESHAPED | JOINED | PICKED | ATTENTION | CONTRIBUTED
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,6 +12,8 @@ An entry is one of
     METHOD@trunk    the same from a parent that was trained as long and not annealed, with its optimizer
     prune           pruned from the uniform network of twice the MACs, which was trained as long as the parent
                     (Torch-Pruning, by magnitude; pip install --no-deps torch-pruning)
+    slim            the same by the scales of its batch norms, on which the training lays an L1 penalty
+                    (network slimming, arXiv 1708.06519)
 
 and may go on with remedies of `new_copies.py` (``+reset``) and a multiple of the learning rate (``*0.5``).
 Every entry is trained on for each of ``--lengths`` epochs, each time along a whole cosine. What counts is the
@@ -57,6 +59,7 @@ from growpipe.training.optimizers import make_optimizer
 from growpipe.training.train import TrainingStage, train
 
 _ENTRY = re.compile(r"(?P<kind>[a-z0-9.-]+)(?P<trunk>@trunk)?(?P<remedies>(\+[a-z]+)*)(\*(?P<rate>[0-9.]+))?")
+SLIMMING = 1e-4  # the weight of the penalty in the paper
 _GLANCE = 100  # validation samples: no decision is taken by them
 
 
@@ -149,8 +152,8 @@ class Bench:
         if kind == "scratch":
             model, before = self.fresh(factor), 0.0
             optimizer = make_optimizer(model, self.recipe.train)
-        elif kind == "prune":
-            model, before = self.pruned()
+        elif kind in ("prune", "slim"):
+            model, before = self.pruned(slimmed=kind == "slim")
             optimizer = make_optimizer(model, self.recipe.train)
         else:
             model, optimizer = self.parent(trunk)
@@ -184,23 +187,30 @@ class Bench:
         inputs, target = self.task.analysis_batches(1)[0]
         return lambda model: self.task.objective.loss_fn(model(inputs), target)
 
-    def pruned(self) -> tuple[nn.Module, float]:
-        """The uniform network of twice the MACs, trained as long as the parent, pruned; and what it took."""
+    def pruned(self, *, slimmed: bool) -> tuple[nn.Module, float]:
+        """The uniform network of twice the MACs, trained as long as the parent, pruned; and what it took.
+
+        Args:
+            slimmed: prune by the scales of batch norms, not by the magnitude of filters.
+        """
         try:
             import torch_pruning  # not needed for anything else
         except ModuleNotFoundError:
             how = "pip install --no-deps torch-pruning"
             raise MissingEnvironment(
-                f"the entry 'prune' needs torch_pruning, which is not installed: {how}"
+                f"the entries 'prune' and 'slim' need torch_pruning, which is not installed: {how}"
             ) from None
         factor = 2 * self.protocol.factor
-        weights = self.folder / f"wide-{self.seed}.safetensors"
+        weights = self.folder / f"{'slim' if slimmed else 'wide'}-{self.seed}.safetensors"
         model = self.fresh(factor)
         if weights.exists():
             load_grown(model, weights)
         else:
+            hooks = _penalise_scales(model) if slimmed else []
             optimizer = make_optimizer(model, self.recipe.train)
             self.fit(model, optimizer, self.protocol.parent_epochs, "wide", "end", 1.0)
+            for hook in hooks:
+                hook.remove()
             save_grown(model, weights)
         wanted = self.widths(self.protocol.factor)
         kept = {
@@ -208,16 +218,28 @@ class Bench:
             for name, module in model.named_modules()
             if f"{name}.weight" in wanted
         }
+        importances = torch_pruning.importance
         pruner = torch_pruning.pruner.MagnitudePruner(
             model,
             self.task.example_inputs(),
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            importance=importances.BNScaleImportance()
+            if slimmed
+            else importances.GroupMagnitudeImportance(p=2),
             pruning_ratio=0.0,
             pruning_ratio_dict=kept,
             ignored_layers=[module for module in model.modules() if isinstance(module, nn.Linear)],
         )
         pruner.step()
         return model, self.protocol.parent_epochs * self.epoch_macs(factor)
+
+
+def _penalise_scales(model: nn.Module) -> list[Any]:
+    """Lay an L1 penalty on the scales of batch norms, as a part of their gradients; its hooks."""
+    return [
+        module.weight.register_hook(lambda g, scale=module.weight: g + SLIMMING * scale.detach().sign())
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
 
 
 def main() -> None:

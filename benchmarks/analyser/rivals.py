@@ -22,6 +22,9 @@ from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.spectra.drive import lanczos, random_start
 
+RATES = (1e-2, 3e-2)
+"""Learning rates of the published method; at 1e-3 the median channel is 85 % away after 150 steps."""
+
 
 def measure_ends(bench: Bench, steps: int) -> dict[str, Any]:
     """Until both ends of every channel are within 1 % of the spectral radius."""
@@ -71,7 +74,8 @@ class _Descent:
     def __init__(self, bench: Bench, sign: float, rate: float) -> None:
         self.operator, self.sign = bench.operator(closed_forms=False, memory_limit=0), sign
         self.vectors = random_start(self.operator.zeros(), 3)
-        self.optimizer = torch.optim.RMSprop(self.vectors, lr=rate)
+        # The default ε, 1e-8, is above the gradients of channels with small spectra, which would not move.
+        self.optimizer = torch.optim.RMSprop(self.vectors, lr=rate, eps=1e-30)
         self.quotients = torch.empty(0)
         self.steps = 0
 
@@ -93,7 +97,7 @@ def _descend(
 ) -> dict[str, Any]:
     """The published method with the better of two learning rates, until 1 % or ``steps``."""
     best: dict[str, Any] = {}
-    for rate in (1e-3, 1e-2):
+    for rate in RATES:
         descent = _Descent(bench, sign, rate)
         seconds, error = 0.0, float("inf")
         while descent.steps < steps and error > 0.01:
@@ -206,7 +210,7 @@ def summary(ends: dict[str, Any]) -> str:
         "`python -m benchmarks.analyser.rivals`: MobileNetV1 0.25 at 32 x 32, one batch of 128, until both",
         "ends of every channel's spectrum are within 1 % of its spectral radius. The published method is",
         "RMSprop on the Rayleigh quotients of all channels at once, with the better of two rates for an end",
-        "(0.001 and 0.01).",
+        f"({' and '.join(map(str, RATES))}).",
         "",
         "| end | rate | steps | seconds | worst error |",
         "|---|---|---|---|---|",

@@ -45,8 +45,8 @@ class Decoder(nn.Module):
     """Text int64 [N, length] to scores of the next symbol [N, symbols, length].
 
     Layer norms come first in every block (GPT-2), positions are learned, and no two tensors are tied. The
-    hidden layers of the blocks, the heads of attention and their values can grow; the residual stream keeps
-    its width.
+    hidden layers of the blocks, the heads of attention and their values can grow; the residual stream grows
+    by whole factors.
 
     Args:
         width: of the residual stream.

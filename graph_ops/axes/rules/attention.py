@@ -66,9 +66,8 @@ def group_query_attention(inference: AxisInference, node: ir.Node) -> None:
         node, [queries[3], values[3]], 2, "the operator has one number of channels for keys and values"
     )
     _attend(inference, node, queries, keys, values)
-    for index in (5, 6):
-        lengths = inference.axes_of(node, index)
-        inference.freeze(node, [queries[0], queries[2], *lengths], None, "an input of lengths counts it")
+    lengths = [axis for index in (5, 6) for axis in inference.axes_of(node, index)]
+    inference.freeze(node, [queries[0], queries[2], *lengths], None, "an input of lengths counts it")
     inference.output(node, [queries[0], queries[2], product([queries[1], values[3]])])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,17 @@ import numpy.typing as npt
 
 from growpipe.graph_ops.axes.axis import Axis, root
 
-__all__ = ["Arithmetic", "Expression", "Ints", "Size", "axes_in", "calculate", "evaluate", "factors_of"]
+__all__ = [
+    "Arithmetic",
+    "Expression",
+    "Ints",
+    "Size",
+    "axes_in",
+    "calculate",
+    "evaluate",
+    "factors_of",
+    "known_factor",
+]
 
 ArithmeticOperator = Literal["add", "sub", "mul", "div", "mod", "min", "max"]
 
@@ -121,6 +132,29 @@ def factors_of(expression: Expression) -> list[int | Size] | None:
             return None if a is None or b is None else a + b
         case _:
             return None
+
+
+def known_factor(expression: Expression, size_of: Callable[[Axis], int | None]) -> int | None:
+    """The product of the lengths that ``size_of`` knows among the factors; None if it is no pure product.
+
+    Example:
+        8 for ``batch * heads * 2`` if the batch is not known and the heads are 4.
+    """
+    factors = factors_of(expression)
+    if factors is None:
+        return None
+    known = 1
+    for factor in factors:
+        known *= factor if isinstance(factor, int) else _known_length(factor.axis, size_of)
+    return known
+
+
+def _known_length(axis: Axis, size_of: Callable[[Axis], int | None]) -> int:
+    """The length of an axis; if it is not known, the product of the known lengths of its factors."""
+    axis, size = root(axis), size_of(axis)
+    if size is None and axis.kind == "product":
+        return math.prod(_known_length(child, size_of) for child in axis.children)
+    return 1 if size is None else size
 
 
 def _apply(operator: ArithmeticOperator, a: int, b: int) -> int | None:

@@ -7,6 +7,7 @@ follows the grown width. Nothing else of the graph changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from growpipe.graph_ops.arrays import AnyArray
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.dims import atoms_of, grown_size
-from growpipe.graph_ops.axes.integers import evaluate
+from growpipe.graph_ops.axes.integers import Expression, evaluate, known_factor
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.axes.statements import Follow
 from growpipe.graph_ops.bodies import bodies_of
@@ -270,11 +271,22 @@ class _Growth:
                 want if want is not None and want != have else None
                 for want, have in zip(self._wanted(follow), natural, strict=True)
             ]
-            if all(change is None for change in changed):
+            times = [self._times(*pair) for pair in zip(follow.elements, symbolic.elements, strict=True)]
+            if all(change is None for change in changed) and all(factor == 1 for factor in times):
                 return []
-            value = self._patched(follow.node, source, changed, natural, symbolic.array.shape)
+            value = self._patched(follow.node, source, changed, natural, times, symbolic.array.shape)
         node.replace_input_with(index, value)
         return [self._value[source]]
+
+    def _times(self, wanted: Expression, natural: Expression) -> Fraction:
+        """What an element that is known only when the model runs is to be multiplied by.
+
+        Of ``batch * heads`` only the heads are known, which is enough.
+        """
+        if None in (wanted, natural) or evaluate(wanted, self._sizes) is not None:
+            return Fraction(1)
+        known = [known_factor(expression, self._sizes) for expression in (wanted, natural)]
+        return Fraction(1) if None in known or 0 in known else Fraction(known[0] or 1, known[1] or 1)
 
     def _wanted(self, follow: Follow) -> list[int | None]:
         return [evaluate(element, self._sizes) for element in follow.elements]
@@ -290,6 +302,7 @@ class _Growth:
         source: ir.Value,
         changed: Sequence[int | None],
         natural: Sequence[int | None],
+        times: Sequence[Fraction],
         shape: tuple[int, ...],
     ) -> ir.Value:
         """An integer tensor like ``source`` in which the elements that ``changed`` names have new values.
@@ -300,17 +313,31 @@ class _Growth:
             changed: by element the new value; None for an element that stays.
             natural: by element the value that ``source`` will have in the grown graph; None if that is known
                 only when the model runs.
+            times: by element the factor of a value that is known only when the model runs.
             shape: of the tensor.
         """
         integer = np.int32 if source.dtype == ir.DataType.INT32 else np.int64
         if None not in natural:
             numbers = [have if new is None else new for new, have in zip(changed, natural, strict=True)]
             return self._constant(node, np.array(numbers, integer).reshape(shape))
-        kept = self._constant(node, np.array([new is None for new in changed]))
-        patch = np.array([new or 0 for new in changed], integer)
-        inputs = [kept, self._value[source], self._constant(node, patch)]
-        clone = self._node[node]
-        return self._additions.node_before(clone, "Where", inputs, f"{node_name(node)}_grown", patch)
+        value = self._value[source]
+        for operator, factors in (
+            ("Mul", [factor.numerator for factor in times]),
+            ("Div", [factor.denominator for factor in times]),
+        ):
+            if any(factor != 1 for factor in factors):
+                value = self._computed(node, operator, [value], np.array(factors, integer).reshape(shape))
+        if all(new is None for new in changed):
+            return value
+        kept = self._constant(node, np.array([new is None for new in changed]).reshape(shape))
+        patch = np.array([new or 0 for new in changed], integer).reshape(shape)
+        return self._computed(node, "Where", [kept, value], patch)
+
+    def _computed(self, node: ir.Node, operator: str, inputs: list[ir.Value], last: AnyArray) -> ir.Value:
+        """The output of a new node before ``node``; its inputs are these and a constant of its shape."""
+        inputs = [*inputs, self._constant(node, last)]
+        name = f"{node_name(node)}_grown"
+        return self._additions.node_before(self._node[node], operator, inputs, name, last)
 
     def _constant(self, node: ir.Node, array: AnyArray) -> ir.Value:
         return self._additions.constant(f"{node_name(node)}_grown", array)

@@ -70,7 +70,7 @@ def axis_from(inference: AxisInference, node: ir.Node, element: Expression) -> A
     """An axis as long as the expression says.
 
     A known length gives a new axis. An unknown one gives the axis that the expression reads, or the product
-    of those it multiplies; numbers in it cannot follow and are frozen.
+    of those it multiplies. A number among the factors is a new axis, such as the heads in ``batch * 4``.
     """
     length = evaluate(element, size_of)
     if length is not None:
@@ -80,14 +80,7 @@ def axis_from(inference: AxisInference, node: ir.Node, element: Expression) -> A
         reason = "its length is part of a computed length"
         inference.freeze(node, axes_in(element), None, reason)
         return Axis(None, inference.barrier(node, None, reason))
-    axes = []
-    for factor in factors:
-        if isinstance(factor, int):
-            axes.append(Axis(factor))
-            inference.freeze(node, axes[-1], None, "its length is part of a computed length")
-        else:
-            axes.append(factor.axis)
-    return product(axes)
+    return product([Axis(factor) if isinstance(factor, int) else factor.axis for factor in factors])
 
 
 def whole_numbers(inference: AxisInference, node: ir.Node) -> None:

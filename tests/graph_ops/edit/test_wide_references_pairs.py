@@ -41,6 +41,13 @@ def attention(queries: str, keys: str, weights, wide: tuple[str, str] | None = N
 KEYS = "k = MatMul (x, b) t = Transpose <perm = [0, 2, 1]> (k)"
 PLAIN_WEIGHTS = {"a": w((3, 4), m(1)), "b": w((3, 4), c(1))}
 
+STACKED_BODY = (
+    ", int64[1] zero = {0}, int64[1] three = {3}, int64 first = {0}, int64 second = {1}> { h = MatMul (x, a)"
+    " l = Reshape (h, split) u = Unsqueeze (l, zero) w = Transpose <perm = [3, 1, 2, 0, 4]> (u)"
+    " f = Squeeze (w, three) q = Gather <axis = 0> (f, first) k = Gather <axis = 0> (f, second)"
+    " t = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, t) p = Softmax (s) o = MatMul (x, v)"
+    " y = MatMul (p, o) }"
+)
 CUT_BODY = (
     "int64[1] one = {1}> { h = MatMul (x, a) i = Reshape (h, split) j = Transpose <perm = [0, 2, 1, 3]> (i)"
     " q, k = Split <axis = -1> (j, half) t = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul (q, t)"
@@ -53,6 +60,21 @@ HEADS_BODY = (
     " z = Reshape (u, values) o = Transpose <perm = [0, 2, 1, 3]> (z) r = MatMul (p, o)"
     " f = Transpose <perm = [0, 2, 1, 3]> (r) l = Reshape (f, join) y = MatMul (l, d) }"
 )
+FOLDED_INTS = "int64[1] five = {5}, int64[1] two = {2}, int64[1] four = {4}, int64[1] values = {8}"
+
+
+def folded(queries: str, keys: str, values: str, join: str, ints: str) -> str:
+    """Heads that are folded into the batch, as torch.nn.functional does; the arguments make the targets."""
+    return (
+        f"<{FOLDED_INTS}{ints}> {{ n = Shape <start = 1, end = 2> (x) k = Mul (n, two)"
+        " w = Concat <axis = 0> (five, k, four)"
+        f" h = MatMul (x, a) {queries} q = Transpose <perm = [1, 0, 2]> (i)"
+        f" g = MatMul (x, b) {keys} t = Transpose <perm = [1, 2, 0]> (j)"
+        f" u = MatMul (x, v) {values} o = Transpose <perm = [1, 0, 2]> (z)"
+        " s = MatMul (q, t) p = Softmax (s) r = MatMul (p, o) f = Transpose <perm = [1, 0, 2]> (r)"
+        f" m = Concat <axis = 0> (five, n, values) {join} y = MatMul (l, d) }}"
+    )
+
 
 CASES = {
     "MatMul": attention("q = MatMul (x, a)", KEYS, PLAIN_WEIGHTS),
@@ -111,6 +133,13 @@ CASES = {
             "int64[4] split = {0, 0, 2, 4}, int64 zero = {0}, int64 one = {1}",
             "int64[4] split = {0, 0, 2, 7}, int64 zero = {0}, int64 one = {1}",
         ),
+        splits={"a#2": FOUR},
+    ),
+    "one weight, stacked on an axis that is moved": Case(
+        TOKENS,
+        "<int64[4] split = {0, 0, 2, 4}" + STACKED_BODY,
+        {"a": w((3, 8), m(1, row(FOUR, PLAIN))), **VALUES},
+        "<int64[4] split = {0, 0, 2, 7}" + STACKED_BODY,
         splits={"a#2": FOUR},
     ),
     "one weight, cut in every head": Case(
@@ -183,6 +212,25 @@ CASES = {
             "d": w((6, 2), m(0, x(TWO, 3))),
         },
         "<int64[4] split = {0, 0, 4, 7}, int64[4] values = {0, 0, 4, 3}, " + HEADS_BODY,
+        splits={"a#2": FOUR, "a": TWO},
+    ),
+    "heads that are folded into the batch": Case(
+        "real[5,n,3] x",
+        folded("i = Reshape (h, w)", "j = Reshape (g, w)", "z = Reshape (u, w)", "l = Reshape (f, m)", ""),
+        {
+            "a": w((3, 8), m(1, x(HEADS, FOUR))),
+            "b": w((3, 8), c(1, x(TWO, FOUR))),
+            "v": w((3, 8), c(1, x(TWO, 4))),
+            "d": w((8, 2), m(0, x(TWO, 4))),
+        },
+        folded(
+            "w1 = Mul (w, twice) w2 = Where (not2, w1, seven) i = Reshape (h, w2)",
+            "w3 = Mul (w, twice) w4 = Where (not2, w3, seven) j = Reshape (g, w4)",
+            "w5 = Mul (w, twice) z = Reshape (u, w5)",
+            "m1 = Where (not2, m, sixteen) l = Reshape (f, m1)",
+            ", int64[3] twice = {1, 2, 1}, bool[3] not2 = {1, 1, 0}, int64[3] seven = {0, 0, 7}, "
+            "int64[3] sixteen = {0, 0, 16}",
+        ),
         splits={"a#2": FOUR, "a": TWO},
     ),
 }

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import root
 from growpipe.graph_ops.axes.rule_api import AxisInference
+from growpipe.graph_ops.axes.rules.layout import axes_argument
 from growpipe.graph_ops.groups.linear_way import Edge, NoWay, Place, Way
 from growpipe.graph_ops.operators import attribute_of, operator_name
 
@@ -96,8 +97,10 @@ class _Follower:
             NoWay: the node does something else, or lengths are not known.
         """
         match node.op_type:
-            case "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze":
+            case "Reshape" | "Flatten":
                 return [self._reshaped(node, numbers)]
+            case "Squeeze" | "Unsqueeze":
+                return [self._with_axes(node, numbers)]
             case "Transpose":
                 order = attribute_of(node, "perm") or list(range(numbers.ndim))[::-1]
                 return [numbers.transpose(order)]
@@ -136,6 +139,15 @@ class _Follower:
                 kept = [n or 1 for n in after[start:stop]]
                 return numbers.reshape([1] * start + kept + [1] * (len(after) - stop))
         raise NoWay("the channels of a weight are not followed through a reshape")
+
+    def _with_axes(self, node: ir.Node, numbers: Numbers) -> Numbers:
+        """With axes of length 1 more, or less."""
+        more = node.op_type == "Unsqueeze"
+        before, after = self._lengths(node.inputs[0]), self._lengths(node.outputs[0])
+        axes = axes_argument(self._inference, node, len(after if more else before))
+        if axes is None:
+            axes = [position for position, size in enumerate(before) if size == 1]
+        return np.expand_dims(numbers, axes) if more else numbers.squeeze(tuple(axes))
 
     def _parts(
         self, node: ir.Node, numbers: Numbers, axis: int, shapes: Iterable[Sequence[int | None]]

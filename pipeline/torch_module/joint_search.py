@@ -72,9 +72,20 @@ class JointSearch:
             if name in self._open:
                 self._join(name, self._nearest(name))
         for name in self._open:
-            shared = self._shared_with_barrier(name)
+            shared = self._shared_with_bundle(name) or self._shared_with_barrier(name)
             if name not in self.faults and shared is not None:
                 self.faults[name] = f"{rigid[name]}; {shared}"
+
+    def _shared_with_bundle(self, name: str) -> str | None:
+        """Which groups have the integer that it may need, in words; None if there are none."""
+        shared = {
+            change.name: bundle
+            for bundle, found in self.bundles.items()
+            for change in found.changes
+            if change.place in self._increments[name]
+        }
+        innermost = max(shared, key=lambda integer: integer.count("."), default=None)
+        return None if innermost is None else f"{innermost} follows {shared[innermost]}"
 
     def _shared_with_barrier(self, name: str) -> str | None:
         """Which group that cannot split may need the same integer, in words; None if there is none."""

@@ -295,3 +295,61 @@ def test_widths_of_a_rival_are_taken_in_equal_steps() -> None:
     wider = with_widths(fitted.model, fitted.export, fitted.groups, widths, fitted.fit.sizes)
     assert wider.head_dim == widths["v.weight"] > 4
     assert wider(fitted.x).shape == fitted.model(fitted.x).shape
+
+
+class Encoder(nn.Module):
+    """A layer of torch's own, of which one integer is the width of the stream and of all heads together."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Linear(6, 8), body, nn.Linear(8, 3)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x)
+        if isinstance(self.body, nn.MultiheadAttention):
+            return self.head(self.body(h, h, h)[0])
+        return self.head(
+            self.body(h) if isinstance(self.body, nn.TransformerEncoderLayer) else self.body(h, h)
+        )
+
+
+TORCH_BODIES = {
+    "MultiheadAttention": lambda: nn.MultiheadAttention(8, HEADS, batch_first=True),
+    "TransformerEncoderLayer": lambda: nn.TransformerEncoderLayer(8, HEADS, 12),  # tokens first
+    "Transformer": lambda: nn.Transformer(8, HEADS, 1, 1, 12, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("name", TORCH_BODIES)
+def test_the_stream_of_an_attention_of_torch_grows_with_whole_heads(name: str, tmp_path: Path) -> None:
+    fitted = Fitted(Encoder(TORCH_BODIES[name]()), tokens(), by_factor=True)
+    (joined,) = fitted.fit.joined
+    assert joined.names[0] == "embed.weight"
+    assert joined.by_factor == (not name.startswith("Multihead"))
+    assert joined.step[1:] == (HEADS if joined.by_factor else 1,) * (len(joined.names) - 1)
+    assert joined.step[0] == 8 if joined.by_factor else 4
+    for fault in fitted.fit.rigid.values():
+        assert "embed_dim follows 'embed.weight', " in fault
+    steps = 1 if joined.by_factor else 2
+    factors = {name: 2 for name in joined.names} if joined.by_factor else None
+    growth = 0.0 if joined.by_factor else joined.channels(steps)
+    plan = fitted.plan(
+        random_plan(
+            fitted.groups,
+            fitted.graph,
+            growth=growth,
+            epsilon=0.05,
+            factors=factors,
+            joined=fitted.fit.joined,
+        )
+    )
+    assert plan.widths == joined.widths(steps)
+    fitted.check_lockstep(plan)
+    grown = grow(fitted.model, plan)
+    attentions = [m for m in grown.modules() if isinstance(m, nn.MultiheadAttention)]
+    assert {(m.embed_dim, m.num_heads) for m in attentions} == {(16, 2 * HEADS)}
+    save_grown(grown, tmp_path / "weights")
+    back = load_grown(Encoder(TORCH_BODIES[name]()), tmp_path / "weights").eval()
+    torch.testing.assert_close(back(fitted.x), grown(fitted.x), rtol=0.0, atol=0.0)

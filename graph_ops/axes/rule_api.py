@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, Barrier, freeze, root
@@ -268,6 +270,28 @@ class AxisInference:
             obstacle = self.obstacle(node, index)
             if obstacle:
                 self.freeze(node, meant, axis, obstacle)
+
+    def folded(
+        self, node: ir.Node, index: int, axis: int, part: Axis, entries: npt.NDArray[np.bool_]
+    ) -> None:
+        """State that a node sums over ``part`` of two products that it makes of its weight.
+
+        Args:
+            node: the node.
+            index: the input of the weight, or of a bias.
+            axis: the axis of the input whose channels the node makes.
+            part: the channels that are summed over.
+            entries: by entry of the axis whether it takes their coefficients; those of one product do.
+        """
+        found = list(self._base_axes(node, index, axis, part))
+        if len(found) != 1 or size_of(found[0][0].axes[found[0][1]]) != len(entries):
+            self.freeze(node, part, axis, self.no_weight(node, index))
+            return
+        ((use, base, meant),) = found
+        use.folded.append((base, meant, entries))
+        obstacle = self.obstacle(node, index)
+        if obstacle:
+            self.freeze(node, part, axis, obstacle)
 
     def obstacle(self, node: ir.Node, index: int) -> str:
         """Why the weight at an input cannot hold the coefficients of a split; empty if it can."""

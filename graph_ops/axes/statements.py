@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, Barrier
@@ -37,6 +39,7 @@ class Use:
 
     ``axes`` are those of the weight in this use: shared by all uses, except where one tensor of zeros or ones
     serves unrelated nodes. ``made`` and ``mixed`` hold (axis of the weight, the part of it that is meant).
+    ``folded`` holds (axis of the weight, the part whose coefficients it takes, the entries that take them).
     ``tensor`` is the name of the weight by `growpipe.graph_ops.bodies.tensor_names`.
     """
 
@@ -47,6 +50,7 @@ class Use:
     axes: Axes
     made: list[tuple[int, Axis]] = field(default_factory=list)
     mixed: list[tuple[int, Axis]] = field(default_factory=list)
+    folded: list[tuple[int, Axis, npt.NDArray[np.bool_]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

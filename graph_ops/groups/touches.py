@@ -66,6 +66,9 @@ class Touch:
         self.mixed = self._parts(use.mixed)
         self.folded: list[set[Axis]] = [set() for _ in self.axes]
         self.entries: list[npt.NDArray[np.bool_] | None] = [None] * len(self.axes)
+        for position, part, entries in use.folded:
+            self.folded[position] |= set(leaves(part)) & self.atoms[position].keys()
+            self.entries[position] = entries
 
     def _parts(self, stated: list[tuple[int, Axis]]) -> list[set[Axis]]:
         parts: list[set[Axis]] = [set() for _ in self.axes]

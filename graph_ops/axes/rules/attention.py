@@ -1,9 +1,10 @@
-"""Attention as one operator: that of opset 23 and later, and two of onnxruntime's own domain."""
+"""Attention as one operator: that of opset 23 and later, and three of onnxruntime's own domain."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, concat, product, root
@@ -12,7 +13,7 @@ from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
 from growpipe.graph_ops.axes.rules.elementwise import broadcast
 from growpipe.graph_ops.operators import attribute_of
 
-__all__ = ["RULES", "group_query_attention", "multi_head_attention"]
+__all__ = ["RULES", "group_query_attention", "multi_head_attention", "packed_attention"]
 
 
 def attention(inference: AxisInference, node: ir.Node) -> None:
@@ -26,6 +27,7 @@ def attention(inference: AxisInference, node: ir.Node) -> None:
     keys = _operand(inference, node, 1, "kv_num_heads")
     values = _operand(inference, node, 2, "kv_num_heads")
     _attend(inference, node, queries, keys, values)
+    inference.contract_activations(node, queries[3], (0, 1), 3)
     if inference.input(node, 3) is not None:
         broadcast(inference, node, [[*queries[:3], keys[2]], inference.axes_of(node, 3)])
     if len(inference.axes_of(node, 0)) == 3:
@@ -42,6 +44,7 @@ def multi_head_attention(inference: AxisInference, node: ir.Node) -> None:
     _refuse_cache(inference, node, range(6, len(node.inputs)))
     queries, keys, values = (_operand(inference, node, index, "num_heads", 3) for index in range(3))
     _attend(inference, node, queries, keys, values)
+    inference.contract_activations(node, queries[3], (0, 1), 3)
     if inference.input(node, 3) is not None:
         parts = [product([operand[1], operand[3]]) for operand in (queries, keys, values)]
         inference.unify(node, inference.axes_of_rank(node, 3, 1)[0], concat(parts), 0)
@@ -66,9 +69,52 @@ def group_query_attention(inference: AxisInference, node: ir.Node) -> None:
         node, [queries[3], values[3]], 2, "the operator has one number of channels for keys and values"
     )
     _attend(inference, node, queries, keys, values)
+    inference.contract_activations(node, queries[3], (0, 1), 3)
     lengths = [axis for index in (5, 6) for axis in inference.axes_of(node, index)]
     inference.freeze(node, [queries[0], queries[2], *lengths], None, "an input of lengths counts it")
     inference.output(node, [queries[0], queries[2], product([queries[1], values[3]])])
+
+
+def packed_attention(inference: AxisInference, node: ir.Node) -> None:
+    """Attention of com.microsoft: one weight and one bias make queries, keys and values, side by side.
+
+    The operator sums over channels of queries and keys that it has made itself, so the columns of the queries
+    take the coefficients. Inputs are x, the weight, the bias, a mask, a cache, and what is added to logits.
+    """
+    _refuse_cache(inference, node, [4, *range(6, len(node.inputs))])
+    batch, length, channels = inference.axes_of_rank(node, 0, 3)
+    columns = inference.axes_of_rank(node, 1, 2)[1]
+    total, count = root(columns).size, attribute_of(node, "num_heads")
+    if total is None or not count:
+        raise UnknownShape("the number of its heads is not known")
+    widths = attribute_of(node, "qkv_hidden_sizes") or [total // 3] * 3
+    if sum(widths) != total or widths[0] != widths[1] or any(width % count for width in widths):
+        raise UnknownShape("its heads do not make up the columns of its weight")
+    heads, pairs, values = Axis(count), Axis(widths[0] // count), Axis(widths[2] // count)
+    parts = [product([heads, own]) for own in (pairs, pairs, values)]
+    made = concat(parts)
+    inference.contract(node, (0, 2), (1, 0))
+    inference.unify(node, columns, made, 1)
+    if inference.is_weight(node, 1):
+        inference.made(node, 1, 1)
+    if inference.input(node, 2) is not None:
+        inference.unify(node, inference.axes_of_rank(node, 2, 1)[0], made, 0)
+    inference.follow(node, "num_heads", [Size(heads)])
+    inference.follow(node, "qkv_hidden_sizes", [Size(part) for part in parts])
+    operands = [[batch, heads, length, own] for own in (pairs, pairs, values)]
+    _attend(inference, node, *operands)
+    of_queries = np.arange(total) < widths[0]
+    for index, axis in ((1, 1), (2, 0)):
+        if inference.input(node, index) is not None:
+            inference.folded(node, index, axis, pairs, of_queries)
+    if attribute_of(node, "do_rotary", 0):
+        inference.freeze(node, pairs, 1, "the operator turns the channels of queries and keys by their place")
+    if inference.input(node, 3) is not None:
+        inference.freeze(node, [batch, *inference.axes_of(node, 3)], None, "a mask of lengths")
+    if inference.input(node, 5) is not None:
+        broadcast(inference, node, [[batch, heads, length, length], inference.axes_of(node, 5)])
+    inference.output(node, [batch, length, parts[2]])
+    inference.count(node, 1, [batch, length, channels, made])
 
 
 def _refuse_cache(inference: AxisInference, node: ir.Node, inputs: Iterable[int]) -> None:
@@ -90,7 +136,6 @@ def _attend(
         raise UnknownShape("the number of its heads is not known")
     inference.unify(node, queries[1], product([keys[1], Axis(heads // served)]), 1)
     inference.unify(node, queries[3], keys[3], 3)
-    inference.contract_activations(node, queries[3], (0, 1), 3)
     channels = root(queries[3]).size
     unsaid = (None, 0.0) if node.domain == "com.microsoft" else (None,)
     if attribute_of(node, "scale") in unsaid and channels:

@@ -10,7 +10,11 @@ import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
 from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape
-from growpipe.graph_ops.axes.rules.attention import group_query_attention, multi_head_attention
+from growpipe.graph_ops.axes.rules.attention import (
+    group_query_attention,
+    multi_head_attention,
+    packed_attention,
+)
 from growpipe.graph_ops.axes.rules.contraction import gemm, multiply
 from growpipe.graph_ops.axes.rules.convolution import convolve
 from growpipe.graph_ops.axes.rules.elementwise import broadcast, elementwise
@@ -76,6 +80,7 @@ _PACKED = "the weight is packed into blocks, which cannot be copied channel by c
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("BiasGelu", "FastGelu", "Gelu", "QuickGelu"), elementwise),
     **dict.fromkeys(("DynamicQuantizeMatMul", "MatMulIntegerToFloat"), dynamic_product),
+    "Attention": packed_attention,
     "FusedConv": fused_convolution,
     "FusedGemm": gemm,
     "FusedMatMul": fused_product,

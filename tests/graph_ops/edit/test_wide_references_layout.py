@@ -371,6 +371,7 @@ ATTENTION = {
     ),
 }
 
+PLAIN = Split(4, FOUR.source, (1,) * len(FOUR.source))
 QKV = "q = MatMul (x, a) k = MatMul (x, d) v = MatMul (x, e)"
 CONTRIBUTED = {
     "MultiHeadAttention": Case(
@@ -411,6 +412,37 @@ CONTRIBUTED = {
         f"{{ {QKV} z = com.microsoft.MultiHeadAttention <num_heads = 2, scale = 0.5> (q, k, v) "
         "y = MatMul (z, b) }",
         {"a#2": FOUR},
+        reals=("float",),
+    ),
+    "packed Attention, heads and value channels": Case(
+        "float[n,5,4] x",
+        "{ z = com.microsoft.Attention <num_heads = 2, qkv_hidden_sizes = [8, 8, 6]> (x, a, s) "
+        "y = MatMul (z, b) }",
+        {
+            "a": w((4, 22), c(1, row(x(TWO, 4), x(TWO, 4), x(TWO, THREE)))),
+            "s": w((22,), c(0, row(x(TWO, 4), x(TWO, 4), x(TWO, THREE)))),
+            "b": w((6, 2), m(0, x(TWO, THREE))),
+        },
+        "{ z = com.microsoft.Attention <num_heads = 4, qkv_hidden_sizes = [16, 16, 16]> (x, a, s) "
+        "y = MatMul (z, b) }",
+        {"a": TWO, "a#3": THREE},
+        reals=("float",),
+    ),
+    "packed Attention, queries and keys, in equal parts": Case(
+        "float[2,5,4] x",
+        "<int32[2] m = {5, 3}> { h = MatMul (x, d)"
+        "z = com.microsoft.Attention <num_heads = 2, unidirectional = 1> (h, a, s, m) "
+        "y = MatMul (z, b) }",
+        {
+            "d": w((4, 3), c(1, THREE)),
+            "a": w((3, 24), m(0, THREE), m(1, row(x(2, FOUR), x(2, PLAIN), 8))),
+            "s": w((24,), m(0, row(x(2, FOUR), x(2, PLAIN), 8))),
+            "b": w((8, 2)),
+        },
+        "<int32[2] m = {5, 3}> "
+        "{ h = MatMul (x, d) z = com.microsoft.Attention <num_heads = 2, unidirectional = 1, scale = 0.5, "
+        "qkv_hidden_sizes = [14, 14, 8]> (h, a, s, m) y = MatMul (z, b) }",
+        {"d": THREE, "a#2": FOUR},
         reals=("float",),
     ),
     "GroupQueryAttention": Case(

@@ -68,10 +68,12 @@ class JointSearch:
         self._increments = {name: self._increments_of(name) for name in rigid}
         self._divided = {name: self._divided_by(name) for name in rigid}
         self._open = list(self._increments)
-        for name in sorted(self._open, key=self._by_factor):
+        # A group that the module would follow but for its scale needs no other one.
+        seeking = [name for name in self._open if rigid[name] != SCALE]
+        for name in sorted(seeking, key=self._by_factor):
             if name in self._open:
                 self._join(name, self._nearest(name))
-        for name in self._open:
+        for name in (name for name in seeking if name in self._open):
             shared = self._shared_with_bundle(name) or self._shared_with_barrier(name)
             if name not in self.faults and shared is not None:
                 self.faults[name] = f"{rigid[name]}; {shared}"

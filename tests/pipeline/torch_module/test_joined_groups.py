@@ -209,6 +209,41 @@ def test_a_scale_that_follows_the_width_keeps_them_rigid() -> None:
         assert "F.scaled_dot_product_attention without scale=" in why
 
 
+class Stacked(nn.Module):
+    """One projection makes queries, keys and values of one width; the scale follows it."""
+
+    def __init__(self, head_dim: int = 4) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.qkv, self.o = nn.Linear(6, 3 * HEADS * head_dim), nn.Linear(HEADS * head_dim, 6)
+
+    def forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:-1], 3, -1, self.head_dim).transpose(1, 3).unbind(2)
+        mixed = functional.scaled_dot_product_attention(q * table, k * table, v)
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+class Tables(nn.Module):
+    """Two layers whose tables lie outside of them, so that each could need an integer of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Stacked(), Stacked()])
+        self.tables = nn.ParameterList([torch.randn(4), torch.randn(4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer, table in zip(self.layers, self.tables, strict=True):
+            x = layer(x, table)
+        return x
+
+
+def test_a_group_that_only_its_scale_keeps_rigid_names_no_other_group() -> None:
+    fitted = Fitted(Tables(), tokens())
+    assert fitted.fit.joined == ()
+    assert len(fitted.fit.rigid) == 2
+    assert all(why.startswith("a number that it computes with") for why in fitted.fit.rigid.values())
+
+
 @pytest.mark.parametrize("ranking", ["realised", "predicted"])
 def test_an_analysis_within_a_budget_gives_them_equal_steps(tmp_path: Path, ranking: str) -> None:
     model = Attention().eval()

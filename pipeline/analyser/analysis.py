@@ -186,16 +186,16 @@ class _Samples:
         return self.held_out or self.data
 
     def halves(self, samples: int) -> list[list[MicroBatch]]:
-        """About so many, as many unseen as seen: those promise too little, these as much too much."""
+        """So many, as many unseen as seen: those promise too little, these as much too much."""
         if not self.held_out_count:
-            return [_about(self.data, samples)]
-        share = min(self.held_out_count, samples / 2)
-        return [_about(part, share) for part in (self.held_out, self.data)]
+            return [_first(self.data, samples)]
+        share = min(self.held_out_count, -(-samples // 2))
+        return [_first(part, share) for part in (self.held_out, self.data)]
 
 
-def _about(batches: Sequence[MicroBatch], samples: float) -> list[MicroBatch]:
-    """Those of this process that begin among the first ``samples`` samples of all."""
-    return [batch for batch in batches if batch.start < samples]
+def _first(batches: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
+    """Those among the first ``samples`` samples of all processes that are in this one."""
+    return [batch.first(samples - batch.start) for batch in batches if batch.start < samples]
 
 
 def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions) -> _Samples:
@@ -271,6 +271,7 @@ def _proposals(
         list(itertools.chain(*samples.halves(trials.line_search_samples))),
         list(itertools.chain(*samples.halves(trials.step_samples))),
         samples.halves(trials.ranking_samples),
+        options.growth.epsilon,
         watch,
     )
 
@@ -305,11 +306,10 @@ def _choose(
     Raises:
         NothingToSplit: no split lowers the loss, or the budget is spent.
     """
-    epsilon = options.growth.epsilon
     calibration: Calibration | None = None
     if options.trials.ranking == "realised":
         rows = {offered.group: offered.rows[0] for offered in spectra.candidates}
-        signs = proposals.signs(rows, epsilon)
+        signs = proposals.signs(rows)
         calibration = calibrate(
             spectra.candidates,
             proposals.shared_trials(rows, signs),
@@ -329,7 +329,7 @@ def _choose(
         return None
     if not selection.widths:
         raise NothingToSplit(f"nothing is left to split: {selection.notes}")
-    return _Choice(spending, calibration, proposals.signs(selection.rows, epsilon))
+    return _Choice(spending, calibration, proposals.signs(selection.rows))
 
 
 def _with_factors(plan: SplitPlan, subject: Subject, seed: int) -> SplitPlan:

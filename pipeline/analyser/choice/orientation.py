@@ -6,15 +6,20 @@ The negative pair and the mixed triplet have a term of third order that changes 
 
 with ``F(θ) = Σ_e ⟨g_e, e(θ; x)⟩``. F is a sum over channels, and so is all of this: a channel moves its
 consumers by O(ε²), because ``Σ_i w_i δ_i = 0``, so that two channels meet at order ε⁴ only. The best sign of
-each channel is therefore its own, the one that makes its third-order term negative.
+each channel is therefore its own, the one that makes its third-order term negative. With
+``δ_i = a_i v− + b_i v+``, and as the copies of every row come in pairs ±a,
+
+    Σ_i w_i ∇³F(δ_i, δ_i, δ_i) = Σ_i w_i b_i³ ∇³F(v+, v+, v+) + 3 Σ_i w_i b_i a_i² ∇³F(v+, v−, v−)
+
+The two derivatives do not depend on the row, so that each is measured once for all rows that are looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,94 +31,93 @@ from growpipe.analyser.program.program import Program
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import ROWS
 from growpipe.analyser.spectra.spectra import Directions
-from growpipe.graph_ops.arrays import FloatArray
+from growpipe.graph_ops.arrays import Float64Array
 from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["STEP", "best_signs"]
+__all__ = ["STEP", "Orientation"]
 
 STEP = 0.1
 """The step of the second difference, in the metric's unit: about that of a plan."""
 
 
-def best_signs(
-    program: Program,
-    data: Sequence[MicroBatch],
-    loss_fn: LossFunction,
-    rows: Rows,
-    directions: Directions,
-    c: float,
-    total: Callable[[Tensor], Tensor],
-    step: float = STEP,
-) -> dict[str, npt.NDArray[np.float64]]:
-    """The sign of v+ of every channel, from one pass over some batches.
+@dataclass(eq=False)
+class Orientation:
+    """The signs of v+ by the third derivatives of F on some batches.
 
-    Along a copy's direction δ the derivative of every channel's share of F, ``f'(t) = δ·∇F(θ + tδ)``, comes
-    from one gradient; ``f'(h) − 2 f'(0) + f'(−h)`` is h² times the third derivative, up to O(h⁴).
-
-    Args:
+    Attributes:
         program: with its groups.
         data: micro-batches of this process.
         loss_fn: the mean loss.
-        rows: the chosen splits.
         directions: the eigenvectors.
         c: the bound on Σ|w_i|.
         total: sums a tensor over all processes.
-        step: h.
-
-    Returns:
-        By group ±1, float64 [width]; 1 if the split is symmetric.
-
-    Raises:
-        CheckFailed: the loss or a gradient is not finite.
+        step: h of the second difference, in the metric's unit.
     """
-    signs = {group.name: np.ones(group.width) for group in program.groups}
-    bent = [
-        group
-        for group in program.groups
-        if any(row >= 0 and not ROWS[row].symmetric for row in rows[group.name])
-    ]
-    copies = {
-        g.name: _copies(rows[g.name], directions.minus[g.name], directions.plus[g.name], c) for g in bent
-    }
-    sums = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in bent}
-    recording = program.recording(bent)
-    for batch in data:
-        captured = program.capture(batch.inputs, batch.target, loss_fn, recording)
-        for group in bent:
-            for weight, direction in copies[group.name]:
-                delta = torch.from_numpy(direction)
-                change = sum(
-                    factor * _slopes(program, group, captured, delta, t)
-                    for factor, t in ((1.0, step), (-2.0, 0.0), (1.0, -step))
+
+    program: Program
+    data: Sequence[MicroBatch]
+    loss_fn: LossFunction
+    directions: Directions
+    c: float
+    total: Callable[[Tensor], Tensor]
+    step: float = STEP
+    _along: dict[str, Float64Array] = field(default_factory=dict, init=False, repr=False)
+    _across: dict[str, Float64Array] = field(default_factory=dict, init=False, repr=False)
+
+    def signs(self, rows: Rows) -> dict[str, Float64Array]:
+        """The sign of v+ of every channel.
+
+        Args:
+            rows: the chosen splits.
+
+        Returns:
+            By group ±1, float64 [width]; 1 if the split is symmetric.
+
+        Raises:
+            CheckFailed: the loss or a gradient is not finite.
+        """
+        factors = np.array([_factors(row, self.c) for row in range(len(ROWS))] + [(0.0, 0.0)])
+        along = {group: factors[chosen, 0] for group, chosen in rows.items()}
+        across = {group: factors[chosen, 1] for group, chosen in rows.items()}
+        self._measure(self._along, [name for name, factor in along.items() if factor.any()], False)
+        self._measure(self._across, [name for name, factor in across.items() if factor.any()], True)
+        signs = {}
+        for name, chosen in rows.items():
+            third = along[name] * self._along.get(name, 0.0) + across[name] * self._across.get(name, 0.0)
+            signs[name] = np.where(third > 0, -1.0, np.ones(len(chosen)))
+        return signs
+
+    def _measure(self, known: dict[str, Float64Array], names: Sequence[str], across: bool) -> None:
+        """``∇³F(v+, e, e)`` of every channel of the groups that are not known yet, e = v− or v+."""
+        groups = [g for g in self.program.groups if g.name in names and g.name not in known]
+        sums = {group.name: torch.zeros(group.width, dtype=torch.float64) for group in groups}
+        recording = self.program.recording(groups)
+        for batch in self.data if groups else ():
+            captured = self.program.capture(batch.inputs, batch.target, self.loss_fn, recording)
+            for group in groups:
+                plus = torch.from_numpy(self.directions.plus[group.name])
+                moved = torch.from_numpy(self.directions.minus[group.name]) if across else plus
+                second = sum(
+                    factor * _gradient(self.program, group, captured, moved, at)
+                    for factor, at in ((1.0, self.step), (-2.0, 0.0), (1.0, -self.step))
                 )
-                sums[group.name] += torch.from_numpy(weight) * change * batch.samples
-    for group in bent:
-        reference = program.tensor(group.blocks[0].tensor)
-        third = total(sums[group.name].to(reference.device)).cpu().numpy()
-        asymmetric = np.array([row >= 0 and not ROWS[row].symmetric for row in rows[group.name]])
-        signs[group.name][asymmetric & (third > 0)] = -1.0
-    return signs
+                sums[group.name] += (plus.to(second) * second).sum(1).cpu() * batch.samples
+        for group in groups:
+            reference = self.program.tensor(group.blocks[0].tensor)
+            known[group.name] = self.total(sums[group.name].to(reference.device)).cpu().numpy()
 
 
-def _copies(
-    rows: npt.NDArray[np.int64], minus: FloatArray, plus: FloatArray, c: float
-) -> list[tuple[npt.NDArray[np.float64], FloatArray]]:
-    """For every place among a channel's copies the weights [width] and the displacements [width, d]."""
-    offspring = [ROWS[row].offspring(c) if row >= 0 and not ROWS[row].symmetric else () for row in rows]
-    result = []
-    for place in range(max(len(copies) for copies in offspring)):
-        weight, direction = np.zeros(len(rows)), np.zeros_like(plus)
-        for channel, copies in enumerate(offspring):
-            if place < len(copies):
-                copy = copies[place]
-                weight[channel] = copy.weight
-                direction[channel] = copy.minus * minus[channel] + copy.plus * plus[channel]
-        result.append((weight, direction))
-    return result
+def _factors(row: int, c: float) -> tuple[float, float]:
+    """``Σ w b³`` and ``3 Σ w b a²`` of a row; 0 if it is symmetric."""
+    if ROWS[row].symmetric:
+        return 0.0, 0.0
+    copies = ROWS[row].offspring(c)
+    cubes = sum(one.weight * one.plus**3 for one in copies)
+    return cubes, 3 * sum(one.weight * one.plus * one.minus**2 for one in copies)
 
 
-def _slopes(program: Program, group: BoundGroup, captured: Captured, delta: Tensor, t: float) -> Tensor:
-    """``δ·∇F(θ + tδ)`` of every channel, float64 [width]."""
+def _gradient(program: Program, group: BoundGroup, captured: Captured, delta: Tensor, t: float) -> Tensor:
+    """``∇F(θ + tδ)`` of every channel, float64 [width, d]."""
     theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}
     moved = delta.to(next(iter(theta.values())))
     for block, part in zip(group.blocks, split(group, moved), strict=True):
@@ -126,5 +130,4 @@ def _slopes(program: Program, group: BoundGroup, captured: Captured, delta: Tens
         name: torch.zeros_like(leaves[name]) if g is None else g
         for name, g in zip(leaves, gradients, strict=True)
     }
-    along = join([block.gather(found[block.tensor]) for block in group.blocks])
-    return (along.double() * moved.double()).sum(1).cpu()
+    return join([block.gather(found[block.tensor]) for block in group.blocks]).double()

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from growpipe.analyser.choice.orientation import STEP, best_signs
-from growpipe.analyser.choice.plan_splits import Rows, Signs, Step, is_asymmetric, split_groups
+from growpipe.analyser.choice.orientation import STEP, Orientation
+from growpipe.analyser.choice.plan_splits import Rows, Signs, Step, split_groups
 from growpipe.analyser.choice.shared_trials import SharedTrials
 from growpipe.analyser.preparation import Subject
 from growpipe.analyser.program.split_network import Pair, SplitNetwork, apart
@@ -41,6 +41,7 @@ class Proposals:
         trial_data: micro-batches of this process on which a plan is tried.
         step_data: those on which the signs of v+ and the steps of the groups are found.
         ranking_data: sets of micro-batches, of equal weight, on which the worth of groups is measured.
+        epsilon: the step that the options ask for; None if it is to be found.
         watch: is told of all that is done.
     """
 
@@ -51,6 +52,7 @@ class Proposals:
     trial_data: Sequence[MicroBatch]
     step_data: Sequence[MicroBatch]
     ranking_data: Sequence[Sequence[MicroBatch]]
+    epsilon: float | None = None
     watch: Watch = field(default_factory=Watch)
     base: float = field(init=False)
     """The mean loss of the module as it is, on the trial data."""
@@ -63,18 +65,21 @@ class Proposals:
         """A copy of the module which is grown by plan after plan: to copy takes longer than to try."""
         return copy.deepcopy(self.subject.model)
 
-    def signs(self, rows: Rows, step: float | None) -> Signs:
+    def signs(self, rows: Rows) -> Signs:
         """The sign of every channel's v+, see `orientation`; ±1, float64 [width] by group."""
+        return self._orientation.signs(rows)
+
+    @cached_property
+    def _orientation(self) -> Orientation:
         subject = self.subject
-        return best_signs(
+        return Orientation(
             subject.prepared.program,
-            self.step_data if is_asymmetric(rows) else (),
+            self.step_data,
             subject.loss_fn,
-            rows,
             self.spectra.directions,
             self.scheme.c,
             subject.peers.total,
-            step or STEP,
+            self.epsilon or STEP,
         )
 
     def plan(self, rows: Rows, step: Step) -> SplitPlan:

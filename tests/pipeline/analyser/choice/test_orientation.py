@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from growpipe.analyser.choice.orientation import best_signs
+from growpipe.analyser.choice.orientation import Orientation
 from growpipe.analyser.choice.plan_splits import Step, is_asymmetric, split_groups
 from growpipe.analyser.curvature.metric import Euclidean
 from growpipe.analyser.options import SpectraOptions
@@ -41,7 +41,10 @@ def test_every_channel_has_the_better_sign(name, copies):
     }
     assert is_asymmetric(rows)
     data = [MicroBatch((case.x,), case.y, len(case.x), 0, 0, 1)]
-    signs = best_signs(case.prepared.program, data, case.loss_fn, rows, directions, C, lambda t: t, step=1e-3)
+    orientation = Orientation(
+        case.prepared.program, data, case.loss_fn, directions, C, lambda t: t, step=1e-3
+    )
+    signs = orientation.signs(rows)
     tensors, found = named_tensors(case.model), case.prepared.groups
 
     def change(signs, chosen=rows):

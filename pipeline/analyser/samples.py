@@ -42,16 +42,19 @@ class MicroBatch:
         if self.samples < 2:
             return self, self
         middle = self.samples // 2
-        first, second = (
-            replace(
-                self,
-                inputs=samples_of(self.inputs, start, stop, self.samples),
-                target=samples_of(self.target, start, stop, self.samples),
-                samples=stop - start,
-            )
-            for start, stop in ((0, middle), (middle, self.samples))
+        return self._part(0, middle), self._part(middle, self.samples)
+
+    def first(self, samples: int) -> MicroBatch:
+        """Its first so many samples, or itself if it has no more."""
+        return self if samples >= self.samples else self._part(0, samples)
+
+    def _part(self, start: int, stop: int) -> MicroBatch:
+        return replace(
+            self,
+            inputs=samples_of(self.inputs, start, stop, self.samples),
+            target=samples_of(self.target, start, stop, self.samples),
+            samples=stop - start,
         )
-        return first, second
 
 
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

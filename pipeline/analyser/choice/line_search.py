@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["EPSILONS", "LineSearch", "Trial", "descend", "line_search"]
+__all__ = ["EPSILONS", "LineSearch", "Trial", "between", "descend", "line_search"]
 
 EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """The grid of steps, in the metric's unit."""
 
 START = 0.4
 """Where the search begins, unless a better place is known."""
+
+NEAR = 0.1
+"""A step whose square differs by less than this share is not tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,33 @@ def descend(value: Callable[[int], float], count: int, start: int) -> tuple[int,
     return best, least
 
 
+def between(best: Trial, trials: Sequence[Trial]) -> float | None:
+    """A step between the best one and its neighbours, or None if there is none worth trying.
+
+    The change of loss is ``−a ε² + b ε⁴`` up to odd powers: the step is the vertex of the parabola in ε²
+    through the three. Without a finite neighbour above it is the geometric mean with that neighbour.
+
+    Args:
+        best: the trial of least change.
+        trials: all of its orientation; ε = 0 counts as one that changes nothing.
+    """
+    above = min((t for t in trials if t.epsilon > best.epsilon), key=lambda t: t.epsilon, default=None)
+    below = max((t for t in trials if t.epsilon < best.epsilon), key=lambda t: t.epsilon, default=None)
+    if above is None:
+        return None
+    if not math.isfinite(above.change):
+        return math.sqrt(best.epsilon * above.epsilon)
+    low, low_change = (0.0, 0.0) if below is None else (below.epsilon**2, below.change)
+    centre, high = best.epsilon**2, above.epsilon**2
+    left = (best.change - low_change) / (centre - low)
+    right = (above.change - best.change) / (high - centre)
+    if not right > left:
+        return None
+    # The slopes of the two chords belong to their middles; between these the slope is linear.
+    vertex = (low + centre) / 2 - left * (high - low) / 2 / (right - left)
+    return None if abs(vertex / centre - 1) < NEAR else math.sqrt(vertex)
+
+
 def line_search(
     change: Callable[[float, float], float],
     *,
@@ -75,14 +105,14 @@ def line_search(
     """The ε (and the orientation of v+) of least realised loss.
 
     Descends on a geometric grid, goes on below it while the smallest step is the best or none lowers the
-    loss, and then between the best step and its neighbours.
+    loss, and then between the best step and its neighbours, see `between`.
 
     Args:
         change: ``(ε, orientation) →`` the change of loss; not finite counts as infinitely bad.
         orientations: the factors of every v+ to try: 1 and −1, where a split is not symmetric.
         epsilons: the grid.
         start: the search begins at the step of the grid that is nearest to this one.
-        refinements: how often the interval around the best step is halved (geometrically).
+        refinements: how many steps are tried between the best one and its neighbours.
         smallest: no step below this is tried.
 
     Raises:
@@ -124,10 +154,11 @@ def line_search(
         centre = best()
         if centre.change >= 0:
             break
-        steps = sorted(t.epsilon for t in trials.values() if t.orientation == centre.orientation)
-        position = steps.index(centre.epsilon)
-        for neighbour in steps[max(0, position - 1) : position] + steps[position + 1 : position + 2]:
-            attempt(math.sqrt(centre.epsilon * neighbour), centre.orientation)
+        same = [t for t in trials.values() if t.orientation == centre.orientation]
+        further = between(centre, same)
+        if further is None:
+            break
+        attempt(further, centre.orientation)
     found = best()
     lowered = found.change < 0
     if not lowered:

@@ -38,7 +38,7 @@ def split(group: BoundGroup, values: Tensor) -> list[Tensor]:
 
 def join(blocks: Sequence[Tensor]) -> Tensor:
     """The inverse of `split`."""
-    return torch.cat(list(blocks), dim=-1)
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)

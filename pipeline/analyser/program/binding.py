@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,13 +66,22 @@ class Block:
         """The number of entries of one channel, d."""
         return self.rows.shape[1] * math.prod(self.others)
 
+    @cached_property
+    def _in_order(self) -> bool:
+        """Whether the channels stand one after the other and fill the axis: no entry has to be looked up."""
+        return torch.equal(self.rows.reshape(-1).cpu(), torch.arange(self.shape[self.axis]))
+
     def gather(self, tensor: Tensor) -> Tensor:
-        """The entries of every channel: [width, d] from a tensor of ``shape``."""
+        """The entries of every channel: [width, d] from a tensor of ``shape``; may share its memory."""
         moved = tensor.movedim(self.axis, 0)
+        if self._in_order:
+            return moved.reshape(self.width, self.dimension)
         return moved[self.rows.to(tensor.device)].reshape(self.width, self.dimension)
 
     def scatter(self, values: Tensor) -> Tensor:
         """The inverse of `gather`: a tensor of ``shape`` from [width, d], zero where no channel is."""
+        if self._in_order:
+            return values.reshape(self.shape[self.axis], *self.others).movedim(0, self.axis)
         rows = self.rows.reshape(-1).to(values.device)
         moved = values.new_zeros((self.shape[self.axis], *self.others))
         moved[rows] = values.reshape(len(rows), *self.others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from growpipe.analyser import analyse
 from growpipe.budgets.budget import GrowthBudget
@@ -350,6 +352,10 @@ class Encoder(nn.Module):
         )
 
 
+def torch_attention() -> nn.Module:
+    return Encoder(nn.MultiheadAttention(8, HEADS, batch_first=True))
+
+
 TORCH_BODIES = {
     "MultiheadAttention": lambda: nn.MultiheadAttention(8, HEADS, batch_first=True),
     "TransformerEncoderLayer": lambda: nn.TransformerEncoderLayer(8, HEADS, 12),  # tokens first
@@ -388,3 +394,47 @@ def test_the_stream_of_an_attention_of_torch_grows_with_whole_heads(name: str, t
     save_grown(grown, tmp_path / "weights")
     back = load_grown(Encoder(TORCH_BODIES[name]()), tmp_path / "weights").eval()
     torch.testing.assert_close(back(fitted.x), grown(fitted.x), rtol=0.0, atol=0.0)
+
+
+def mean_square(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return (model(x) - x[..., :1].sin()).square().mean()
+
+
+@pytest.mark.parametrize("build", [lambda: Attention(rotary=True), torch_attention])
+def test_the_predicted_change_of_joined_groups_is_the_measured_one(build: Callable[[], nn.Module]) -> None:
+    model, x = build().double().eval(), tokens(32).double()
+    target = x[..., :1].sin().expand_as(model(x))
+    plan = analyse(
+        model, functional.mse_loss, [(x, target)], (x[:2],), scheme="m3", growth=0.5, epsilon=1e-3,
+        hold_out=False, ranking="predicted",
+    )  # fmt: skip
+    (names,) = plan.notes["analysis"]["joined"]
+    assert set(names) <= plan.widths.keys()
+    assert any(split.group in names and split.predicted_change < 0 for split in plan.groups)
+    with torch.no_grad():
+        measured = mean_square(grow(model, plan), x) - mean_square(model, x)
+    assert float(measured) / plan.predicted_change == pytest.approx(1.0, abs=1e-2)
+
+
+def test_the_change_of_a_doubled_stream_and_its_heads_is_of_second_order() -> None:
+    """It is half of vᵀHv, with H the Hessian of the grown network at ε = 0 and v the displacements."""
+    layer = nn.TransformerEncoderLayer(8, HEADS, 12, activation="gelu")
+    fitted = Fitted(Encoder(layer).double(), tokens(8).double(), by_factor=True)
+    drawn = random_plan(
+        fitted.groups, fitted.graph, growth=0.0, epsilon=1e-3, factors=2, joined=fitted.fit.joined, seed=1
+    )
+    plan = fitted.plan(drawn)
+    assert drawn.widths == fitted.fit.joined[0].widths(1)
+    still, moved = (grow(fitted.model, plan.with_epsilon(epsilon)) for epsilon in (0.0, 1e-3))
+    parameters = list(still.parameters())
+    way = [(b - a).detach() for a, b in zip(parameters, moved.parameters(), strict=True)]
+    with sdpa_kernel(SDPBackend.MATH):  # which has second derivatives
+        base = mean_square(still, fitted.x)
+    gradients = torch.autograd.grad(base, parameters, create_graph=True)
+    along = sum((g * v).sum() for g, v in zip(gradients, way, strict=True))
+    curved = torch.autograd.grad(along, parameters)
+    predicted = sum((g * v).sum() for g, v in zip(curved, way, strict=True)) / 2
+    with torch.no_grad():
+        measured = mean_square(moved, fitted.x) - base
+    assert abs(float(along.detach())) < 1e-3 * abs(float(predicted))
+    assert float(measured / predicted) == pytest.approx(1.0, abs=1e-2)

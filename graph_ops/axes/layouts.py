@@ -23,9 +23,16 @@ class AxisLayout:
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """All axes of a parameter that at least one channel group touches."""
+    """All axes of a parameter that at least one channel group touches.
+
+    Attributes:
+        axes: the axes.
+        offset: what the network adds to the parameter before it uses it, as in the scale 1 + w of a norm. A
+            coefficient c makes w to c (w + offset) - offset.
+    """
 
     axes: tuple[AxisLayout, ...]
+    offset: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:

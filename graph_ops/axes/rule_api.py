@@ -207,7 +207,14 @@ class AxisInference:
             self.fills.add(value)
 
     def view(
-        self, node: ir.Node, axes: Sequence[tuple[int, ...]], source: int = 0, obstacle: str = ""
+        self,
+        node: ir.Node,
+        axes: Sequence[tuple[int, ...]],
+        source: int = 0,
+        obstacle: str = "",
+        *,
+        added: float = 0.0,
+        scaled: bool = False,
     ) -> None:
         """State that output 0 holds entries of the constant at input ``source`` alone.
 
@@ -216,6 +223,8 @@ class AxisInference:
             axes: for each axis of the output, the axes of the input that it runs over.
             source: the input.
             obstacle: why a coefficient on the input is not one on the output; empty if it is.
+            added: a number that the node adds to the input.
+            scaled: whether the node multiplies the input.
         """
         value = self.input(node, source)
         seen = () if value is None else self.views.get(value, ())
@@ -225,7 +234,9 @@ class AxisInference:
             View(
                 view.base,
                 tuple(tuple(b for a in group for b in view.axes[a]) for group in axes),
-                view.obstacle or obstacle,
+                view.obstacle or (_ADDED if added and view.scaled else obstacle),
+                view.offset + added,
+                view.scaled or scaled,
             )
             for view in seen
         )
@@ -304,6 +315,8 @@ class AxisInference:
                 return f"the weight {name} is stored as {stored}, which cannot hold the coefficients"
             if view.obstacle:
                 return view.obstacle
+            if any(view.offset != other.offset for other in self.views[value] if other.base is view.base):
+                return _ADDED
         return ""
 
     def use(self, node: ir.Node, index: int) -> tuple[Use, ...]:
@@ -317,7 +330,10 @@ class AxisInference:
         key = (id(node), index, base)
         if key not in self._use_of:
             axes = self._private.get((id(node), index), self.axes[base])
-            self._use_of[key] = Use(base, self.names[base], node, index, axes)
+            value = node.inputs[index]
+            seen = () if value is None else self.views[value]
+            offset = next(view.offset for view in seen if view.base is base)
+            self._use_of[key] = Use(base, self.names[base], node, index, axes, offset)
             self.uses.append(self._use_of[key])
         return self._use_of[key]
 
@@ -387,6 +403,7 @@ def size_of(axis: Axis) -> int | None:
     return root(axis).size
 
 
+_ADDED = "a number is added to a part of the weight, or to its product with another"
 _REARRANGING = {
     "Cast", "CastLike", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
     "Unsqueeze",

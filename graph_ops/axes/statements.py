@@ -26,11 +26,16 @@ class View:
         base: the initializer, or the output of the Constant node.
         axes: for each axis of the view, the axes of ``base`` that it runs over.
         obstacle: why a coefficient on ``base`` is not one on the view; empty if it is.
+        offset: a number that is added to ``base``, as in the scale 1 + w of a norm. A coefficient on the view
+            is then one on ``base`` + ``offset``.
+        scaled: whether the sum, or ``base`` itself, is multiplied.
     """
 
     base: ir.Value
     axes: tuple[tuple[int, ...], ...]
     obstacle: str = ""
+    offset: float = 0.0
+    scaled: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -40,7 +45,8 @@ class Use:
     ``axes`` are those of the weight in this use: shared by all uses, except where one tensor of zeros or ones
     serves unrelated nodes. ``made`` and ``mixed`` hold (axis of the weight, the part of it that is meant).
     ``folded`` holds (axis of the weight, the part whose coefficients it takes, the entries that take them).
-    ``tensor`` is the name of the weight by `growpipe.graph_ops.bodies.tensor_names`.
+    ``tensor`` is the name of the weight by `growpipe.graph_ops.bodies.tensor_names`. ``offset`` is the number
+    that is added to it on the way, as in `View`.
     """
 
     base: ir.Value
@@ -48,6 +54,7 @@ class Use:
     node: ir.Node
     index: int
     axes: Axes
+    offset: float = 0.0
     made: list[tuple[int, Axis]] = field(default_factory=list)
     mixed: list[tuple[int, Axis]] = field(default_factory=list)
     folded: list[tuple[int, Axis, npt.NDArray[np.bool_]]] = field(default_factory=list)

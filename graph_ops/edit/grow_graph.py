@@ -96,14 +96,15 @@ def _check(solution: Solution, plan: SplitPlan, where: str) -> None:
 
 
 def _held(layout: TensorLayout | None, widths: Mapping[str, int]) -> object:
-    """What a layout says about the groups that grow: for each axis the role and the atoms in order."""
+    """What a layout says about the groups that grow: by axis the role and the atoms in order; the offset."""
     if layout is None:
         return None
-    return [
+    axes = [
         (axis.role, [atom for atom in atoms_of(axis.dim) if atom.name in widths])
         for axis in layout.axes
         if any(atom.name in widths for atom in atoms_of(axis.dim))
     ]
+    return axes, layout.offset if axes else 0.0
 
 
 def _check_precision(plan: SplitPlan, read: Callable[[str], AnyArray]) -> None:

@@ -31,6 +31,7 @@ def resolve_roles(inference: AxisInference, touches: Sequence[Touch], even: Cont
     for base, position, atom in _conflicts(touches):
         if atom in even:
             search.move_coefficients(base, position, atom)
+    _freeze_different_offsets(touches)
     mixed_on = _mixed_on(touches)
     for touch in touches:
         name = touch.use.tensor
@@ -44,6 +45,20 @@ def resolve_roles(inference: AxisInference, touches: Sequence[Touch], even: Cont
                 if atom in even:
                     reason += ", and no scale of its own before it can take the coefficients"
                 freeze(atom, Barrier(touch.use.node.op_type, node_name(touch.use.node), position, reason))
+
+
+def _freeze_different_offsets(touches: Sequence[Touch]) -> None:
+    """Freeze the atoms whose coefficients would act on a weight with different numbers added to it."""
+    offsets: dict[ir.Value, set[float]] = {}
+    for touch in touches:
+        offsets.setdefault(touch.use.base, set()).add(touch.use.offset)
+    for touch in touches:
+        if len(offsets[touch.use.base]) > 1:
+            for position, (mixed, folded) in enumerate(zip(touch.mixed, touch.folded, strict=True)):
+                reason = f"{touch.use.tensor!r} is read with different numbers added to it"
+                barrier = Barrier(touch.use.node.op_type, node_name(touch.use.node), position, reason)
+                for atom in mixed | folded:
+                    freeze(atom, barrier)
 
 
 def _mixed_on(touches: Sequence[Touch]) -> dict[tuple[ir.Value, int], set[Axis]]:

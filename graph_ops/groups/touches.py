@@ -95,7 +95,8 @@ class Touch:
     def layout(self, atoms: Mapping[Axis, str], dims: Callable[[Axis], Dim]) -> TensorLayout | None:
         if not any(atom in atoms for group in self.atoms for atom in group):
             return None
-        return TensorLayout(tuple(self._axis_layout(p, atoms, dims) for p in range(len(self.axes))))
+        axes = tuple(self._axis_layout(p, atoms, dims) for p in range(len(self.axes)))
+        return TensorLayout(axes, self.use.offset if any(axis.role == "mixed" for axis in axes) else 0.0)
 
     def _axis_layout(
         self, position: int, atoms: Mapping[Axis, str], dims: Callable[[Axis], Dim]

@@ -44,7 +44,8 @@ def grow_tensor(
     Every axis is gathered by the source of its grown entries. Displaced entries get ``ε δ`` (in the
     coordinates of the original tensor) before the other axes are gathered, so a channel's displacement
     acts on the function the channel computed before its inputs split too. ``mixed`` axes are then
-    multiplied by the coefficients.
+    multiplied by the coefficients, together with the ``offset`` of the layout: w becomes
+    ``w_i (w + offset) - offset``.
 
     Args:
         array: the original tensor, floating, of the layout's shape. Arithmetic is in its own type.
@@ -131,7 +132,11 @@ class TensorGrowth:
             if len(changed):
                 grown, owned = grown if owned else grown.copy(), True
                 view = np.moveaxis(grown, position, -1)
-                if position > 0 and len(changed) > view.shape[-1] // 16:
+                if self._layout.offset:
+                    places, number = changed - offset, self._layout.offset
+                    sums = view[..., places].astype(np.float64) + number
+                    view[..., places] = (sums * axis.coefficient[changed] - number).astype(grown.dtype)
+                elif position > 0 and len(changed) > view.shape[-1] // 16:
                     # Multiplying by 1 as well is faster than picking out the others.
                     view *= axis.coefficient.astype(grown.dtype)
                 else:

@@ -51,6 +51,7 @@ class PlanDocument(_Part):
     Attributes:
         widths: the width of every channel group that a layout names.
         layouts: by parameter its axes; ``dim`` as of `growpipe.graph_ops.axes.dims.dim_to_json`.
+        offsets: by parameter what the network adds to it before it uses it; 0 for those that are absent.
     """
 
     format_version: int
@@ -66,6 +67,7 @@ class PlanDocument(_Part):
     groups: list[_Group]
     widths: dict[str, Size]
     layouts: dict[str, list[_Axis]]
+    offsets: dict[str, FiniteFloat] = {}
     notes: dict[str, Any]
     module_sizes: list[_ModuleSize] = []
     unproved: list[str] = []

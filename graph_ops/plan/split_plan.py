@@ -354,6 +354,9 @@ class SplitPlan:
             },
             "notes": dict(self.notes),
         }
+        offsets = {name: layout.offset for name, layout in self.layouts.items() if layout.offset}
+        if offsets:
+            document["offsets"] = offsets
         if self.unproved:
             document["unproved"] = list(self.unproved)
         if self.module_sizes:
@@ -372,7 +375,7 @@ def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> Spl
     for entry in document.groups:
         if len(tensor(f"{entry.group}/source", np.int64)) != entry.grown_width:
             raise UsageError(f"group {entry.group!r} does not grow to its {entry.grown_width} channels")
-    own = {"format_version", "groups", "layouts", "widths", "module_sizes", "unproved"}
+    own = {"format_version", "groups", "layouts", "offsets", "widths", "module_sizes", "unproved"}
     facts = document.model_dump(exclude=own)
     return SplitPlan(
         groups=tuple(
@@ -395,7 +398,10 @@ def _deserialise(document: PlanDocument, tensors: Mapping[str, AnyArray]) -> Spl
             for entry in document.groups
         ),
         layouts={
-            name: TensorLayout(tuple(AxisLayout(dim_from_json(a.dim, document.widths), a.role) for a in axes))
+            name: TensorLayout(
+                tuple(AxisLayout(dim_from_json(a.dim, document.widths), a.role) for a in axes),
+                document.offsets.get(name, 0.0),
+            )
             for name, axes in document.layouts.items()
         },
         module_sizes=tuple(

@@ -36,15 +36,16 @@ def is_exact(array: AnyArray, layout: TensorLayout, offspring: Mapping[str, Offs
         mapped = axis_map(axis.dim, offspring)
         for coefficient in np.unique(mapped.coefficient[mapped.coefficient != 1.0]):
             entries = mapped.source[mapped.coefficient == coefficient]
-            if not _holds(array.take(entries, position), float(coefficient)):
+            if not _holds(array.take(entries, position), float(coefficient), layout.offset):
                 return False
     return True
 
 
-def _holds(values: AnyArray, coefficient: float) -> bool:
-    wanted = values.astype(np.float64) * coefficient
+def _holds(values: AnyArray, coefficient: float, offset: float) -> bool:
+    wanted = (values.astype(np.float64) + offset) * coefficient - offset
     with np.errstate(over="ignore", invalid="ignore"):
-        stored = (values * np.asarray(coefficient).astype(values.dtype)).astype(values.dtype)
+        stored = wanted if offset else values * np.asarray(coefficient).astype(values.dtype)
+        stored = stored.astype(values.dtype)
     return np.array_equal(stored.astype(np.float64), wanted)
 
 
@@ -60,14 +61,14 @@ class StoredChannels:
     def __init__(
         self, group: str, layouts: Mapping[str, TensorLayout], read: Callable[[str], AnyArray]
     ) -> None:
-        self._mixing: list[tuple[AnyArray, npt.NDArray[np.int64]]] = []
+        self._mixing: list[tuple[AnyArray, npt.NDArray[np.int64], float]] = []
         for name, layout in layouts.items():
             for position, axis in enumerate(layout.axes):
                 if axis.role == "mixed" and any(atom.name == group for atom in atoms_of(axis.dim)):
                     array = read(name)
                     if is_low_precision(array.dtype):
                         rows = channel_rows(axis.dim, group)
-                        self._mixing.append((np.moveaxis(array, position, 0), rows))
+                        self._mixing.append((np.moveaxis(array, position, 0), rows, layout.offset))
 
     def __bool__(self) -> bool:
         return bool(self._mixing)
@@ -75,9 +76,9 @@ class StoredChannels:
     def hold(self, channel: int, coefficients: Iterable[float]) -> bool:
         """Whether every weight that mixes the channel holds its product with each of the coefficients."""
         return all(
-            _holds(array[rows[channel]], coefficient)
+            _holds(array[rows[channel]], coefficient, offset)
             for coefficient in set(coefficients)
-            for array, rows in self._mixing
+            for array, rows, offset in self._mixing
         )
 
 

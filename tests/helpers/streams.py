@@ -1,4 +1,4 @@
-"""Small networks with a stream that is normalised over: the shapes of LLaMA, GPT-2, BERT and ConvNeXt V2."""
+"""Small networks with a normalised stream: the shapes of LLaMA, Gemma, GPT-2, BERT and ConvNeXt V2."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ class RootMeanSquare(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class CentredScale(RootMeanSquare):
+    """The norm of Gemma, whose scale is 1 + w."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + self.weight)
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
@@ -75,12 +82,12 @@ class PreNorm(nn.Module):
 
 
 class Llama(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, norm: type[RootMeanSquare] = RootMeanSquare) -> None:
         super().__init__()
         self.words = nn.Embedding(WORDS, WIDTH)
         attentions = [Attention(causal=True, rotary=True, bias=False) for _ in range(2)]
-        self.blocks = nn.Sequential(*(PreNorm(RootMeanSquare, a, Gated()) for a in attentions))
-        self.norm = RootMeanSquare(WIDTH)
+        self.blocks = nn.Sequential(*(PreNorm(norm, a, Gated()) for a in attentions))
+        self.norm = norm(WIDTH)
         self.head = nn.Linear(WIDTH, WORDS, bias=False)
         self.head.weight = self.words.weight
 
@@ -174,6 +181,7 @@ class ConvNextV2(nn.Module):
 
 STREAMS = {
     "LLaMA, tied": (Llama, None),
+    "Gemma, tied": (lambda: Llama(CentredScale), None),
     "GPT-2": (Gpt2, None),
     "BERT": (Bert, None),
     "ConvNeXt V2": (ConvNextV2, (3, 8, 8)),

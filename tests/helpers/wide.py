@@ -98,11 +98,16 @@ def mixed(axis: int, split: Split = FOUR) -> Step:
 
 @dataclass(frozen=True)
 class Weight:
-    """A random tensor of this shape and what happens to its axes; ``values`` instead of random ones."""
+    """A random tensor of this shape and what happens to its axes; ``values`` instead of random ones.
+
+    Attributes:
+        offset: a number that the graph adds to the tensor, so that coefficients multiply the sum.
+    """
 
     shape: tuple[int, ...]
     steps: tuple[Step, ...] = ()
     values: npt.ArrayLike | None = None
+    offset: float = 0.0
 
     def array(self, name: str, real: str) -> npt.NDArray:
         if self.values is not None:
@@ -170,6 +175,8 @@ class Case:
         wide = {}
         for name, given in self.weights.items():
             array, move = given.array(name, real), self.moves.get(name)
+            kind = array.dtype
+            array = array.astype(np.float64) + given.offset if given.offset else array
             delta = None if move is None else move.delta(array.shape)
             # A displacement is given in the narrow coordinates of all other axes: the others come later.
             for step in sorted(given.steps, key=lambda s: move is None or s.axis != move.axis):
@@ -182,7 +189,7 @@ class Case:
                     array[where] += (epsilon * direction).astype(array.dtype)
                 if step.mixed:
                     array = array * step.factors(array)
-            wide[name] = array
+            wide[name] = (array - given.offset).astype(kind) if given.offset else array
         return self._model(self.wide or self.narrow, real, wide)
 
     def _model(self, body: str, real: str, weights: Mapping[str, npt.NDArray]) -> ir.Model:

@@ -53,7 +53,7 @@ def _weight_of_weights(inference: AxisInference, node: ir.Node, axes: list[Axis]
     """A weight that is computed from constants: masked, scaled, or put through a function.
 
     The operand of the result's full shape stands for the weight. Coefficients can go to a factor, or to what
-    is divided; a mask of zeros and ones stays one.
+    is divided; a mask of zeros and ones stays one. They can also go to what a number is added to.
     """
     sizes = [root(axis).size for axis in axes]
     same = [(axis,) for axis in range(len(axes))]
@@ -66,12 +66,27 @@ def _weight_of_weights(inference: AxisInference, node: ir.Node, axes: list[Axis]
     ]
     if None in sizes or not full:
         return
+    number = _added_number(inference, node)
+    if number is not None:
+        inference.view(node, same, 0 if 0 in full else full[0], added=number)
+        return
     linear = {"Mul": full, "Div": [0], "Neg": [0]}.get(node.op_type, [])
     able = [i for i in full if i in linear and not inference.obstacle(node, i)]
     if len(able) > 1:
         able.sort(key=lambda index: _is_mask(inference, node, index))
     reason = f"the weight is computed by {node.op_type}, so it cannot hold the coefficients"
-    inference.view(node, same, able[0] if able else full[0], "" if able else reason)
+    inference.view(node, same, able[0] if able else full[0], "" if able else reason, scaled=True)
+
+
+def _added_number(inference: AxisInference, node: ir.Node) -> float | None:
+    """The number that an Add or a Sub adds to its other operand; None if it does something else."""
+    numbers = {"Add": (1, 0), "Sub": (1,)}.get(node.op_type, ())
+    for index in numbers:
+        tensor = inference.constant(node, index)
+        if tensor is not None and tensor.size == 1 and tensor.dtype.is_floating_point():
+            number = float(tensor.numpy().reshape(()))
+            return -number if node.op_type == "Sub" else number
+    return None
 
 
 def _is_mask(inference: AxisInference, node: ir.Node, index: int) -> bool:

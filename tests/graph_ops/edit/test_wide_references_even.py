@@ -179,6 +179,12 @@ TIED = {
         LAST,
         scale=FINAL["scale"],
     ),
+    "a scale of 1 + w": tied(
+        "p = Mul (h, h) v = ReduceMean (p, last) s = Sqrt (v) q = Div (h, s) g = Add (own, one)"
+        " z = Mul (q, g)",
+        LAST.replace(">", ", real one = {1.0}>"),
+        own=Weight((4,), (m(0, TWICE),), offset=1.0),
+    ),
     "a shift after the scale": tied(
         "n = LayerNormalization <axis = -1> (h, g) r = Mul (n, scale) q = Add (r, shift) z = Identity (q)",
         g=w((4,), c(0, TWICE)),

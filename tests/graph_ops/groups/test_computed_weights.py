@@ -71,6 +71,24 @@ CASES = {
         "float[8,10] w0, float[4,8] v0",
         False,
     ),
+    "a number is added to the weight": (
+        "w = Add (w0, half)",
+        "v = Add (half, v0)",
+        "float[8,10] w0, float[4,8] v0, float half = {0.5}",
+        True,
+    ),
+    "a number is subtracted, and the rest scaled": (
+        "w = Identity (w0)",
+        "d = Sub (v0, half) v = Mul (d, k)",
+        "float[8,10] w0, float[4,8] v0, float[4,1] k, float half = {0.5}",
+        True,
+    ),
+    "a number is added to a product": (
+        "w = Identity (w0)",
+        "d = Mul (v0, k) v = Add (d, half)",
+        "float[8,10] w0, float[4,8] v0, float[4,1] k, float half = {0.5}",
+        False,
+    ),
     "a weight and its correction": (
         "w = Identity (w0)",
         "c = MatMul (p, q) v = Add (v0, c)",
@@ -109,6 +127,11 @@ def test_computed_weights_grow_if_growth_is_exact(name: str) -> None:
             "the weight is computed by Exp, so it cannot hold the coefficients",
         ),
         (
+            "a number is added to a product",
+            "Gemm",
+            "a number is added to a part of the weight, or to its product with another",
+        ),
+        (
             "a weight and its correction",
             "Gemm",
             "the weight is computed by Add, so it cannot hold the coefficients",
@@ -120,6 +143,20 @@ def test_a_computed_weight_says_why_it_cannot_grow(name: str, operator: str, rea
     barrier = find_channel_groups(network(first, second, declared))["w0"].barrier
     assert barrier is not None
     assert (barrier.operator, barrier.reason) == (operator, reason)
+
+
+def test_a_weight_with_and_without_a_number_added_keeps_its_channels() -> None:
+    model = with_values(
+        onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        twice (float[n,10] x) => (float[n,4] y)
+        <float[10,8] a, float[8,4] b, float one = {1}>
+        { h = MatMul (x, a) r = Relu (h) c = Add (b, one) p = MatMul (r, b) q = MatMul (r, c) y = Add (p, q) }
+        """)
+    )
+    barrier = find_channel_groups(model)["a"].barrier
+    assert barrier is not None
+    assert barrier.reason == "'b' is read with different numbers added to it"
 
 
 def test_a_mask_stays_a_mask() -> None:

@@ -9,6 +9,7 @@ from growpipe.graph_ops.axes.dims import Atom, Concat, Fixed, Offspring, Product
 from growpipe.graph_ops.axes.layouts import AxisLayout, TensorLayout
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.plan.grow_tensor import Displacement, grow_tensor
+from growpipe.graph_ops.plan.stored_precision import is_exact
 
 rng = np.random.default_rng(0)
 OFFSPRING = {
@@ -23,12 +24,16 @@ LAYOUTS = {
     ),
     "heads": TensorLayout((AxisLayout(Product((A, B)), "copied"), AxisLayout(Fixed(2), "copied"))),
     "own input": TensorLayout((AxisLayout(A, "copied"), AxisLayout(A, "mixed"))),
+    "a number is added": TensorLayout((AxisLayout(A, "mixed"), AxisLayout(B, "mixed")), offset=0.75),
     "vector": TensorLayout((AxisLayout(Concat((B, A)), "copied"),)),
 }
 
 
 def by_definition(array, layout, displacements, epsilon):
-    """Entry by entry: the source entry, displaced with its channel, times the mixed coefficients."""
+    """Entry by entry: the source entry, displaced with its channel, times the mixed coefficients.
+
+    What is added to the tensor is multiplied as well.
+    """
     maps = [axis_map(axis.dim, OFFSPRING) for axis in layout.axes]
     grown = np.zeros([len(m.source) for m in maps])
     for index in np.ndindex(grown.shape):
@@ -41,10 +46,11 @@ def by_definition(array, layout, displacements, epsilon):
                 row = int(np.flatnonzero(rows == source[d.axis])[0])
                 others = source[: d.axis] + source[d.axis + 1 :]
                 value += epsilon * d.values[(list(d.channels).index(channel), row, *others)]
+        value += layout.offset
         for axis, m, i in zip(layout.axes, maps, index, strict=True):
             if axis.role == "mixed":
                 value *= m.coefficient[i]
-        grown[index] = value
+        grown[index] = value - layout.offset
     return grown
 
 
@@ -96,3 +102,13 @@ def test_displacements_on_two_axes_are_refused():
     both = {"a": displacement(layout, 0, "a", [1]), "b": displacement(layout, 1, "b", [1])}
     with pytest.raises(UsageError, match="several axes"):
         grow_tensor(np.ones(layout.shape), layout, OFFSPRING, both, 0.1)
+
+
+@pytest.mark.parametrize(("number", "exact"), [(0.5, True), (0.1, False)])
+def test_a_number_that_is_added_counts_in_low_precision(number, exact):
+    """Half of 1 + 0.1 less 1 is -0.45, which has more digits than 0.1 and than float16 holds."""
+    layout = TensorLayout((AxisLayout(Atom("a", 1), "mixed"),), offset=1.0)
+    halves = {"a": Offspring(np.array([0, 0]), np.array([0.5, 0.5]))}
+    array = np.array([number], np.float16)
+    assert is_exact(array, layout, halves) == exact
+    assert is_exact(array, TensorLayout(layout.axes), halves)

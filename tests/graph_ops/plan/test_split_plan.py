@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -202,3 +203,12 @@ def test_tensors_of_a_plan_that_numpy_does_not_hold_or_that_are_damaged_are_refu
     with pytest.raises(UsageError, match=r"the plan .* cannot be read|is damaged") as told:
         SplitPlan.load(tmp_path / "plan")
     assert len(str(told.value).splitlines()) == 1
+
+
+def test_what_is_added_to_a_parameter_survives_the_disk(tmp_path):
+    layouts = {name: replace(layout, offset=0.5) for name, layout in LAYOUTS.items()}
+    shifted = plan(layouts=layouts)
+    shifted.save(tmp_path / "plan")
+    read = SplitPlan.load(tmp_path / "plan")
+    assert read.layouts == layouts
+    assert read.content_hash == shifted.content_hash != plan().content_hash

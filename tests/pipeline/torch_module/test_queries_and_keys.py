@@ -97,6 +97,41 @@ def test_moments_of_an_optimizer_follow_queries_and_keys():
         torch.testing.assert_close(optimizer.state[parameter]["momentum_buffer"], parameter.grad)
 
 
+class Scaled(nn.Module):
+    """Queries that only a learned scale of 1 + w lets take coefficients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.w = nn.Linear(6, 4), nn.Linear(6, 4), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        q, k = torch.tanh(self.q(x)) * (1.0 + self.w), torch.tanh(self.k(x))
+        return torch.softmax(q @ k.mT, -1) @ x
+
+
+def test_a_scale_of_one_and_a_parameter_takes_the_coefficients(tmp_path):
+    """The state of the optimizer is that of a gradient, to which the 1 adds nothing."""
+    torch.manual_seed(0)
+    model, x = Scaled().double().eval(), torch.randn(3, 5, 6).double()
+    _, groups, plan = planned(model, x)
+    assert [m.tensor for g in groups.groups for m in g.members if m.role == "folded"] == ["w"]
+    plan.save(tmp_path / "plan")
+    plan = SplitPlan.load(tmp_path / "plan")
+    (split,) = plan.groups
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    model(x).square().sum().backward()
+    optimizer.step()
+    grown = grow(model, plan.with_epsilon(0.0), optimizer=optimizer)
+    wanted = torch.tensor(split.coefficient) * (1.0 + model.w[split.source]) - 1.0
+    torch.testing.assert_close(grown.w, nn.Parameter(wanted))
+    torch.testing.assert_close(grown(x), model(x))
+    grown(x).square().sum().backward()
+    for parameter in grown.parameters():
+        torch.testing.assert_close(optimizer.state[parameter]["momentum_buffer"], parameter.grad)
+    module, graph = grown_twice(model.float(), x.float(), 0.1)
+    np.testing.assert_allclose(module, graph, atol=2e-6)
+
+
 class Divided(Attention):
     """As `Attention`, with logits that are divided by the root of the width that queries have."""
 

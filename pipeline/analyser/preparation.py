@@ -28,6 +28,7 @@ from growpipe.graph_ops.groups.channel_groups import ChannelGroups
 from growpipe.graph_ops.plan.joined_groups import joined_factors
 from growpipe.graph_ops.plan.whole_factors import growth_by_factors, resolve_factors
 from growpipe.parallel.processes import Processes
+from growpipe.torch_module.decompositions import LocallyDecomposed
 from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
 from growpipe.torch_module.module_fit import ModuleFit, fit_module
 from growpipe.torch_module.outputs import LossFunction
@@ -209,8 +210,8 @@ def functional(program: ExportedProgram, *, pairs: bool = False) -> ExportedProg
         pairs: whether channels of queries and keys are analysed. Fused attention is then taken apart, so that
             the sum over these channels is a value of its own.
 
-    To trace it once more takes as long as to export it. A program of nothing but operators that are known to
-    be functional, and that the analyser knows by these names, is left as it is.
+    A program of nothing but operators that are known to be functional, and that the analyser knows by these
+    names, is left as it is. One with operators that work in place is traced once more as a whole.
     """
 
     def is_known(node: Node) -> bool:
@@ -222,12 +223,10 @@ def functional(program: ExportedProgram, *, pairs: bool = False) -> ExportedProg
 
     if all(is_known(node) for node in program.graph.nodes):
         return program
+    table = {**get_decompositions(RECURRENT), **(PLAIN_ATTENTION if pairs else {})}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its own deprecated class
-        result: ExportedProgram = program.run_decompositions(
-            {**get_decompositions(RECURRENT), **(PLAIN_ATTENTION if pairs else {})}
-        )
-        return result
+        return LocallyDecomposed.of(program).run_decompositions(table)
 
 
 def _aliases(state: Mapping[str, Any], groups: ChannelGroups) -> dict[str, str]:

@@ -25,6 +25,7 @@ from torch import nn
 
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, Solution, solve
+from growpipe.torch_module.decompositions import LocallyDecomposed
 from growpipe.torch_module.outputs import to_numpy
 
 __all__ = ["GrowthExport", "export_growth_form", "named_tensors", "wrapped_in"]
@@ -120,7 +121,7 @@ def export_growth_form(
             with torch.no_grad():
                 program = torch.export.export(model, example_inputs, dynamic_shapes=shapes)
             exported = torch.onnx.export(
-                program,
+                LocallyDecomposed.of(program),
                 dynamo=True,
                 optimize=False,
                 verbose=False,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from growpipe.graph_ops.axes.axis import Axis, product, root
+from growpipe.graph_ops.axes.axis import Axis, product, root, times
 from growpipe.graph_ops.axes.integers import Expression, Size, evaluate
 from growpipe.graph_ops.axes.rule_api import AxisInference, Rule, UnknownShape, size_of
 from growpipe.graph_ops.axes.rules.shape_operators import axis_from
@@ -90,7 +92,7 @@ def reshape(inference: AxisInference, node: ir.Node) -> None:
             result.append(Axis())
             elements.append(None if target is not None else -1)
         else:
-            result.append(axis_from(inference, node, element))
+            result.append(_in_order(axis_from(inference, node, element), axes))
             elements.append(Size(result[-1]))
     if inferred is not None:
         result[inferred].size = _inferred_length(axes, result, inferred)
@@ -182,10 +184,38 @@ def _scaled(axis: Axis, factor: int) -> int | None:
     return None if size is None else size * factor
 
 
+def _in_order(axis: Axis, source: Sequence[Axis]) -> Axis:
+    """The product of an unknown length and numbers, with its factors as they stand in the source.
+
+    Exporters write ``4 * batch`` for what is ``batch`` rows of 4 and for 4 rows of ``batch`` alike.
+    """
+    factors = _factors(axis)
+    unknown = [factor for factor in factors if factor.size is None]
+    number = times(factor for factor in factors if factor.size is not None)
+    given = [factor for each in source for factor in _factors(each)]
+    if len(factors) < 2 or len(unknown) != 1 or unknown[0] not in given:
+        return axis
+    at = given.index(unknown[0])
+    for first, beside in ((True, given[at + 1 :]), (False, given[at - 1 :: -1] if at else [])):
+        lengths = [factor.size for factor in beside]
+        if None in lengths:
+            lengths = lengths[: lengths.index(None)]
+        if number in itertools.accumulate((length or 1 for length in lengths), operator.mul):
+            return product([*unknown, Axis(number)] if first else [Axis(number), *unknown])
+    return axis
+
+
+def _factors(axis: Axis) -> list[Axis]:
+    """What an axis is the product of; itself if it is no product."""
+    axis = root(axis)
+    return [f for child in axis.children for f in _factors(child)] if axis.kind == "product" else [axis]
+
+
 def _inferred_length(axes: list[Axis], result: list[Axis], inferred: int) -> int | None:
     """The length that -1 stands for, where unknown lengths cancel."""
-    before = [root(axis) for axis in axes]
-    after = [root(axis) for position, axis in enumerate(result) if position != inferred]
+    before = [factor for axis in axes for factor in _factors(axis)]
+    others = (axis for position, axis in enumerate(result) if position != inferred)
+    after = [factor for axis in others for factor in _factors(axis)]
     for axis in [axis for axis in after if axis.size is None]:
         if axis in before:
             before.remove(axis)

@@ -8,12 +8,14 @@ parameters.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -120,14 +122,7 @@ def export_growth_form(
         try:
             with torch.no_grad():
                 program = torch.export.export(model, example_inputs, dynamic_shapes=shapes)
-            exported = torch.onnx.export(
-                LocallyDecomposed.of(program),
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                input_names=input_names,
-                output_names=output_names,
-            )
+            exported = _to_onnx(LocallyDecomposed.of(program), input_names, output_names)
         except Exception as error:  # torch raises what its passes raise: many classes, no common base
             reason = next(
                 (line.strip() for line in str(error).splitlines() if line.strip()), "no reason given"
@@ -136,12 +131,52 @@ def export_growth_form(
                 f"{type(model).__name__} cannot be exported: {type(error).__name__}: {reason[:300]}; "
                 f"{_advice(model)}"
             ) from error
-    assert exported is not None
-    graph = _growth_form(exported.model)
+    graph = _growth_form(exported)
     if dynamic_batch:
         _name_batch(graph)
     _assert_parameters_equal(program, graph)
     return GrowthExport(program, graph)
+
+
+def _to_onnx(
+    program: torch.export.ExportedProgram,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> ir.Model:
+    """What ``torch.onnx.export`` gives."""
+    public: Callable[..., Any] = partial(torch.onnx.export, dynamo=True)
+    export = _exporter("torchvision" in sys.modules) or public
+    exported = export(
+        program, input_names=input_names, output_names=output_names, optimize=False, verbose=False
+    )
+    model: ir.Model = exported.model
+    return model
+
+
+@cache
+def _exporter(with_torchvision: bool) -> Callable[..., Any] | None:
+    """What ``torch.onnx.export`` calls, with a registry of operators that is built once.
+
+    ``torch.onnx.export`` itself builds one of hundreds of operators at every call.
+
+    Args:
+        with_torchvision: whether torchvision is loaded, whose operators are then in the registry.
+
+    Returns:
+        The function; None if this version of torch has none that takes a registry.
+    """
+    try:
+        from torch.onnx import _constants
+        from torch.onnx._internal.exporter import _core, _registration
+
+        opset = _constants.ONNX_DEFAULT_OPSET
+        registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+        takes = inspect.signature(_core.export).parameters.keys()
+    except (ImportError, AttributeError, TypeError):
+        return None
+    if not {"registry", "opset_version", "input_names", "output_names", "optimize", "verbose"} <= takes:
+        return None
+    return partial(_core.export, registry=registry, opset_version=opset)
 
 
 def _check_recurrent(model: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -13,6 +15,7 @@ from torch import nn
 from growpipe.graph_ops.errors import UsageError
 from growpipe.graph_ops.groups.channel_groups import find_channel_groups
 from growpipe.graph_ops.plan.data_free import random_plan
+from growpipe.torch_module import export
 from growpipe.torch_module.export import export_growth_form, named_tensors
 from growpipe.torch_module.grow_module import grow
 
@@ -158,3 +161,13 @@ class Steps(torch.nn.Module):
 def test_what_the_exporter_makes_of_recurrent_modules_is_said(options, message):
     with pytest.raises(UsageError, match=message):
         export_growth_form(Steps(**options).eval(), (torch.randn(3, 6, 4),))
+
+
+def test_an_exporter_without_a_registry_to_keep_gives_the_same_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    assert export._exporter("torchvision" in sys.modules) is not None
+    kept = export_growth_form(model, (torch.rand(1, 1, 8, 8),), output_names=["scores"])
+    monkeypatch.setattr(export, "_exporter", lambda with_torchvision: None)
+    public = export_growth_form(model, (torch.rand(1, 1, 8, 8),), output_names=["scores"])
+    assert ir.to_proto(kept.graph).SerializeToString() == ir.to_proto(public.graph).SerializeToString()

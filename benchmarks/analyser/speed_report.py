@@ -74,8 +74,8 @@ def summary(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "By default an analysis keeps half of what a forward pass of one micro-batch makes, or 16 MiB where "
-        "that is more: here less than a micro-batch needs, so that all is computed anew at each product. Its "
+        "By default an analysis keeps half of what a forward pass of one micro-batch makes, or 256 MiB where "
+        "that is more, and computes the rest anew at each product. Its "
         "memory then does not grow with the samples. The price is the difference of times in the rows of "
         "the analysis; `memory_limit` buys it back where memory is plenty.",
         "",

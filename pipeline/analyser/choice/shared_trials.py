@@ -11,8 +11,9 @@ predicted gain. About 0 it is ``L(u) = L(0) − Σ_g a_g u_g + Σ_gh B_gh u_g u_
 
 which is ``a_g / (2 B u)_g`` times u_g: the image space reconstruction algorithm (Daube-Witherspoon and
 Muehllehner, 1986). For non-negative B it never raises that quadratic (Lee and Seung, 2001). No change of
-u_g is by more than a factor of `REACH`. Few rounds are taken: where groups replace each other the minimum
-leaves most of them at no step at all, which overfits the few samples.
+u_g is by more than a factor of `REACH`. Where groups replace each other the minimum leaves most of them at
+no step at all, which overfits the few samples: the rounds end long before it. With four of them plans were
+worse on unseen samples (``benchmarks/analyser/quality.py``).
 
 **Worth.** At these steps u* the worth of a group is the price of Aumann and Shapley (1974),
 
@@ -49,7 +50,7 @@ __all__ = ["NODES", "REACH", "ROUNDS", "SETTLED", "START", "SharedTrials"]
 START = 0.2
 """The first step of every group, in the metric's unit."""
 
-ROUNDS = 4
+ROUNDS = 10
 """How often the steps are moved."""
 
 REACH = 4.0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -92,7 +90,7 @@ def reshape(inference: AxisInference, node: ir.Node) -> None:
             result.append(Axis())
             elements.append(None if target is not None else -1)
         else:
-            result.append(_in_order(axis_from(inference, node, element), axes))
+            result.append(_in_order(axis_from(inference, node, element), result, axes))
             elements.append(Size(result[-1]))
     if inferred is not None:
         result[inferred].size = _inferred_length(axes, result, inferred)
@@ -184,25 +182,29 @@ def _scaled(axis: Axis, factor: int) -> int | None:
     return None if size is None else size * factor
 
 
-def _in_order(axis: Axis, source: Sequence[Axis]) -> Axis:
+def _in_order(axis: Axis, before: Sequence[Axis], source: Sequence[Axis]) -> Axis:
     """The product of an unknown length and numbers, with its factors as they stand in the source.
 
     Exporters write ``4 * batch`` for what is ``batch`` rows of 4 and for 4 rows of ``batch`` alike.
+
+    Args:
+        axis: the product.
+        before: the axes that the reshape makes before this one.
+        source: the axes that it reshapes.
     """
     factors = _factors(axis)
     unknown = [factor for factor in factors if factor.size is None]
     number = times(factor for factor in factors if factor.size is not None)
-    given = [factor for each in source for factor in _factors(each)]
-    if len(factors) < 2 or len(unknown) != 1 or unknown[0] not in given:
+    passed = times(map(root, before))
+    left = [factor for each in source for factor in _factors(each) if factor.size != 1]
+    if len(factors) < 2 or len(unknown) != 1 or passed is None:
         return axis
-    at = given.index(unknown[0])
-    for first, beside in ((True, given[at + 1 :]), (False, given[at - 1 :: -1] if at else [])):
-        lengths = [factor.size for factor in beside]
-        if None in lengths:
-            lengths = lengths[: lengths.index(None)]
-        if number in itertools.accumulate((length or 1 for length in lengths), operator.mul):
-            return product([*unknown, Axis(number)] if first else [Axis(number), *unknown])
-    return axis
+    reached = 1
+    while left and reached < passed and left[0].size is not None:
+        reached *= left.pop(0).size or 1
+    if reached != passed or not left:
+        return axis
+    return product([*unknown, Axis(number)] if left[0].size is None else [Axis(number), *unknown])
 
 
 def _factors(axis: Axis) -> list[Axis]:

@@ -136,6 +136,27 @@ def test_heads_that_are_read_from_a_shape_follow_in_their_order(name: str) -> No
     assert_same_function(swapped, grown, [images(batch) for batch in (1, 2, 3)])
 
 
+@pytest.mark.parametrize("count", ["Mul (i4, n)", "Mul (n, i4)"])
+def test_what_stands_before_the_batch_is_no_factor_of_it(count: str) -> None:
+    """Four heads are folded into the batch, behind 4 x 4 places: the 4 are not those of the places."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, 8), "b": (8, 3)}
+    numbers = {"i4": [4], "i16": [16], "two": [2], "eight": [8]}
+    model = text_model(
+        "n = Shape <start = 2, end = 3> (x) c = Concat <axis = 0> (i16, n, i4) f = Reshape (x, c) "
+        f"h = MatMul (f, a) count = {count} w = Concat <axis = 0> (i16, count, two) v = Reshape (h, w) "
+        "t = Softmax <axis = 0> (v) d = Concat <axis = 0> (i16, n, eight) j = Reshape (t, d) "
+        "y = MatMul (j, b)",
+        "float[4,4,batch,4] x",
+        **{key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()},
+        **{key: np.array(values) for key, values in numbers.items()},
+    )
+    assert [g.width for g in find_channel_groups(model).groups if g.splittable] == [4, 2]
+    grown = grow_graph(model, signed_plan(model, growth=0.5))
+    feeds = [{"x": rng.normal(size=(4, 4, batch, 4)).astype(np.float32)} for batch in (1, 2, 3)]
+    assert_same_function(model, grown, feeds)
+
+
 def test_a_length_is_not_told_from_the_order_of_its_factors() -> None:
     """Exporters write 4 * batch for batch * 4, and let -1 stand for the heads beside it."""
     rng = np.random.default_rng(0)

@@ -20,7 +20,7 @@ directions: that of the frequent directions sketch (Ghashami, Liberty, Phillips 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -44,6 +44,9 @@ class Root(Protocol):
 
     def white(self, covectors: Tensor) -> Tensor:
         """``R⁻¹ c``."""
+
+    def settled(self) -> Root:
+        """The root without what `whitened` alone needs: that must not be called any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,10 +277,13 @@ def root_of(moment: Moment, samples: int, damping: Tensor, dtype: torch.dtype) -
     if isinstance(moment, Patches):
         values, vectors = moment.eigenpairs()
         return _LowRank.of(values / samples, vectors, float(damping) + moment.spread / samples, dtype)
-    eye = torch.eye(moment.dimension, dtype=torch.float64, device=moment.values.device)
-    lower = torch.linalg.cholesky(moment.values / samples + damping[..., None, None] * eye)
-    inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-    return _Dense(lower.to(dtype), inverse.to(dtype))
+    damped = moment.values / samples
+    damped.diagonal(dim1=-2, dim2=-1).add_(damping[..., None])
+    lower = torch.linalg.cholesky(damped)
+    del damped  # one matrix less at the same time
+    eye = torch.eye(moment.dimension, dtype=torch.float64, device=lower.device)
+    inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False).to(dtype)
+    return _Dense(lower.to(dtype), inverse)
 
 
 def _product(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -293,23 +299,27 @@ def _product(rows: Tensor, matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Dense:
-    """Cholesky's root L and its inverse, [d, d] or [width, d, d]."""
+    """Cholesky's root L, which goes when it is settled, and its inverse; [d, d] or [width, d, d]."""
 
-    lower: Tensor
+    lower: Tensor | None
     inverse: Tensor
 
     @property
     def dimension(self) -> int:
-        return int(self.lower.shape[-1])
+        return int(self.inverse.shape[-1])
 
     def raw(self, whitened: Tensor) -> Tensor:
         return _product(whitened, self.inverse)
 
     def whitened(self, raw: Tensor) -> Tensor:
+        assert self.lower is not None
         return _product(raw, self.lower)
 
     def white(self, covectors: Tensor) -> Tensor:
         return _product(covectors, self.inverse.mT)
+
+    def settled(self) -> _Dense:
+        return replace(self, lower=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,6 +362,9 @@ class _LowRank:
     def white(self, covectors: Tensor) -> Tensor:
         return self._times(covectors, *self.inverse)
 
+    def settled(self) -> _LowRank:
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class _Extended:
@@ -380,3 +393,6 @@ class _Extended:
 
     def white(self, covectors: Tensor) -> Tensor:
         return self._times(covectors, 1 / self.still, self.inner.white)
+
+    def settled(self) -> _Extended:
+        return replace(self, inner=self.inner.settled())

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,6 +60,12 @@ class Metric(ABC):
     def white(self, position: int, covectors: Tensor) -> Tensor:
         """Products S·v (gradients) of one group in whitened coordinates."""
 
+    def settle(self, position: int) -> None:  # noqa: B027 - not every metric keeps something
+        """Free what `whitened` of one group alone needs; a later one computes it again."""
+
+    def release(self, position: int) -> None:  # noqa: B027
+        """Free what changes of coordinates of one group need; a later one computes it again."""
+
     def to_raw(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """`raw` for every group."""
         return [self.raw(i, v) for i, v in enumerate(vectors)]
@@ -90,14 +96,34 @@ class InputMetric(Metric):
 
     Attributes:
         groups: the bound groups, in the operator's order.
-        roots: for every group and block R, shared by the channels or one for each.
+        roots_of: by position of a group computes R of every block, shared by the channels or one for each.
         sketched: see `Metric`.
     """
 
     groups: tuple[BoundGroup, ...]
-    roots: tuple[tuple[Root, ...], ...]
+    roots_of: Callable[[int], tuple[Root, ...]]
     sketched: tuple[str, ...] = ()
     name = "input"
+    _roots: dict[int, tuple[Root, ...]] = field(default_factory=dict, init=False, repr=False)
+    _settled: set[int] = field(default_factory=set, init=False, repr=False)
+
+    def roots(self, position: int) -> tuple[Root, ...]:
+        """R of every block of one group; kept until they are released.
+
+        Raises:
+            CheckFailed: a producer's inputs are not finite.
+        """
+        if position not in self._roots:
+            self._roots[position] = self.roots_of(position)
+        return self._roots[position]
+
+    def settle(self, position: int) -> None:
+        self._roots[position] = tuple(root.settled() for root in self.roots(position))
+        self._settled.add(position)
+
+    def release(self, position: int) -> None:
+        self._roots.pop(position, None)
+        self._settled.discard(position)
 
     def raw(self, position: int, vectors: Tensor) -> Tensor:
         """δ = R⁻ᵀ y."""
@@ -105,6 +131,8 @@ class InputMetric(Metric):
 
     def whitened(self, position: int, vectors: Tensor) -> Tensor:
         """y = Rᵀ δ."""
+        if position in self._settled:
+            self.release(position)
         return self._blockwise(position, vectors, "whitened")
 
     def white(self, position: int, covectors: Tensor) -> Tensor:
@@ -114,7 +142,7 @@ class InputMetric(Metric):
     def _blockwise(self, position: int, vectors: Tensor, change: str) -> Tensor:
         group = self.groups[position]
         parts = []
-        for root, part in zip(self.roots[position], split(group, vectors), strict=True):
+        for root, part in zip(self.roots(position), split(group, vectors), strict=True):
             # Several entries per channel see the same inputs: Σ is one block repeated.
             entries = part.unflatten(-1, (-1, root.dimension))
             parts.append(getattr(root, change)(entries).reshape(part.shape))
@@ -155,6 +183,8 @@ class GrowingMetric:
     def __call__(self, operator: SplittingProducts) -> Metric:
         """The metric over all batches of the operator, which has grown since the last call if it is not new.
 
+        Its roots are computed group by group, when they are wanted.
+
         Raises:
             CheckFailed: a producer's inputs are not finite.
         """
@@ -167,14 +197,22 @@ class GrowingMetric:
                 self._sums[key] = added(self._sums.get(key), moment, limit)
         self._measured = len(operator)
         sums = self._everywhere(operator)
+        for (i, j), moment in sums.items():
+            if not moment.finite:
+                group = operator.groups[i]
+                raise CheckFailed(
+                    f"group {group.name!r}: the inputs of {group.blocks[j].tensor!r} are not finite on the "
+                    "analysis batches; check the data"
+                )
         total = operator.total(operator.samples)
-        places = [[(i, j) for j in range(len(group.blocks))] for i, group in enumerate(operator.groups)]
-        roots = tuple(
-            tuple(_root(operator, i, j, sums[i, j], total, self.damping) for i, j in row) for row in places
-        )
+
+        def roots_of(i: int) -> tuple[Root, ...]:
+            blocks = range(len(operator.groups[i].blocks))
+            return tuple(_root(operator, i, j, sums[i, j], total, self.damping) for j in blocks)
+
         sketched = [key for key, moment in sums.items() if moment.spread]
         names = tuple(operator.groups[i].blocks[j].tensor for i, j in sketched)
-        return InputMetric(operator.groups, roots, names)
+        return InputMetric(operator.groups, roots_of, names)
 
     def _everywhere(self, operator: SplittingProducts) -> dict[tuple[int, int], Moment]:
         """The sums over all processes."""
@@ -197,11 +235,6 @@ def _root(operator: SplittingProducts, i: int, j: int, moment: Moment, samples: 
     """The root of the damped block j of group i."""
     group = operator.groups[i]
     block = group.blocks[j]
-    if not moment.finite:
-        raise CheckFailed(
-            f"group {group.name!r}: the inputs of {block.tensor!r} are not finite on the analysis batches; "
-            "check the data"
-        )
     mean = moment.mean(samples)
     # A dead channel's own block may vanish: it is damped by the mean of the others.
     floor = damping * torch.maximum(mean, 1e-6 * mean.mean())

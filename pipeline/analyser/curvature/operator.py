@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growpipe.analyser.curvature.bent_path import BentPath, bends_of, path_products
+from growpipe.analyser.curvature.batch import Batch, Constants
+from growpipe.analyser.curvature.bent_path import bends_of, path_products
 from growpipe.analyser.curvature.closed_form import ClosedForm, Skeleton, find_chain
-from growpipe.analyser.curvature.linearised import Linearised
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured, Recording
 from growpipe.analyser.program.program import Program
@@ -41,43 +41,6 @@ def join(blocks: Sequence[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), dim=-1)
 
 
-@dataclass(frozen=True, eq=False)
-class _Constants:
-    """What is held constant while θ moves: of paths as it was captured, of chains what products need."""
-
-    captured: Captured
-    closed: Mapping[int, ClosedForm]
-
-    @property
-    def nbytes(self) -> int:
-        return self.captured.nbytes + sum(form.nbytes for form in self.closed.values())
-
-
-@dataclass
-class _Batch:
-    """One micro-batch, and what is kept of it between products.
-
-    Attributes:
-        inputs: its inputs.
-        target: its target.
-        loss_fn: the mean loss.
-        samples: the number of samples.
-        half: to which half of the data it belongs, 0 or 1.
-        kept: what products need of it, where there is memory for it.
-        keeps_graphs: whether there is memory for linearised paths, too.
-        graphs: those, by position of the group.
-    """
-
-    inputs: Any
-    target: Any
-    loss_fn: LossFunction
-    samples: int
-    half: int
-    kept: _Constants | None = None
-    keeps_graphs: bool = False
-    graphs: dict[int, BentPath | Linearised] = field(default_factory=dict)
-
-
 _Sums = dict[int, list[dict[str, Tensor]]]
 _Take = Callable[[int, ClosedForm, Captured], None]
 
@@ -97,7 +60,8 @@ class SplittingProducts:
         closed_forms: use the closed forms of chains and bent paths, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes; nothing by default.
         products: how often products were computed, each time of a block of vectors.
-        done: is told the samples of every micro-batch that products were computed over.
+        done: is told the samples of every micro-batch that products were computed over; if it is kept, times
+            the share of the groups that they were computed for.
     """
 
     program: Program
@@ -105,9 +69,9 @@ class SplittingProducts:
     storage: torch.dtype | None = None
     closed_forms: bool = True
     reduce: Callable[[Tensor], Tensor] | None = None
-    done: Callable[[int], None] | None = None
+    done: Callable[[float], None] | None = None
     products: int = field(default=0, init=False)
-    _batches: list[_Batch] = field(default_factory=list, init=False, repr=False)
+    _batches: list[Batch] = field(default_factory=list, init=False, repr=False)
     _used: int = field(default=0, init=False, repr=False)
     _bytes_per_sample: float = field(default=0.0, init=False, repr=False)
     _positions: list[int] = field(default_factory=list, init=False, repr=False)
@@ -147,7 +111,7 @@ class SplittingProducts:
             CheckFailed: its loss or a gradient is not finite. What is not kept is checked when it is used.
         """
         half = len(self._batches) % 2 if half is None else half
-        batch = _Batch(inputs, target, loss_fn, self.program.samples(inputs), half)
+        batch = Batch(inputs, target, loss_fn, self.program.samples(inputs), half)
         self._batches.append(batch)
         left = math.inf if self.memory_limit is None else self.memory_limit - self._used
         if 0 < left < math.inf and not self._bytes_per_sample:
@@ -162,7 +126,7 @@ class SplittingProducts:
 
         captured = self._visit(batch, range(len(self.groups)), take, keep=True)
         self._count_positions(captured)
-        constants = _Constants(captured if self.storage is None else captured.cast(self.storage), closed)
+        constants = Constants(captured if self.storage is None else captured.cast(self.storage), closed)
         # A linearised path holds about as much again for the forward and for the backward run.
         paths = 0 if len(self._chains) == len(self.groups) else 2 * constants.captured.nbytes
         self._bytes_per_sample = max(self._bytes_per_sample, constants.nbytes / batch.samples)
@@ -173,7 +137,7 @@ class SplittingProducts:
         batch.keeps_graphs = constants.nbytes + paths <= left and self.storage is None
         self._used += constants.nbytes + paths * batch.keeps_graphs
 
-    def _expected_bytes(self, batch: _Batch) -> int:
+    def _expected_bytes(self, batch: Batch) -> int:
         """What keeping a batch would take without linearised paths, from one forward pass."""
         captured = self._observe(batch)
         entries = sum(
@@ -186,13 +150,13 @@ class SplittingProducts:
         dtype = self.storage or self._dtype
         return captured.cast(dtype).nbytes + entries * dtype.itemsize
 
-    def _observe(self, batch: _Batch) -> Captured:
+    def _observe(self, batch: Batch) -> Captured:
         recording = self._recording(range(len(self.groups)))
         captured = self.program.observe(batch.inputs, batch.target, batch.loss_fn, recording)
         self._count_positions(captured)
         return captured
 
-    def _visit(self, batch: _Batch, positions: Iterable[int], take: _Take, keep: bool) -> Captured:
+    def _visit(self, batch: Batch, positions: Iterable[int], take: _Take, keep: bool) -> Captured:
         """One forward and one backward pass over a batch.
 
         Args:
@@ -259,6 +223,10 @@ class SplittingProducts:
                 self._positions.append(max(1, entries // (group.width * captured.samples)))
 
     @property
+    def _device(self) -> torch.device:
+        return self.program.tensor(self.groups[0].blocks[0].tensor).device
+
+    @property
     def _dtype(self) -> torch.dtype:
         return self.program.tensor(self.groups[0].blocks[0].tensor).dtype
 
@@ -266,6 +234,11 @@ class SplittingProducts:
     def kept_bytes(self) -> int:
         """The memory of what is kept of the micro-batches between products, without linearised paths."""
         return sum(batch.kept.nbytes for batch in self._batches if batch.kept is not None)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether all processes keep all their micro-batches, so that products compute nothing again."""
+        return self.total(sum(batch.kept is None for batch in self._batches)) == 0
 
     def kept(self) -> list[Captured]:
         """What is kept of the micro-batches between products."""
@@ -315,24 +288,25 @@ class SplittingProducts:
         return [whole[position][0] for position in range(len(vectors))]
 
     def apply_halves(
-        self, vectors: Mapping[int, Tensor], batches: int | None = None
+        self, vectors: Mapping[int, Tensor] | Iterable[tuple[int, Tensor]], batches: int | None = None
     ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """S·v over all samples, and (S₁ − S₂)·v for two disjoint halves of them, at the price of one product.
 
         Args:
             vectors: by position of the group [block, width, d], any number of vectors per channel; groups
                 that are left out cost nothing. What is not kept of a micro-batch is computed again once.
+                As pairs they are taken one after the other, and need not all be there at once.
             batches: over how many micro-batches, those added first; over all by default.
 
         Returns:
             Twice, by position of the group [block, width, d]; the second is zero where a half is empty.
         """
         self.products += 1
-        device = next(iter(vectors.values())).device
-        weights = torch.zeros(2, dtype=torch.float64, device=device)
-        directions = {
-            position: [self._direction(position, v) for v in block] for position, block in vectors.items()
-        }
+        pairs = vectors.items() if isinstance(vectors, Mapping) else vectors
+        directions = {position: [self._direction(position, v) for v in block] for position, block in pairs}
+        # Where nothing is computed again a part of the groups costs a part of the work.
+        share = sum(self.groups[i].entries for i in directions) / sum(group.entries for group in self.groups)
+        weights = torch.zeros(2, dtype=torch.float64, device=self._device)
         halves: tuple[_Sums, _Sums] = tuple(  # type: ignore[assignment]
             {
                 position: [{n: torch.zeros_like(t) for n, t in d.items()} for d in block]
@@ -344,19 +318,22 @@ class SplittingProducts:
             weights[batch.half] += batch.samples
             self._accumulate(halves[batch.half], directions, batch)
             if self.done is not None:
-                self.done(batch.samples)
+                self.done(batch.samples * (1.0 if batch.kept is None else share))
+        directions.clear()  # the sums alone are wanted now
         if self.reduce is not None:
             weights = self.reduce(weights)
         first, second = (float(w) for w in weights)
         whole: dict[int, Tensor] = {}
         difference: dict[int, Tensor] = {}
-        for position in vectors:
+        for position in list(halves[0]):
             one, other = (self._gathered(position, half.pop(position)) for half in halves)
             if self.reduce is not None:
                 one, other = self.reduce(one), self.reduce(other)
-            whole[position] = (one + other) / (first + second)
-            empty = first == 0 or second == 0
-            difference[position] = torch.zeros_like(one) if empty else one / first - other / second
+            whole[position] = (one + other).div_(first + second)
+            if first == 0 or second == 0:
+                difference[position] = one.zero_()
+            else:
+                difference[position] = one.div_(first).sub_(other.div_(second))
         return whole, difference
 
     def _direction(self, position: int, vectors: Tensor) -> dict[str, Tensor]:
@@ -377,7 +354,7 @@ class SplittingProducts:
         self,
         totals: _Sums,
         directions: Mapping[int, Sequence[Mapping[str, Tensor]]],
-        batch: _Batch,
+        batch: Batch,
     ) -> None:
         """Add the products of one micro-batch, times its number of samples."""
 

@@ -125,6 +125,11 @@ class BoundGroup:
         return sum(block.dimension for block in self.blocks)
 
     @property
+    def entries(self) -> int:
+        """The entries of one vector per channel."""
+        return self.width * self.dimension
+
+    @property
     def sizes(self) -> list[int]:
         return [block.dimension for block in self.blocks]
 

@@ -8,7 +8,7 @@ ghosts). A channel's recurrence ends early when its Krylov space is exhausted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,17 @@ from torch import Tensor
 from growpipe.analyser.spectra.recurrence import Ends, Estimate, Recurrence
 from growpipe.graph_ops.errors import CheckFailed
 
-__all__ = ["LEAST", "Apply", "Extremes", "Iteration", "StoppingRule", "drive", "lanczos", "random_start"]
+__all__ = [
+    "LEAST",
+    "Apply",
+    "Extremes",
+    "Iteration",
+    "StoppingRule",
+    "drive",
+    "lanczos",
+    "random_start",
+    "random_starts",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +79,16 @@ def random_start(like: Sequence[Tensor], seed: int, block: int | None = None) ->
         seed: of the generator.
         block: how many of each, in an axis before the others; one and no such axis by default.
     """
+    return list(random_starts(like, seed, block))
+
+
+def random_starts(like: Iterable[Tensor], seed: int, block: int | None = None) -> Iterator[Tensor]:
+    """Those of `random_start`, one after the other."""
     generator = torch.Generator().manual_seed(seed)
     leading = () if block is None else (block,)
-    return [
-        torch.randn(*leading, *v.shape, generator=generator, dtype=torch.float64).to(
-            device=v.device, dtype=v.dtype
-        )
-        for v in like
-    ]
+    for v in like:
+        wide = torch.randn(*leading, *v.shape, generator=generator, dtype=torch.float64)
+        yield wide.to(device=v.device, dtype=v.dtype)
 
 
 class Iteration(Protocol):
@@ -187,13 +199,14 @@ def drive(apply: Apply, runs: dict[int, Iteration], rule: StoppingRule) -> Extre
     spent = dict.fromkeys(runs, 0)
     steps = 0
     while runs:
-        products = apply({i: run.current for i, run in runs.items()})
+        products = dict(apply({i: run.current for i, run in runs.items()}))
         steps += 1
         for i, run in list(runs.items()):
-            if not torch.isfinite(products[i].sum()):
+            product = products.pop(i)
+            if not torch.isfinite(product.sum()):
                 raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
-            spent[i] += len(products[i])
-            run.advance(products[i])
+            spent[i] += len(product)
+            run.advance(product)
             known = run.preview() if spent[i] >= LEAST and not run.done else None
             if run.done or (known is not None and rule.met(i, known)):
                 found[i] = run.ends()

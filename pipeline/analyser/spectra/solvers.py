@@ -7,8 +7,8 @@ processes of one run, and a run that was killed and goes on must choose alike, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -80,14 +80,15 @@ class Start:
     """Where the search for the ends begins.
 
     Attributes:
-        vectors: for every group the start vectors of Lanczos, [block, width, d], or [width, d] for one.
+        vectors: for every group, in order, the start vectors of Lanczos, [block, width, d], or [width, d] for
+            one. They are taken one after the other, so that they need not all be there at once.
         products: by group how many products Lanczos will need, for the solver ``auto``; None for those of a
             random start.
         earlier: the number of micro-batches, those that were added first, whose ends the start vectors are;
             None if they are not ends.
     """
 
-    vectors: Sequence[Tensor]
+    vectors: Iterable[Tensor]
     products: Sequence[int] | None = None
     earlier: int | None = None
 
@@ -96,7 +97,7 @@ class Solution(NamedTuple):
     """What `solve` has found.
 
     Attributes:
-        extremes: the extreme eigenpairs in the metric's whitened coordinates.
+        extremes: the extreme eigenpairs, in the metric's whitened coordinates or in those of the parameters.
         contrasts: by group vᵀ (S₁ − S₂) v of both ends, S₁ and S₂ over disjoint halves of the data.
         solvers: by group the solver.
     """
@@ -106,8 +107,18 @@ class Solution(NamedTuple):
     solvers: list[str]
 
 
-def solve(operator: SplittingProducts, metric: Metric, start: Start, options: SpectraOptions) -> Solution:
-    """The extreme eigenpairs in the metric's whitened coordinates.
+def solve(
+    operator: SplittingProducts,
+    metric: Metric,
+    start: Start,
+    options: SpectraOptions,
+    *,
+    raw: bool = False,
+) -> Solution:
+    """The extreme eigenpairs of every channel.
+
+    Groups are solved in portions one after the other if that is no more work. What a portion needs of the
+    metric, its bases and its products are there for that portion only.
 
     Lanczos is done with a group when its error bounds are within ``tolerance`` of the spectral radii, or
     ``noise_share`` times its standard errors, as shares of the spectral radii and in root mean square over
@@ -122,42 +133,99 @@ def solve(operator: SplittingProducts, metric: Metric, start: Start, options: Sp
         metric: the metric.
         start: where the search begins.
         options: solver, tolerance, max_steps and noise_share are used.
+        raw: whether eigenvectors are given in parameter coordinates, rather than in whitened ones.
 
     Raises:
         CheckFailed: a product is not finite.
     """
-    return _Sweep(operator, metric, start, options).solution()
+    vectors = iter(start.vectors)
+    solvers = _chosen(operator, start, options)
+    parts: list[Extremes] = []
+    contrasts: Contrasts = ([], [])
+    for portion in _portions(operator):
+        own = {position: next(vectors) for position in portion}
+        found, pairs = _Sweep(operator, metric, own, solvers, start.earlier, options).solution()
+        for side, pair in zip(contrasts, zip(*pairs, strict=True), strict=True):
+            side.extend(pair)
+        parts.append(_in_parameters(metric, portion, found) if raw else found)
+        for position in portion:
+            metric.release(position)
+    return Solution(_joined(parts), contrasts, solvers)
+
+
+def _portions(operator: SplittingProducts) -> list[list[int]]:
+    """The positions of the groups that are solved together.
+
+    If products compute anything of a micro-batch again, all groups share that work, and are one portion.
+    Else no portion has more entries than the largest group.
+    """
+    if not operator.keeps_all:
+        return [list(range(len(operator.groups)))]
+    most = max(group.entries for group in operator.groups)
+    portions: list[list[int]] = []
+    left = 0
+    for position, group in enumerate(operator.groups):
+        if group.entries > left:
+            portions.append([])
+            left = most
+        portions[-1].append(position)
+        left -= group.entries
+    return portions
+
+
+def _chosen(operator: SplittingProducts, start: Start, options: SpectraOptions) -> list[str]:
+    """By group the solver."""
+    count = len(operator.groups)
+    if options.solver != "auto":
+        return [options.solver] * count
+    cold = PRODUCTS_TO_NOISE if options.noise_share > 0 else PRODUCTS_TO_TOLERANCE
+    expected = start.products or [cold] * count
+    counted = zip(operator.groups, operator.work(), expected, strict=True)
+    return [cheaper_solver(group.dimension, work, products) for group, work, products in counted]
+
+
+def _in_parameters(metric: Metric, portion: Sequence[int], found: Extremes) -> Extremes:
+    """The extremes of a portion with their eigenvectors in parameter coordinates."""
+    groups = tuple(
+        replace(ends, minus=metric.raw(i, ends.minus), plus=metric.raw(i, ends.plus))
+        for i, ends in zip(portion, found.groups, strict=True)
+    )
+    return replace(found, groups=groups)
+
+
+def _joined(parts: Sequence[Extremes]) -> Extremes:
+    """The extremes of all portions."""
+    return Extremes(
+        tuple(ends for part in parts for ends in part.groups),
+        max(part.steps for part in parts),
+        sum(part.group_products for part in parts),
+    )
 
 
 class _Sweep:
-    """The iterations of all groups over one analysis set.
+    """The iterations of some groups over one analysis set.
 
     Every product gives S·v and (S₁ − S₂)·v. The first advances a group's iteration; the second is kept as
     columns of S₁ − S₂ in the basis of the vectors that S was applied to.
     """
 
     def __init__(
-        self, operator: SplittingProducts, metric: Metric, start: Start, options: SpectraOptions
+        self,
+        operator: SplittingProducts,
+        metric: Metric,
+        start: dict[int, Tensor],
+        solvers: Sequence[str],
+        earlier: int | None,
+        options: SpectraOptions,
     ) -> None:
         self._operator, self._metric, self._options = operator, metric, options
-        self._earlier = start.earlier
-        self._solvers = self._chosen(start)
-        self._runs: dict[int, Iteration] = {
-            i: self._iteration(v.reshape(-1, *v.shape[-2:]), name)
-            for i, (v, name) in enumerate(zip(start.vectors, self._solvers, strict=True))
-        }
-        self._differences: list[list[Tensor]] = [[] for _ in start.vectors]
+        self._earlier = earlier
+        self._differences: dict[int, list[Tensor]] = {i: [] for i in start}
         self._first: dict[int, FirstBlock] = {}
-
-    def _chosen(self, start: Start) -> list[str]:
-        """By group the solver."""
-        solver = self._options.solver
-        if solver != "auto":
-            return [solver] * len(start.vectors)
-        cold = PRODUCTS_TO_NOISE if self._options.noise_share > 0 else PRODUCTS_TO_TOLERANCE
-        expected = start.products or [cold] * len(start.vectors)
-        counted = zip(start.vectors, self._operator.work(), expected, strict=True)
-        return [cheaper_solver(v.shape[-1], work, count) for v, work, count in counted]
+        self._runs: dict[int, Iteration] = {}
+        for i in list(start):
+            v = start.pop(i)
+            self._runs[i] = self._iteration(v.reshape(-1, *v.shape[-2:]), solvers[i])
 
     def _iteration(self, block: Tensor, solver: str) -> Iteration:
         if solver == "dense":
@@ -165,14 +233,15 @@ class _Sweep:
         kind = Recurrence if self._earlier is None else Refinement
         return kind(block, self._options.max_steps)
 
-    def solution(self) -> Solution:
+    def solution(self) -> tuple[Extremes, list[tuple[FloatArray, FloatArray]]]:
+        """The extremes in whitened coordinates, and by group the contrasts of both ends."""
         rule = StoppingRule(self._options.tolerance, self._noise, self._options.noise_share)
         extremes = drive(self._apply, self._runs, rule)
         pairs = [
             _contrasts(columns, ends)
-            for columns, ends in zip(self._differences, extremes.groups, strict=True)
+            for columns, ends in zip(self._differences.values(), extremes.groups, strict=True)
         ]
-        return Solution(extremes, ([low for low, _ in pairs], [high for _, high in pairs]), self._solvers)
+        return extremes, pairs
 
     def _apply(self, vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """S·v, or that of the earlier set for the groups that try it."""
@@ -187,8 +256,9 @@ class _Sweep:
         if not vectors:
             return {}
         products: dict[int, Tensor] = {}
-        raw = {i: self._metric.raw(i, v) for i, v in vectors.items()}
-        results = self._operator.apply_halves(raw, batches)
+        results = self._operator.apply_halves(
+            ((i, self._metric.raw(i, v)) for i, v in vectors.items()), batches
+        )
         for i, v in vectors.items():
             product, contrast = (self._metric.white(i, part.pop(i)) for part in results)
             run = self._runs[i]

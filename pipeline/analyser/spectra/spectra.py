@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +13,13 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from growpipe.analyser.candidates import Candidates
+from growpipe.analyser.curvature.freed import give_back
 from growpipe.analyser.curvature.metric import Metric
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.schemes import ROWS, Scheme
-from growpipe.analyser.spectra.drive import LEAST, random_start
+from growpipe.analyser.spectra.drive import LEAST, random_starts
+from growpipe.analyser.spectra.recurrence import Ends
 from growpipe.analyser.spectra.solvers import FloatArray, Solution, Start, solve
 from growpipe.graph_ops.errors import UsageError
 
@@ -155,15 +157,11 @@ class _Found:
     """The ends on one analysis set, for the search on the next one.
 
     Attributes:
-        solution: the ends in whitened coordinates, and how they were found.
-        minus: by group v− in parameter coordinates.
-        plus: by group v+ in parameter coordinates.
+        solution: the ends in parameter coordinates, and how they were found.
         batches: the number of micro-batches of the set.
     """
 
     solution: Solution
-    minus: list[Tensor]
-    plus: list[Tensor]
     batches: int
 
 
@@ -201,10 +199,12 @@ def measure_spectra(
     while operator is not None:
         names = [group.name for group in operator.groups]
         metric = make_metric(operator)
+        give_back()
         sketched = metric.sketched
         start = _start(operator, metric, found, options)
         found = None  # its memory is wanted for the products
         found, stage = _measure_set(operator, metric, start, scheme, options)
+        give_back()
         stages.append(stage)
         if stage.rank_reliability >= options.stability:
             break
@@ -219,36 +219,56 @@ def _measure_set(
     operator: SplittingProducts, metric: Metric, start: Start, scheme: Scheme, options: SpectraOptions
 ) -> tuple[_Found, AnalysisStage]:
     """The ends on one analysis set, and what the set cost and showed."""
-    before = operator.products
-    solution = solve(operator, metric, start, options)
+    solution = solve(operator, metric, start, options, raw=True)
     ends = solution.extremes
     agreement = _agreement(solution, scheme)
     stage = AnalysisStage(
         samples=operator.total(operator.samples),
         dense_groups=solution.solvers.count("dense"),
-        products=operator.products - before,
+        products=ends.steps,
         products_per_group=ends.group_products / len(operator.groups),
         error=ends.relative_error,
         rank_agreement=agreement,
         rank_reliability=max(0.0, 2 * agreement / (1 + agreement)) if agreement > -1 else 0.0,
     )
-    return _Found(solution, metric.to_raw(ends.minus), metric.to_raw(ends.plus), len(operator)), stage
+    return _Found(solution, len(operator)), stage
 
 
 def _start(
     operator: SplittingProducts, metric: Metric, found: _Found | None, options: SpectraOptions
 ) -> Start:
     """From random weights, or from the ends on the set before with a little noise."""
-    # Random weights rather than random whitened ones: they see what the inputs mostly are.
-    vectors = metric.from_raw(random_start(operator.zeros(), options.seed, BLOCK))
     if found is None:
-        return Start(vectors)
-    _start_from(vectors, metric.from_raw(found.minus), metric.from_raw(found.plus))
+        return Start(_start_vectors(operator, metric, [], options.seed))
+    ends = found.solution.extremes.groups
+    vectors = _start_vectors(operator, metric, list(ends), options.seed)
     if options.noise_share > 0:
-        return Start(vectors, [LEAST] * len(vectors), found.batches)
+        return Start(vectors, [LEAST] * len(ends), found.batches)
     # About half as many products as from a random start.
-    spent = [ends.minus_in.shape[1] for ends in found.solution.extremes.groups]
-    return Start(vectors, [max(LEAST, -(-count // 2)) for count in spent])
+    return Start(vectors, [max(LEAST, -(-known.minus_in.shape[1] // 2)) for known in ends])
+
+
+def _start_vectors(
+    operator: SplittingProducts, metric: Metric, ends: list[Ends], seed: int
+) -> Iterator[Tensor]:
+    """Group by group the start vectors, [block, width, d].
+
+    Args:
+        operator: S.
+        metric: the metric.
+        ends: by group those found on the set before, in parameter coordinates; none for a random start. They
+            are taken out, so that their memory is free.
+        seed: of the random weights.
+    """
+    ends.reverse()
+    # Random weights rather than random whitened ones: they see what the inputs mostly are.
+    for position, weights in enumerate(random_starts(operator.zeros(), seed, BLOCK)):
+        vectors = metric.whitened(position, weights)
+        if ends:
+            old = ends.pop()
+            _start_from(vectors, metric.whitened(position, old.minus), metric.whitened(position, old.plus))
+        metric.settle(position)
+        yield vectors
 
 
 def _spectra(
@@ -264,8 +284,8 @@ def _spectra(
         low_error=errors[0],
         high_error=errors[1],
         directions=Directions(
-            minus={n: v.cpu().numpy() for n, v in zip(names, found.minus, strict=True)},
-            plus={n: v.cpu().numpy() for n, v in zip(names, found.plus, strict=True)},
+            minus={n: v.cpu().numpy() for n, v in zip(names, extremes.minus, strict=True)},
+            plus={n: v.cpu().numpy() for n, v in zip(names, extremes.plus, strict=True)},
         ),
         candidates=tuple(Candidates.of(n, low[n], high[n], scheme) for n in names),
         stages=tuple(stages),
@@ -273,17 +293,16 @@ def _spectra(
     )
 
 
-def _start_from(noise: Sequence[Tensor], minus: Sequence[Tensor], plus: Sequence[Tensor]) -> None:
-    """Make blocks of the old ends, and a little of the noise in them in case the new data turn them.
+def _start_from(noise: Tensor, minus: Tensor, plus: Tensor) -> None:
+    """Make a block of the old ends, and a little of the noise in it in case the new data turn them.
 
     Args:
-        noise: for every group [2, width, d]; changed in place to the start vectors.
+        noise: [2, width, d]; changed in place to the start vectors.
         minus: v−, [width, d].
         plus: v+, [width, d].
     """
-    for vectors, *ends in zip(noise, minus, plus, strict=True):
-        vectors.mul_(0.01 / torch.linalg.vector_norm(vectors, dim=2, keepdim=True))
-        vectors.add_(torch.stack(ends))
+    noise.mul_(0.01 / torch.linalg.vector_norm(noise, dim=2, keepdim=True))
+    noise.add_(torch.stack([minus, plus]))
 
 
 def _further(reliability: float, stability: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +12,11 @@ from growpipe.analyser.choice.line_search import line_search
 from growpipe.analyser.curvature import metric as input_metric
 from growpipe.analyser.curvature.metric import InputMetric, make_metric
 from growpipe.analyser.curvature.operator import split
+from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.program.activations import ACTIVATIONS, Surrogate
 from growpipe.analyser.spectra.drive import lanczos, random_start
 from growpipe.analyser.spectra.recurrence import Recurrence
+from growpipe.analyser.spectra.solvers import Start, solve
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from tests.helpers.splitting_cases import build
 
@@ -177,8 +180,8 @@ def test_input_metric_is_what_a_displacement_does_to_the_producers_output(name, 
     assert isinstance(metric, InputMetric)
     program = operator.program
     generator = torch.Generator().manual_seed(0)
-    for group, roots in zip(operator.groups, metric.roots, strict=True):
-        for block, root in zip(group.blocks, roots, strict=True):
+    for position, group in enumerate(operator.groups):
+        for block, root in zip(group.blocks, metric.roots(position), strict=True):
             delta = torch.randn(block.width, block.dimension, generator=generator, dtype=torch.float64)
             theta = {b.tensor: program.tensor(b.tensor) for b in group.blocks}
             moved = {**theta, block.tensor: theta[block.tensor] + block.scatter(delta)}
@@ -209,6 +212,38 @@ def test_whitening_and_back():
     for one, other in zip(metric.from_raw(metric.to_raw(vectors)), vectors, strict=True):
         torch.testing.assert_close(one, other)
     assert [sum(p.shape[1] for p in split(g, v)) for g, v in zip(operator.groups, vectors, strict=True)]
+
+
+def test_a_settled_root_is_computed_again_for_what_it_lacks():
+    operator = problem("depthwise").operator
+    metric = make_metric("input", operator)
+    for position, v in enumerate(random_start(operator.zeros(), 4)):
+        before = [metric.whitened(position, v), metric.raw(position, v), metric.white(position, v)]
+        metric.settle(position)
+        after = [metric.raw(position, v), metric.white(position, v), metric.whitened(position, v)]
+        for one, other in zip([*before[1:], before[0]], after, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["chain", "residual"])
+def test_groups_solved_in_portions_have_the_same_ends(name):
+    """A case that keeps nothing of its batches solves all groups at once."""
+    found = []
+    for limit in (None, 0):
+        operator = problem(name).operator_of(memory_limit=limit)
+        metric = make_metric("input", operator)
+        start = metric.from_raw(random_start(operator.zeros(), 3, 2))
+        solution = solve(operator, metric, Start(start), SpectraOptions(solver="lanczos"), raw=limit is None)
+        assert operator.keeps_all == (limit is None)
+        minus = solution.extremes.minus
+        found.append((solution, minus if limit is None else metric.to_raw(minus)))
+    (portions, minus), (whole, other) = found
+    assert len(portions.extremes.groups) == len(operator.groups) > 1
+    assert portions.extremes.group_products == whole.extremes.group_products
+    for one, two in zip([*portions.extremes.low, *minus], [*whole.extremes.low, *other], strict=True):
+        torch.testing.assert_close(one, two)
+    for one, two in zip(portions.contrasts[1], whole.contrasts[1], strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-9)
 
 
 def test_metric_arguments():

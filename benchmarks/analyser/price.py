@@ -172,7 +172,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "`python -m benchmarks.analyser.price`: `analyse` as a user calls it, everything counted, as a share",
         f"of {EPOCH:,} samples of training at the same batch. *again*: the export in a process that has",
         "exported before; a run gives the export that it has. *announced*: what the analysis said before its",
-        "spectra that it would take at most, without the export. *peak*: of the memory of the whole process,",
+        "first products that it would take at most, without the export. *peak*: of the memory of the whole process,",
         "against that before the analysis.",
         "",
         "| " + " | ".join(columns) + " |",

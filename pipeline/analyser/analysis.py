@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,11 +25,11 @@ from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare
 from growpipe.analyser.report import AddedCost, Analysis, AnalysisReport
-from growpipe.analyser.samples import MicroBatch, check_mean_loss, collect
+from growpipe.analyser.samples import Samples, check_mean_loss, collect
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import growing
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
-from growpipe.analyser.watch import PRODUCT, Estimate, Watch, bar
+from growpipe.analyser.watch import Estimate, Pace, Watch, bar
 from growpipe.budgets.budget import Expenses, GrowthBudget
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.cost.cost import CostModel
@@ -85,9 +85,7 @@ def analysis_of(
         if not prepared.program.groups:
             return _factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
-        estimate = Estimate.of(samples.count, samples.held_out_count, options, ROUNDS, samples.seconds)
-        estimate.announce(samples.count)
-        seen.expect(estimate.work)
+        seen.expect(_estimate(samples, options, seen.product, 0.0).work)
         seen.phase("spectra")
         spectra = _measure(subject, samples, options, seen)
         seen.phase("trials")
@@ -162,43 +160,7 @@ def _examples(inputs: Any) -> tuple[Any, ...] | GrowthExport:
     return inputs if isinstance(inputs, GrowthExport) else as_tuple(inputs)
 
 
-@dataclass(frozen=True, eq=False)
-class _Samples:
-    """The micro-batches of this process.
-
-    Attributes:
-        data: what the spectra see.
-        held_out: what they do not see.
-        count: the samples in ``data``, over all processes.
-        held_out_count: the samples in ``held_out``, over all processes.
-        seconds: about what one sample of a training step takes.
-    """
-
-    data: list[MicroBatch]
-    held_out: list[MicroBatch]
-    count: int
-    held_out_count: int
-    seconds: float
-
-    @property
-    def judged(self) -> list[MicroBatch]:
-        """What the finished plan is judged on."""
-        return self.held_out or self.data
-
-    def halves(self, samples: int) -> list[list[MicroBatch]]:
-        """So many, as many unseen as seen: those promise too little, these as much too much."""
-        if not self.held_out_count:
-            return [_first(self.data, samples)]
-        share = min(self.held_out_count, -(-samples // 2))
-        return [_first(part, share) for part in (self.held_out, self.data)]
-
-
-def _first(batches: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
-    """Those among the first ``samples`` samples of all processes that are in this one."""
-    return [batch.first(samples - batch.start) for batch in batches if batch.start < samples]
-
-
-def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions) -> _Samples:
+def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions) -> Samples:
     """The samples that the options ask for; the loss is checked on the first micro-batch."""
     trials, peers = options.trials, subject.peers
     most = max(
@@ -226,21 +188,34 @@ def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions)
         device=subject.device,
     )
     count, held_out_count = (int(total) for total in counts)
-    return _Samples(data, held_out, count, held_out_count, seconds)
+    return Samples(data, held_out, count, held_out_count, seconds)
 
 
 # Measure.
 
 
-def _measure(subject: Subject, samples: _Samples, options: AnalysisOptions, watch: Watch) -> Spectra:
+def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch: Watch) -> Spectra:
     """The extreme eigenpairs of every channel."""
     program, limit = subject.prepared.program, options.spectra.memory_limit
+
+    def known(product: float, metric: float) -> None:
+        watch.product = product
+        estimate = _estimate(samples, options, product, metric)
+        estimate.announce(samples.count)
+        watch.expect(estimate.work)
+
+    pace = Pace(samples.seconds, known)
+
+    def done(count: int) -> None:
+        pace.done(count)
+        watch.advance(watch.product * count)
+
     operator = SplittingProducts(
         program,
         default_memory(program, samples.data[0].inputs, subject.device) if limit is None else limit,
         storage=STORAGE[options.spectra.storage],
         reduce=None if subject.peers.world == 1 else subject.peers.total,
-        done=lambda count: watch.advance(PRODUCT * count),
+        done=done,
     )
     spectra = measure_spectra(
         growing(operator, samples.data, subject),
@@ -252,6 +227,12 @@ def _measure(subject: Subject, samples: _Samples, options: AnalysisOptions, watc
     return spectra
 
 
+def _estimate(samples: Samples, options: AnalysisOptions, product: float, metric: float) -> Estimate:
+    """What the analysis takes, see `Estimate.of`."""
+    there = samples.count, samples.held_out_count
+    return Estimate.of(*there, options, ROUNDS, samples.seconds, product, metric)
+
+
 def _scheme(options: AnalysisOptions) -> Scheme:
     return scheme_of(options.growth.scheme, options.growth.c)
 
@@ -260,7 +241,7 @@ def _scheme(options: AnalysisOptions) -> Scheme:
 
 
 def _proposals(
-    subject: Subject, samples: _Samples, spectra: Spectra, options: AnalysisOptions, watch: Watch
+    subject: Subject, samples: Samples, spectra: Spectra, options: AnalysisOptions, watch: Watch
 ) -> Proposals:
     trials = options.trials
     return Proposals(

@@ -17,7 +17,7 @@ from growpipe.data.loader_items import as_tuple, described, length_of, pairs, sa
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.user_code import call_user_code
 
-__all__ = ["MicroBatch", "check_mean_loss", "collect"]
+__all__ = ["MicroBatch", "Samples", "check_mean_loss", "collect"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,42 @@ class MicroBatch:
             target=samples_of(self.target, start, stop, self.samples),
             samples=stop - start,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The micro-batches of this process.
+
+    Attributes:
+        data: what the spectra see.
+        held_out: what they do not see.
+        count: the samples in ``data``, over all processes.
+        held_out_count: the samples in ``held_out``, over all processes.
+        seconds: about what one sample of a training step takes.
+    """
+
+    data: list[MicroBatch]
+    held_out: list[MicroBatch]
+    count: int
+    held_out_count: int
+    seconds: float
+
+    @property
+    def judged(self) -> list[MicroBatch]:
+        """What the finished plan is judged on."""
+        return self.held_out or self.data
+
+    def halves(self, samples: int) -> list[list[MicroBatch]]:
+        """So many, as many unseen as seen: those promise too little, these as much too much."""
+        if not self.held_out_count:
+            return [_first(self.data, samples)]
+        share = min(self.held_out_count, -(-samples // 2))
+        return [_first(part, share) for part in (self.held_out, self.data)]
+
+
+def _first(batches: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
+    """Those among the first ``samples`` samples of all processes that are in this one."""
+    return [batch.first(samples - batch.start) for batch in batches if batch.start < samples]
 
 
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -6,7 +6,8 @@ cost. The counts tell when a bar moves and what a long analysis is said to take.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,15 +19,17 @@ from growpipe.progress import console, log
 
 __all__ = ["LOSS", "PRODUCT", "SLOPES", "Estimate", "Watch", "bar"]
 
-PRODUCT, SLOPES, LOSS = 0.8, 1.1, 0.45
-"""What a block of products takes per sample, the slopes of a shared trial, and the loss of a grown network.
+PRODUCT, SLOPES, LOSS = 0.8, 1.2, 0.5
+"""What a block of products takes per sample, the slopes of a shared trial over that, and the loss of a grown
+network.
 
-Measured on the benchmark's MobileNetV1 (``benchmarks/analyser/price.py``) on one CPU core."""
+The first is a guess until the first products are measured, see `Pace`. All three were measured on the
+networks of ``benchmarks/analyser/price.py`` on one CPU core."""
 
 FIRST_VISITS, LAST_VISITS = 4, 2
 """How often products run over the first analysis set, and over what comes after it."""
 
-STEPS = 9
+STEPS = 7
 """How many steps a line search tries."""
 
 LONG = 60.0
@@ -34,7 +37,13 @@ LONG = 60.0
 
 
 class Watch:
-    """Sees an analysis at work. This one does nothing."""
+    """Sees an analysis at work. This one does nothing.
+
+    Attributes:
+        product: what a block of products takes per sample, in samples of a training step.
+    """
+
+    product = PRODUCT
 
     def phase(self, name: str) -> None:
         """A phase begins: export, spectra, trials, choice, line search, plan."""
@@ -44,6 +53,32 @@ class Watch:
 
     def expect(self, work: float) -> None:
         """So much work there is in all, at most."""
+
+
+class Pace:
+    """What products and the metric take, from the first two micro-batches of the spectra.
+
+    Args:
+        seconds: what one sample of a training step takes.
+        known: called once both are known, with what a block of products takes per sample and what the metric
+            of the first analysis set took, in samples of a training step.
+    """
+
+    def __init__(self, seconds: float, known: Callable[[float, float], None]) -> None:
+        self._seconds, self._known = seconds, known
+        self._times = [time.perf_counter()]
+
+    def done(self, samples: int) -> None:
+        """Products over so many samples are done."""
+        if len(self._times) == 3:
+            return
+        self._times.append(time.perf_counter())
+        if len(self._times) == 3:
+            began, first, second = self._times
+            took = second - first
+            # The metric comes before the first products.
+            metric = max(0.0, first - began - took)
+            self._known(took / samples / self._seconds, metric / self._seconds)
 
 
 @dataclass(frozen=True)
@@ -67,7 +102,15 @@ class Estimate:
     seconds: float
 
     @staticmethod
-    def of(samples: int, held_out: int, options: AnalysisOptions, rounds: int, seconds: float) -> Estimate:
+    def of(
+        samples: int,
+        held_out: int,
+        options: AnalysisOptions,
+        rounds: int,
+        seconds: float,
+        product: float = PRODUCT,
+        metric: float = 0.0,
+    ) -> Estimate:
         """From the samples that there are.
 
         Args:
@@ -76,13 +119,17 @@ class Estimate:
             options: of the analysis.
             rounds: of the steps of the shared trials.
             seconds: what one sample of a training step takes.
+            product: what a block of products takes per sample, in samples of a training step.
+            metric: what the metric of the first analysis set takes.
         """
         trials, spectra = options.trials, options.spectra
         there = samples + held_out
 
         def products(count: int) -> float:
             first = min(count, max(4 * min(spectra.micro_batch, -(-count // 4)), count // 8))
-            return PRODUCT * (FIRST_VISITS * first + (0 if first == count else LAST_VISITS * count))
+            # The metric of a larger set takes new roots, and the moments of what is new.
+            work = FIRST_VISITS * product * first + metric
+            return work if first == count else work + LAST_VISITS * product * count + 2 * metric
 
         realised = trials.ranking == "realised"
         slopes = min(there, trials.step_samples) * rounds + min(there, trials.ranking_samples)
@@ -90,7 +137,7 @@ class Estimate:
         return Estimate(
             products(samples),
             products(samples // 2),
-            SLOPES * slopes if realised else 0.0,
+            SLOPES * product * slopes if realised else 0.0,
             LOSS * STEPS * min(there, trials.line_search_samples) if searched else 0.0,
             min(spectra.micro_batch, samples),
             seconds,

@@ -16,8 +16,11 @@ EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 START = 0.4
 """Where the search begins, unless a better place is known."""
 
-NEAR = 0.1
-"""A step whose square differs by less than this share is not tried again."""
+PER_OCTAVE = 16
+"""How many steps there are between one and its double.
+
+Steps are whole powers apart, so that losses which differ by rounding, on another device or with other
+processes, lead to the same step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,8 @@ def between(best: Trial, trials: Sequence[Trial]) -> float | None:
         return None
     # The slopes of the two chords belong to their middles; between these the slope is linear.
     vertex = (low + centre) / 2 - left * (high - low) / 2 / (right - left)
-    return None if abs(vertex / centre - 1) < NEAR else math.sqrt(vertex)
+    powers = round(PER_OCTAVE * math.log2(vertex / centre) / 2)
+    return best.epsilon * 2 ** (powers / PER_OCTAVE) if powers else None
 
 
 def line_search(

@@ -149,7 +149,7 @@ class Proposals:
                 own = steps[first:last].tolist()
                 found.append(part.slopes(batch.inputs, batch.target, subject.loss_fn, own)[1].cpu().numpy())
                 first = last
-            self.watch.advance(SLOPES * batch.samples)
+            self.watch.advance(SLOPES * self.watch.product * batch.samples)
             return np.concatenate(found)
 
         def total(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -190,10 +190,10 @@ class GrowingMetric:
         """
         if self.name == "euclidean":
             return Euclidean()
-        batches = operator.total(len(operator))
+        rows = max(256, PATCHES // operator.total(len(operator)))
         limit = math.inf if operator.memory_limit is None else max(operator.memory_limit, LEAST_LIMIT)
         for index in range(self._measured, len(operator)):
-            for key, moment in _batch_moments(operator, operator.captured(index), batches, limit).items():
+            for key, moment in _batch_moments(operator, operator.captured(index), rows, limit).items():
                 self._sums[key] = added(self._sums.get(key), moment, limit)
         self._measured = len(operator)
         sums = self._everywhere(operator)
@@ -247,9 +247,9 @@ def _root(operator: SplittingProducts, i: int, j: int, moment: Moment, samples: 
 
 
 def _batch_moments(
-    operator: SplittingProducts, batch: Captured, batches: int, limit: float
+    operator: SplittingProducts, batch: Captured, rows: int, limit: float
 ) -> dict[tuple[int, int], Moment]:
-    """Σ of every block, times the number of samples, from one batch of so many."""
+    """Σ of every block, times the number of samples, from one batch."""
     program = operator.program
     result: dict[tuple[int, int], Moment] = {}
     with torch.no_grad():
@@ -258,7 +258,6 @@ def _batch_moments(
             values = program.values_on_demand(group, batch, theta)
             read = program.reader([group], batch, values)
             for j, block in enumerate(group.blocks):
-                rows = max(LEAST_ROWS, patches_for(_entries(block)) // batches)
                 users = program.users(group, block.tensor)
                 share = batch.samples / len(users)
                 total: Moment | None = None
@@ -272,16 +271,8 @@ def _batch_moments(
     return result
 
 
-LEAST_PATCHES, PATCHES = 2048, 16384
-"""About how many input patches a moment is averaged over, at least and at most."""
-
-LEAST_ROWS = 256
-"""How many of them are of one batch, at least."""
-
-
-def patches_for(dimension: int) -> int:
-    """How many input patches a moment of this dimension is averaged over: four for each entry of a patch."""
-    return min(max(LEAST_PATCHES, 4 * dimension), PATCHES)
+PATCHES = 16384
+"""About how many input patches a moment is averaged over; its dimension is at most a few thousand."""
 
 
 def _moment(

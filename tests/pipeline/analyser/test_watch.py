@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from growpipe.analyser import analyse, watch
 from growpipe.analyser.analysis import analysis_of
 from growpipe.analyser.options import AnalysisOptions
-from growpipe.analyser.watch import Estimate, Watch
+from growpipe.analyser.watch import Estimate, Pace, Watch
 
 
 class Seen(Watch):
@@ -67,3 +67,22 @@ def test_a_long_analysis_says_what_it_will_take(
     monkeypatch.setattr(watch, "LONG", 0.0)
     analyse(model, cross_entropy, batches, (batches[0][0][:2],))
     assert "the analysis takes up to about" in capsys.readouterr().err
+
+
+def test_the_pace_of_an_analysis_is_that_of_its_second_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 5.0, 7.0])
+    monkeypatch.setattr(watch.time, "perf_counter", lambda: next(times))
+    found: list[tuple[float, float]] = []
+    pace = Pace(0.01, lambda product, metric: found.append((product, metric)))
+    for samples in (100, 100, 50, 50):
+        pace.done(samples)
+    # Two seconds for a hundred samples of 0.01 s; three of the first five seconds went before the products.
+    assert found == [(pytest.approx(2.0), pytest.approx(300.0))]
+
+
+def test_dear_products_and_a_dear_metric_make_a_dear_analysis() -> None:
+    options = AnalysisOptions.of(None, None, None, {})
+    cheap = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, product=0.5, metric=10.0)
+    dear = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, product=1.0, metric=20.0)
+    assert (dear.spectra, dear.trials) == pytest.approx((2 * cheap.spectra, 2 * cheap.trials))
+    assert dear.line_search == cheap.line_search

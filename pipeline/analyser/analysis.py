@@ -206,7 +206,7 @@ def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch
 
     pace = Pace(samples.seconds, known)
 
-    def done(count: int) -> None:
+    def done(count: float) -> None:
         pace.done(count)
         watch.advance(watch.product * count)
 

@@ -68,7 +68,7 @@ class Pace:
         self._seconds, self._known = seconds, known
         self._times = [time.perf_counter()]
 
-    def done(self, samples: int) -> None:
+    def done(self, samples: float) -> None:
         """Products over so many samples are done."""
         if len(self._times) == 3:
             return

@@ -13,7 +13,6 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from growpipe.analyser.candidates import Candidates
-from growpipe.analyser.curvature.freed import give_back
 from growpipe.analyser.curvature.metric import Metric
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import SpectraOptions
@@ -199,12 +198,10 @@ def measure_spectra(
     while operator is not None:
         names = [group.name for group in operator.groups]
         metric = make_metric(operator)
-        give_back()
         sketched = metric.sketched
         start = _start(operator, metric, found, options)
         found = None  # its memory is wanted for the products
         found, stage = _measure_set(operator, metric, start, scheme, options)
-        give_back()
         stages.append(stage)
         if stage.rank_reliability >= options.stability:
             break

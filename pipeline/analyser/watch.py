@@ -20,7 +20,7 @@ from growpipe.progress import console, log
 __all__ = ["LOSS", "PRODUCT", "SLOPES", "Estimate", "Watch", "bar"]
 
 PRODUCT, SLOPES, LOSS = 0.8, 1.2, 0.5
-"""What a block of products takes per sample, the slopes of a shared trial over that, and the loss of a grown
+"""What a sample takes: in a block of products; in a shared trial, as a multiple of that; in the loss of a grown
 network.
 
 The first is a guess until the first products are measured, see `Pace`. All three were measured on the

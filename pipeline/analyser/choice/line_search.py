@@ -73,7 +73,8 @@ def between(best: Trial, trials: Sequence[Trial]) -> float | None:
     """A step between the best one and its neighbours, or None if there is none worth trying.
 
     The change of loss is ``−a ε² + b ε⁴`` up to odd powers: the step is the vertex of the parabola in ε²
-    through the three. Without a finite neighbour above it is the geometric mean with that neighbour.
+    through the three. If the neighbour above is not finite, it is the geometric mean of that one and the
+    best. A neighbour below that is not finite is left out, and ε = 0 stands in.
 
     Args:
         best: the trial of least change.
@@ -85,7 +86,9 @@ def between(best: Trial, trials: Sequence[Trial]) -> float | None:
         return None
     if not math.isfinite(above.change):
         return math.sqrt(best.epsilon * above.epsilon)
-    low, low_change = (0.0, 0.0) if below is None else (below.epsilon**2, below.change)
+    low, low_change = 0.0, 0.0
+    if below is not None and math.isfinite(below.change):
+        low, low_change = below.epsilon**2, below.change
     centre, high = best.epsilon**2, above.epsilon**2
     left = (best.change - low_change) / (centre - low)
     right = (above.change - best.change) / (high - centre)

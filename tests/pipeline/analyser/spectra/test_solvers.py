@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -271,6 +272,12 @@ def test_line_search_without_a_way_down():
     found = line_search(lambda e, o: e if e < 0.3 else float("nan"))
     assert not found.lowered
     assert found.best.epsilon == min(trial.epsilon for trial in found.trials)
+
+
+def test_line_search_gets_over_a_smaller_step_that_explodes():
+    found = line_search(lambda e, o: float("nan") if e == 0.2 else (e - 0.5) ** 2 - 1.0)
+    assert found.best.epsilon == pytest.approx(0.5, rel=0.2)
+    assert math.isfinite(found.best.change)
 
 
 def test_line_search_looks_around_its_start_only():

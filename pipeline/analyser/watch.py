@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.progress import console, log
 
-__all__ = ["LOSS", "PRODUCT", "SLOPES", "Estimate", "Watch", "bar"]
+__all__ = ["LOSS", "PRODUCT", "SLOPES", "Estimate", "Pace", "Watch", "bar"]
 
 PRODUCT, SLOPES, LOSS = 0.8, 1.2, 0.5
-"""What a sample takes: in a block of products; in a shared trial, as a multiple of that; in the loss of a grown
-network.
+"""What a sample takes: in a block of products; in a shared trial, as a multiple of that; in the loss of a
+grown network.
 
 The first is a guess until the first products are measured, see `Pace`. All three were measured on the
 networks of ``benchmarks/analyser/price.py`` on one CPU core."""

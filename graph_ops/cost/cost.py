@@ -10,12 +10,12 @@ from typing import Literal
 import onnx_ir as ir
 
 from growpipe.graph_ops.axes.axis import Axis, root
-from growpipe.graph_ops.axes.dims import Dim, Fixed, grown_size
+from growpipe.graph_ops.axes.dims import Dim, Fixed, atoms_of, grown_size
 from growpipe.graph_ops.axes.rule_api import AxisInference
 from growpipe.graph_ops.bodies import bodies_of
 from growpipe.graph_ops.operators import is_onnx, node_name
 
-__all__ = ["CostModel", "CostTerm", "cost_model", "is_parameter"]
+__all__ = ["CostKind", "CostModel", "CostTerm", "cost_model", "is_parameter"]
 
 CostKind = Literal["parameters", "macs"]
 
@@ -63,6 +63,20 @@ class CostModel:
     def macs(self, widths: Mapping[str, int] | None = None) -> int:
         """Multiply-accumulates per sample when the groups in ``widths`` have those widths."""
         return self._total("macs", widths or {})
+
+    def one_more(self, kind: CostKind, widths: Mapping[str, int]) -> dict[str, int]:
+        """What one more channel of each group in ``widths`` adds to the parameters or to the MACs."""
+        added = dict.fromkeys(widths, 0)
+        wider = dict(widths)
+        for term in self.terms:
+            if term.kind != kind:
+                continue
+            here = term.value(widths)
+            for name in {atom.name for dim in term.dims for atom in atoms_of(dim)} & widths.keys():
+                wider[name] += 1
+                added[name] += term.value(wider) - here
+                wider[name] -= 1
+        return added
 
     def _total(self, kind: CostKind, widths: Mapping[str, int]) -> int:
         return sum(term.value(widths) for term in self.terms if term.kind == kind)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from growpipe.graph_ops.cost.cost import CostModel
+from growpipe.graph_ops.cost.cost import CostKind, CostModel
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["Expenses", "GrowthBudget", "NetworkCost"]
@@ -107,19 +107,26 @@ class Expenses:
 
         The budget's own cost if it has one, else MACs, but parameters where they alone are bounded.
         """
-        budget, widths = self.budget, {**self.own, **grown}
-        if budget is not None and budget.cost is not None:
-            return budget.cost.of(widths)
-        if budget is not None and budget.macs is None and budget.parameters is not None:
-            return self.model.parameters(widths)
-        return self.model.macs(widths)
+        widths = {**self.own, **grown}
+        if self.budget is not None and self.budget.cost is not None:
+            return self.budget.cost.of(widths)
+        return self.model.parameters(widths) if self._counts == "parameters" else self.model.macs(widths)
+
+    @property
+    def _counts(self) -> CostKind:
+        """What candidates compete by if the budget has no cost of its own."""
+        budget = self.budget
+        alone = budget is not None and budget.macs is None and budget.parameters is not None
+        return "parameters" if alone else "macs"
 
     def prices(self, widths: Mapping[str, int], exponent: float) -> dict[str, float]:
         """What one more channel of each group costs when they have these widths, to a power."""
         base = self.measure(widths)
+        added: Mapping[str, float]
+        if self.budget is not None and self.budget.cost is not None:
+            added = {g: self.measure({**widths, g: width + 1}) - base for g, width in widths.items()}
+        else:
+            added = self.model.one_more(self._counts, {**self.own, **widths})
         # What is free in this measure is still no better than very cheap; where all is free, all is alike.
         least = base / 1e9 or 1.0
-        return {
-            group: max(least, self.measure({**widths, group: width + 1}) - base) ** exponent
-            for group, width in widths.items()
-        }
+        return {group: max(least, added[group]) ** exponent for group in widths}

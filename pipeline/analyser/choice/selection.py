@@ -6,6 +6,7 @@ of the neighbouring groups, which grow too, so marginal costs are taken again as
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -92,10 +93,10 @@ class _Queue:
         """The steps that these channels may take from where they are."""
         for channel in channels:
             options, here = self.options[channel], int(self.chosen[channel])
-            self.steps.extend(_hull_steps(channel, options, here, self.floor))
-            self.fill.extend(self._moves(channel, forced=True)[:1])
-        self.steps.sort(key=lambda s: (-s.rate, s.channel, s.before))
-        self.fill.sort(key=lambda s: (-s.gain, s.channel))
+            for step in _hull_steps(channel, options, here, self.floor):
+                bisect.insort(self.steps, step, key=lambda s: (-s.rate, s.channel, s.before))
+            for step in self._moves(channel, forced=True)[:1]:
+                bisect.insort(self.fill, step, key=lambda s: (-s.gain, s.channel))
 
     def _moves(self, channel: int, forced: bool) -> list[_Step]:
         """All ways to give the channel more copies, fewest first; those that gain, unless ``forced``."""

@@ -25,7 +25,7 @@ from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare
 from growpipe.analyser.report import AddedCost, Analysis, AnalysisReport
-from growpipe.analyser.samples import Samples, check_mean_loss, collect
+from growpipe.analyser.samples import Samples, check_mean_loss, collect, merged
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import growing
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
@@ -249,8 +249,8 @@ def _proposals(
         spectra,
         _scheme(options),
         options.growth.metric,
-        list(itertools.chain(*samples.halves(trials.line_search_samples))),
-        list(itertools.chain(*samples.halves(trials.step_samples))),
+        merged(itertools.chain(*samples.halves(trials.line_search_samples)), options.spectra.micro_batch),
+        merged(itertools.chain(*samples.halves(trials.step_samples)), options.spectra.micro_batch),
         samples.halves(trials.ranking_samples),
         options.growth.epsilon,
         watch,

@@ -13,11 +13,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from growpipe.analyser.options import MIN_SAMPLES
-from growpipe.data.loader_items import as_tuple, described, length_of, pairs, samples_of
+from growpipe.data.loader_items import as_tuple, described, joined_samples, length_of, pairs, samples_of
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.user_code import call_user_code
 
-__all__ = ["MicroBatch", "Samples", "check_mean_loss", "collect"]
+__all__ = ["MicroBatch", "Samples", "check_mean_loss", "collect", "merged"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,15 @@ class MicroBatch:
     def first(self, samples: int) -> MicroBatch:
         """Its first so many samples, or itself if it has no more."""
         return self if samples >= self.samples else self._part(0, samples)
+
+    def joined(self, other: MicroBatch) -> MicroBatch | None:
+        """The samples of both in one; None if they do not fit together."""
+        counts = self.samples, other.samples
+        inputs = joined_samples(self.inputs, other.inputs, counts)
+        target = joined_samples(self.target, other.target, counts)
+        if inputs is None or target is None:
+            return None
+        return replace(self, inputs=inputs, target=target, samples=sum(counts))
 
     def _part(self, start: int, stop: int) -> MicroBatch:
         return replace(
@@ -91,6 +100,18 @@ class Samples:
 def _first(batches: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
     """Those among the first ``samples`` samples of all processes that are in this one."""
     return [batch.first(samples - batch.start) for batch in batches if batch.start < samples]
+
+
+def merged(batches: Iterable[MicroBatch], most: int) -> list[MicroBatch]:
+    """The same samples in fewer micro-batches of at most ``most`` samples: a large one takes less time."""
+    found: list[MicroBatch] = []
+    for batch in batches:
+        one = found[-1].joined(batch) if found and found[-1].samples + batch.samples <= most else None
+        if one is None:
+            found.append(batch)
+        else:
+            found[-1] = one
+    return found
 
 
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -12,7 +12,16 @@ import torch.utils._pytree as pytree
 from growpipe.graph_ops.errors import UsageError
 from growpipe.user_code import call_user_code
 
-__all__ = ["ByPosition", "as_tuple", "described", "length_of", "pairs", "samples_of", "to_device"]
+__all__ = [
+    "ByPosition",
+    "as_tuple",
+    "described",
+    "joined_samples",
+    "length_of",
+    "pairs",
+    "samples_of",
+    "to_device",
+]
 
 _END = object()
 
@@ -100,6 +109,38 @@ def samples_of(value: Any, start: int, stop: int, count: int) -> Any:
         return leaf[start:stop] if own else leaf
 
     return pytree.tree_map(part, value)
+
+
+def joined_samples(first: Any, second: Any, counts: tuple[int, int]) -> Any | None:
+    """Two batches as one; None if they do not fit together.
+
+    They fit if their containers are alike, if their tensors differ in the number of samples alone, and if
+    what belongs to every sample is the same in both.
+
+    Args:
+        first, second: a tensor each, or any nest of containers of them.
+        counts: the samples of each. See `samples_of` for what belongs to a sample.
+    """
+    leaves, structure = pytree.tree_flatten(first)
+    others, other_structure = pytree.tree_flatten(second)
+    if structure != other_structure:
+        return None
+    joined: list[Any] = []
+    for leaf, other in zip(leaves, others, strict=True):
+        tensors = isinstance(leaf, torch.Tensor) and isinstance(other, torch.Tensor)
+        if tensors and leaf.ndim and other.ndim and (len(leaf), len(other)) == counts:
+            if leaf.dtype != other.dtype or leaf.shape[1:] != other.shape[1:]:
+                return None
+            joined.append(torch.cat([leaf, other]))
+        elif leaf is other or (torch.equal(leaf, other) if tensors else _same(leaf, other)):
+            joined.append(leaf)
+        else:
+            return None
+    return pytree.tree_unflatten(joined, structure)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return isinstance(one, (str, int, float)) and type(one) is type(other) and one == other
 
 
 def length_of(value: Any) -> int:

@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, aten
 from growpipe.analyser.program.convolution import conv_nd
 
-__all__ = ["FROZEN", "FoldedNorm", "foldable_norms", "is_fixed"]
+__all__ = ["FROZEN", "FoldedNorm", "foldable_norms", "is_fixed", "scaled"]
 
 
 FROZEN: dict[Any, Callable[..., Tensor]] = dict.fromkeys(CONVOLUTIONS, partial(conv_nd, frozen=True))
@@ -75,11 +75,15 @@ class FoldedNorm:
 
     Attributes:
         made: the producer.
-        weight: its weight times the normalisation's scale per output channel.
+        norm: the normalisation.
+        factor: its scale of every output channel, [out].
+        weight: the producer's weight, scaled.
         offset: of the output, [out].
     """
 
     made: Node
+    norm: Node
+    factor: Tensor
     weight: Tensor
     offset: Tensor
 
@@ -91,12 +95,19 @@ class FoldedNorm:
         weight = state[made.args[1]]  # type: ignore[index]
         bias = made.args[2] if len(made.args) > 2 else None
         centre = mean if bias is None else mean - state[bias]  # type: ignore[index]
-        return FoldedNorm(
-            made, weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), shift - centre * factor
-        )
+        return FoldedNorm(made, norm, factor, scaled(weight, factor), shift - centre * factor)
+
+    def passed(self, made: Any) -> Any:
+        """The value of the normalisation's node, of what the two have made."""
+        return made if self.norm.target is aten.batch_norm.default else (made,)
 
     def __call__(self, read: Callable[[Node], Any]) -> Any:
         """The output of the normalisation straight from the producer's input."""
         x, *rest = map_arg((self.made.args[0], *self.made.args[3:]), read)
         target: Callable[..., Any] = FROZEN.get(self.made.target, self.made.target)  # type: ignore[arg-type]
         return target(x, self.weight, self.offset, *rest)
+
+
+def scaled(weight: Tensor, factor: Tensor) -> Tensor:
+    """A weight [out, ...] times the factor of its output channel, [out]."""
+    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))

@@ -36,14 +36,14 @@ class Schedule:
         consumed: by consumer the sources of its recorded edges.
         last_use: see `last_uses`.
         folded: by producer the normalisation behind it, in one with it.
-        passed: those normalisations, which have nothing left to do.
+        passed: by normalisation that has nothing left to do what it is folded into.
         frozen: convolutions whose parameters need no gradient.
     """
 
     consumed: Mapping[Node, Sequence[Node]]
     last_use: Mapping[Node, Sequence[Node]]
     folded: Mapping[Node, FoldedNorm]
-    passed: frozenset[Node]
+    passed: Mapping[Node, FoldedNorm]
     frozen: frozenset[Node]
 
     @staticmethod
@@ -56,10 +56,11 @@ class Schedule:
             consumed.setdefault(consumer, []).append(source)
         recorded = recording.constants | recording.inner
         norms = foldable_norms(nodes, state, recorded | recording.slopes)
+        folded = {made: FoldedNorm.of(made, norm, state) for made, norm in norms.items()}
         return Schedule(
             consumed,
             last_uses(nodes, lasting | recorded),
-            {made: FoldedNorm.of(made, norm, state) for made, norm in norms.items()},
-            frozenset(norms.values()),
+            folded,
+            {one.norm: one for one in folded.values()},
             frozenset(node for node in nodes if node.target in FROZEN and is_fixed(node.args[1:], state)),
         )

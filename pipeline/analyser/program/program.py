@@ -16,10 +16,9 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.program.activations import Surrogate, is_kinked
-from growpipe.analyser.program.aten import aten
 from growpipe.analyser.program.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.program.captured import Captured, Recording
-from growpipe.analyser.program.fold_norms import FROZEN
+from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, foldable_norms
 from growpipe.analyser.program.lifetimes import Schedule, last_uses
 from growpipe.analyser.program.substitutes import DIFFERENTIABLE, OVERRIDES, RESHAPES
 from growpipe.analyser.program.values import (
@@ -275,8 +274,7 @@ class Program:
             if node in schedule.folded:
                 values[node] = schedule.folded[node](read)
             elif node in schedule.passed:
-                made = values[node.args[0]]
-                values[node] = made if node.target is aten.batch_norm.default else (made,)
+                values[node] = schedule.passed[node].passed(values[node.args[0]])
             elif node in schedule.frozen:
                 values[node] = FROZEN[node.target](*map_arg(node.args, read), **map_arg(node.kwargs, read))
             else:
@@ -309,6 +307,11 @@ class Program:
     def samples(self, inputs: Any) -> int:
         """The number of samples of a batch."""
         return sample_count(self._arguments(inputs).values())
+
+    def folded_norms(self, wanted: Callable[[Node, Node], bool]) -> list[FoldedNorm]:
+        """The normalisations in one with their producers, of those pairs that are wanted."""
+        found = foldable_norms(self.nodes, self._state, frozenset())
+        return [FoldedNorm.of(made, norm, self._state) for made, norm in found.items() if wanted(made, norm)]
 
     def is_state(self, nodes: Iterable[Node]) -> bool:
         """Whether all of them are parameters, buffers or constants, the same for every batch."""

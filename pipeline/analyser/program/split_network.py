@@ -21,6 +21,7 @@ from torch.fx.node import map_arg
 
 from growpipe.analyser.program.aten import CONVOLUTIONS, aten
 from growpipe.analyser.program.binding import BoundGroup, Edge
+from growpipe.analyser.program.fold_norms import scaled
 from growpipe.analyser.program.lifetimes import last_uses
 from growpipe.analyser.program.program import Program
 from growpipe.analyser.program.values import scalar_loss
@@ -101,6 +102,23 @@ class _Copies:
     values: tuple[Any, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Producer:
+    """A convolution or linear map whose weight moves, and nothing else of it.
+
+    Attributes:
+        position: of its group.
+        weight: the node of its weight.
+        deltas: δ of each copy, of the weight's shape.
+        opposite: whether the second δ is the first one with its sign changed.
+    """
+
+    position: int
+    weight: Node
+    deltas: Sequence[Tensor]
+    opposite: bool
+
+
 class SplitNetwork:
     """Groups of a program split into pairs.
 
@@ -126,6 +144,10 @@ class SplitNetwork:
                 self._on_path.setdefault(node, []).append(position)
         self._mixed = {edge: self._factors(edge) for group in self.groups for edge in group.edges}
         self._deltas = [self._displacements(group) for group in self.groups]
+        self._producers = {n: found for n in self._on_path if (found := self._producer(n)) is not None}
+        folded = program.folded_norms(self._folds)
+        self._folded = {one.made: one for one in folded}
+        self._passed = {one.norm: one for one in folded}
         self._last_use = last_uses(program.nodes, program.lasting)
 
     def _usable(self, group: BoundGroup, pair: Pair) -> Pair:
@@ -211,14 +233,21 @@ class SplitNetwork:
             return value.values[copy] if positions else self._mix(value, (user, source))
 
         def call(node: Node, copy: int) -> Any:
-            return program.call(node, lambda source: read(source, node, copy))
+            def own_read(source: Node) -> Any:
+                return read(source, node, copy)
+
+            if node in self._passed:
+                return self._passed[node].passed(own_read(node.args[0]))  # type: ignore[arg-type]
+            folded = self._folded.get(node)
+            return program.call(node, own_read) if folded is None else folded(own_read)
 
         for node in program.nodes:
-            if node not in self._on_path:
-                values[node] = call(node, 0)
+            if node in self._producers:
+                values[node] = self._copies(node, read, own)
+            elif node in self._on_path:
+                values[node] = _Copies(tuple(call(node, i) for i in _COPIES))
             else:
-                moved = self._moved(node, read, own)
-                values[node] = _Copies(tuple(call(node, i) for i in _COPIES)) if moved is None else moved
+                values[node] = call(node, 0)
             for dead in self._last_use.get(node, ()):
                 values.pop(dead, None)
         return program.output(
@@ -243,35 +272,45 @@ class SplitNetwork:
             return first
         return (first + second) * 0.5 if factors is None else first * factors[0] + second * factors[1]
 
-    def _moved(
-        self, node: Node, read: Callable[[Node, Node, int], Any], steps: Sequence[Tensor]
-    ) -> _Copies | None:
-        """The copies of a producer of one group, by what its displacement adds to it: ``u + ε δ·p``.
-
-        A pair of opposite displacements is one product. None for any other node.
-        """
+    def _producer(self, node: Node) -> _Producer | None:
+        """A producer of one group whose weight alone moves; None for any other node."""
         positions = self._on_path[node]
         affine = node.target in CONVOLUTIONS or node.target is aten.linear.default
         if len(positions) != 1 or node not in self.groups[positions[0]].cut or not affine or node.kwargs:
             return None
         (position,) = positions
-        x, weight, *rest = node.args
+        weight = node.args[1]
         varying = [s for s in node.all_input_nodes if self.groups[position].varies(s, node)]
         if not isinstance(weight, Node) or varying != [weight] or weight not in self.program.names:
             return None
-        delta = self._deltas[position][self.program.names[weight]]
-        plain = {weight: self.program.parameter(weight)}
+        deltas = self._deltas[position][self.program.names[weight]]
+        return _Producer(position, weight, deltas, self.pairs[self.groups[position].name].opposite)
 
-        def run(kernel: Tensor, bias: Any) -> Tensor:
-            plain[weight] = kernel
-            moved = (x, weight, bias, *rest[1:])
-            found: Tensor = self.program.apply(
-                node, *map_arg(moved, lambda s: plain[s] if s in plain else read(s, node, 0))
-            )
-            return found
+    def _folds(self, made: Node, norm: Node) -> bool:
+        """Whether a producer and the normalisation behind it may run as one.
 
-        still = run(plain[weight], rest[0] if rest else None)
-        first = run(delta[0], None) * steps[position]
-        opposite = self.pairs[self.groups[position].name].opposite
-        second = -first if opposite else run(delta[1], None) * steps[position]
+        They are on the same paths, and nothing of theirs moves but the weight of one of `_producers`.
+        """
+        displaced = set().union(*self._deltas)
+        sources = [source for node in (made, norm) for source in node.all_input_nodes]
+        moving = {source for source in sources if self.program.names.get(source) in displaced}
+        if made in self._producers:
+            moving.discard(self._producers[made].weight)
+        return not moving and self._on_path.get(made) == self._on_path.get(norm)
+
+    def _copies(self, node: Node, read: Callable[[Node, Node, int], Any], steps: Sequence[Tensor]) -> _Copies:
+        """The copies of one of `_producers`, by what its displacement adds to it: ``u + ε δ·p``.
+
+        A pair of opposite displacements is one product.
+        """
+        producer, folded = self._producers[node], self._folded.get(node)
+        step = steps[producer.position]
+        x, bias, *rest = map_arg((node.args[0], *(node.args[2:] or (None,))), lambda s: read(s, node, 0))
+        weight, deltas = self.program.parameter(producer.weight), producer.deltas
+        if folded is not None:
+            weight, bias = folded.weight, folded.offset
+            deltas = [scaled(delta, folded.factor) for delta in deltas]
+        still = self.program.apply(node, x, weight, bias, *rest)
+        first = self.program.apply(node, x, deltas[0], None, *rest) * step
+        second = -first if producer.opposite else self.program.apply(node, x, deltas[1], None, *rest) * step
         return _Copies((still + first, still + second))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from growpipe.data.loader_items import samples_of, to_device
+from growpipe.data.loader_items import joined_samples, samples_of, to_device
 from growpipe.graph_ops.errors import UsageError
 from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.outputs import evaluation_mode, output_tensors, to_numpy, to_torch
@@ -94,3 +94,20 @@ def test_samples_of_a_batch_are_cut_in_every_container_and_the_rest_stays_whole(
     assert part["text"] == "t"
     assert part["one"] is batch["one"]
     assert to_device(batch, "meta")["more"][0].device.type == "meta"
+
+
+def test_batches_are_joined_in_every_container_if_they_fit() -> None:
+    batch = {"x": torch.arange(4), "more": (torch.ones(4, 2), torch.ones(3)), "text": "t", "none": None}
+    parts = [samples_of(batch, start, stop, 4) for start, stop in ((0, 1), (1, 4))]
+    joined = joined_samples(*parts, (1, 3))
+    assert joined is not None
+    assert joined["x"].tolist() == [0, 1, 2, 3]
+    assert [tuple(tensor.shape) for tensor in joined["more"]] == [(4, 2), (3,)]
+    for other in (
+        {**parts[1], "text": "u"},
+        {**parts[1], "x": parts[1]["x"].float()},
+        {**parts[1], "more": (torch.ones(3, 5), torch.ones(3))},
+        {**parts[1], "more": (torch.ones(3, 2), torch.zeros(3))},
+        {"x": parts[1]["x"]},
+    ):
+        assert joined_samples(parts[0], other, (1, 3)) is None

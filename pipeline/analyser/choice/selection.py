@@ -1,14 +1,11 @@
 """Which channels split, and into how many copies: the best gain per added cost within the limits.
 
-A channel that goes from one copy to m adds m − 1 channels. What one more channel costs depends on the widths
-of the neighbouring groups, which grow too, so marginal costs are taken again as the widths change.
+What one more channel costs depends on the widths of the neighbouring groups, which grow too, so marginal
+costs are taken again as the widths change.
 """
 
 from __future__ import annotations
 
-import bisect
-import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from growpipe.analyser.candidates import Candidates
+from growpipe.analyser.choice.copy_queue import CopyQueue, CopyStep, channels_added
 from growpipe.analyser.choice.growth_limits import Bundle, GrowthLimits, balanced_widths
 from growpipe.budgets.budget import Expenses
 from growpipe.graph_ops.cost.cost import CostModel
@@ -42,124 +40,8 @@ class Selection:
     notes: str
 
 
-@dataclass
-class _Step:
-    """A channel taking further copies: from ``before`` added channels to ``after``."""
-
-    channel: int
-    before: int
-    after: int
-    gain: float
-
-    @property
-    def added(self) -> int:
-        return self.after - self.before
-
-    @property
-    def rate(self) -> float:
-        return self.gain / self.added
-
-
-_Offer = Mapping[str, Sequence[_Step]]
+_Offer = Mapping[str, Sequence[CopyStep]]
 """By group of one bundle the steps that it takes next."""
-
-
-def _added(steps: Iterable[_Step]) -> int:
-    """The number of channels that the steps add."""
-    return sum(step.added for step in steps)
-
-
-class _Queue:
-    """The steps of one group, best gain per added channel first.
-
-    Of a channel's options only those on the concave hull of gain over added channels are steps, so that a
-    channel's own steps come in order. A gain counts from ``floor`` on; what a least width may be filled with
-    is one more copy of a channel, whatever its gain.
-    """
-
-    def __init__(self, candidates: Candidates, floor: float) -> None:
-        self.candidates, self.floor = candidates, floor
-        self.unpromising = 0  # channels taken although they gain nothing
-        self.chosen = np.zeros(candidates.width, dtype=np.int64)
-        self.options: list[dict[int, float]] = [
-            {0: 0.0, **{added: -float(value) for added, value in enumerate(values, 1) if np.isfinite(value)}}
-            for values in candidates.exact_values.T
-        ]
-        self.steps: list[_Step] = []
-        self.fill: list[_Step] = []
-        self._extend(range(candidates.width))
-
-    def _extend(self, channels: Iterable[int]) -> None:
-        """The steps that these channels may take from where they are."""
-        for channel in channels:
-            options, here = self.options[channel], int(self.chosen[channel])
-            for step in _hull_steps(channel, options, here, self.floor):
-                bisect.insort(self.steps, step, key=lambda s: (-s.rate, s.channel, s.before))
-            for step in self._moves(channel, forced=True)[:1]:
-                bisect.insort(self.fill, step, key=lambda s: (-s.gain, s.channel))
-
-    def _moves(self, channel: int, forced: bool) -> list[_Step]:
-        """All ways to give the channel more copies, fewest first; those that gain, unless ``forced``."""
-        options, here = self.options[channel], int(self.chosen[channel])
-        moves = [_Step(channel, here, k, gain - options[here]) for k, gain in options.items() if k > here]
-        return [move for move in moves if forced or move.gain > self.floor]
-
-    def peek(self, room: int, forced: bool = False) -> list[_Step] | None:
-        """The best single step with room 0; else the best steps adding exactly ``room`` channels, or None.
-
-        Steps that gain nothing are taken into account only when ``forced``.
-        """
-        steps = self.fill if forced else self.steps
-        if room == 0:
-            return steps[:1] or None
-        # A knapsack over the channels whose next steps are best; others could not displace them all.
-        channels = list(dict.fromkeys(step.channel for step in steps))[: 4 * room]
-        best: list[tuple[float, tuple[_Step, ...]] | None] = [(0.0, ()), *[None] * room]
-        for channel in channels:
-            moves = self._moves(channel, forced)
-            for filled in range(room, 0, -1):
-                for move in moves:
-                    before = best[filled - move.added] if move.added <= filled else None
-                    held = best[filled]
-                    if before is not None and (held is None or before[0] + move.gain > held[0]):
-                        best[filled] = (before[0] + move.gain, (*before[1], move))
-        full = best[room]
-        return None if full is None else list(full[1])
-
-    def worth(self, width: int, steps: Sequence[_Step]) -> float:
-        """What the group's next steps are worth at its width so far.
-
-        A measured worth is spread over the doubling as the logarithm of the width, so that the first channels
-        of a narrow group are worth most.
-        """
-        if self.candidates.worth is None:
-            return sum(step.gain for step in steps)
-        return self.candidates.worth * math.log2(1 + _added(steps) / width)
-
-    def take(self, steps: Sequence[_Step]) -> None:
-        for step in steps:
-            self.chosen[step.channel] = step.after
-        self.unpromising += _added([step for step in steps if step.gain <= self.floor])
-        changed = {step.channel for step in steps}
-        self.steps = [step for step in self.steps if step.channel not in changed]
-        self.fill = [step for step in self.fill if step.channel not in changed]
-        self._extend(sorted(changed))
-
-    def rows(self) -> npt.NDArray[np.int64]:
-        """The chosen row of every channel, int64 [width], −1 for none."""
-        last = np.maximum(self.chosen - 1, 0)
-        return np.where(self.chosen > 0, self.candidates.exact_rows[last, np.arange(len(last))], -1)
-
-
-def _hull_steps(channel: int, options: Mapping[int, float], start: int, floor: float) -> list[_Step]:
-    hull = [(start, options[start])]
-    while True:
-        here, gained = hull[-1]
-        further = [(k, gain) for k, gain in options.items() if k > here and gain > gained + floor]
-        if not further:
-            break
-        hull.append(max(further, key=lambda o: ((o[1] - gained) / (o[0] - here), o[0])))
-    return [_Step(channel, a, b, gain_b - gain_a) for (a, gain_a), (b, gain_b) in itertools.pairwise(hull)]
 
 
 def select(
@@ -213,14 +95,17 @@ def select(
         raise NothingToSplit("the budget is spent: the network costs more already; give a larger budget")
     room = _Room(expenses, start, limits, sum(start.values()) if total_channels is None else total_channels)
     largest = max((float(-c.values.min(initial=0.0)) for c in candidates), default=0.0)
-    queues = {c.group: _Queue(c, floor=1e-9 * largest) for c in candidates}
+    queues = {c.group: CopyQueue(c, floor=1e-9 * largest) for c in candidates}
     open_bundles = set(limits.bundles(start))
+    moves: dict[Bundle, _Offer | None] = {}
     reason = "no candidate lowers the loss any further"
     while open_bundles:
         turn, required = room.turn(open_bundles)
-        moves = {bundle: _moves(queues, bundle, room.widths, start, limits) for bundle in turn}
-        open_bundles -= {bundle for bundle, offer in moves.items() if offer is None}
-        offers = {bundle: offer for bundle, offer in moves.items() if offer is not None}
+        for bundle in turn:
+            if bundle not in moves:
+                moves[bundle] = _moves(queues, bundle, room.widths, start, limits)
+        offers = {bundle: offer for bundle in turn if (offer := moves[bundle]) is not None}
+        open_bundles -= set(turn) - offers.keys()
         if not offers:
             continue
         rates = room.rates(queues, offers)
@@ -233,6 +118,7 @@ def select(
         for group, steps in offers[bundle].items():
             queues[group].take(steps)
         room.grow(offers[bundle])
+        del moves[bundle]
         if room.share_reached and not required:
             reason = _SHARE_REACHED
             break
@@ -289,7 +175,7 @@ class _Room:
         behind = [b for b in bundles if any(self.widths[group] < balanced[group] for group in b)]
         return sorted(below or behind or bundles), bool(below)
 
-    def rates(self, queues: Mapping[str, _Queue], offers: Mapping[Bundle, _Offer]) -> dict[Bundle, float]:
+    def rates(self, queues: Mapping[str, CopyQueue], offers: Mapping[Bundle, _Offer]) -> dict[Bundle, float]:
         """What the next steps of each bundle are worth per channel and price.
 
         Prices change with the widths of all groups. They are computed again after every 32nd part of the
@@ -301,13 +187,15 @@ class _Room:
         rates = {}
         for bundle, offer in offers.items():
             worth = sum(queues[group].worth(self.widths[group], steps) for group, steps in offer.items())
-            rates[bundle] = worth / sum(_added(steps) * self._prices[group] for group, steps in offer.items())
+            rates[bundle] = worth / sum(
+                channels_added(steps) * self._prices[group] for group, steps in offer.items()
+            )
         return rates
 
     def refusal(self, offer: _Offer, required: bool) -> str | None:
         """Why the groups cannot take these steps; None if they can. A required step may exceed the share."""
-        wider = {group: self.widths[group] + _added(steps) for group, steps in offer.items()}
-        count = sum(map(_added, offer.values()))
+        wider = {group: self.widths[group] + channels_added(steps) for group, steps in offer.items()}
+        count = sum(map(channels_added, offer.values()))
         # The first step is taken even if it is larger than the share: a round adds something.
         if self._share is not None and not required and self.added > 0 and self.added + count > self._share:
             return _SHARE_REACHED
@@ -317,8 +205,8 @@ class _Room:
 
     def grow(self, offer: _Offer) -> None:
         for group, steps in offer.items():
-            self.widths[group] += _added(steps)
-            self.added += _added(steps)
+            self.widths[group] += channels_added(steps)
+            self.added += channels_added(steps)
 
     def check_least_widths(self) -> None:
         """Raise a UsageError if a group has not reached its least width."""
@@ -334,7 +222,7 @@ def _demand(group: str, limits: GrowthLimits) -> str:
 
 
 def _moves(
-    queues: Mapping[str, _Queue],
+    queues: Mapping[str, CopyQueue],
     bundle: Bundle,
     widths: Mapping[str, int],
     start: Mapping[str, int],
@@ -350,7 +238,7 @@ def _moves(
 
 
 def _joint_moves(
-    queues: Mapping[str, _Queue],
+    queues: Mapping[str, CopyQueue],
     joined: JoinedGroups,
     widths: Mapping[str, int],
     start: Mapping[str, int],
@@ -367,7 +255,7 @@ def _joint_moves(
             return None
         if target > first and width > _ceiling(group, start[group], limits):
             return None
-    offer: dict[str, list[_Step]] = {}
+    offer: dict[str, list[CopyStep]] = {}
     for group, count in joined.channels(target - now).items():
         steps = queues[group].peek(count) or queues[group].peek(count, forced=True)
         if steps is None:
@@ -388,14 +276,14 @@ def _ceiling(group: str, start: int, limits: GrowthLimits) -> int:
     return ceiling if most is None else min(ceiling, most)
 
 
-def _move(queue: _Queue, width: int, start: int, limits: GrowthLimits) -> list[_Step] | None:
+def _move(queue: CopyQueue, width: int, start: int, limits: GrowthLimits) -> list[CopyStep] | None:
     """The group's next steps, to the next aligned width and within its limits; None when there are none."""
     align, group = limits.align, queue.candidates.group
     target = 0 if align == 1 else align - width % align
     ceiling = _ceiling(group, start, limits)
     for forced in (False, True) if width < limits.least(group) else (False,):
         steps = queue.peek(target, forced)
-        if steps is not None and width + _added(steps) > ceiling:
+        if steps is not None and width + channels_added(steps) > ceiling:
             # The best step may be too large for what is left, a smaller one not.
             steps = queue.peek(ceiling - width, forced) if align == 1 and ceiling > width else None
         if steps is not None:

@@ -33,6 +33,9 @@ __all__ = ["Pair", "SplitNetwork", "apart"]
 
 _COPIES = range(2)
 
+_Read = Callable[[Node, Node, int], Any]
+"""``(source, user, copy) →`` the value of a node as one copy of another one sees it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -232,27 +235,29 @@ class SplitNetwork:
                 return value
             return value.values[copy] if positions else self._mix(value, (user, source))
 
-        def call(node: Node, copy: int) -> Any:
-            def own_read(source: Node) -> Any:
-                return read(source, node, copy)
-
-            if node in self._passed:
-                return self._passed[node].passed(own_read(node.args[0]))  # type: ignore[arg-type]
-            folded = self._folded.get(node)
-            return program.call(node, own_read) if folded is None else folded(own_read)
-
         for node in program.nodes:
             if node in self._producers:
                 values[node] = self._copies(node, read, own)
             elif node in self._on_path:
-                values[node] = _Copies(tuple(call(node, i) for i in _COPIES))
+                values[node] = _Copies(tuple(self._call(node, read, copy) for copy in _COPIES))
             else:
-                values[node] = call(node, 0)
+                values[node] = self._call(node, read, 0)
             for dead in self._last_use.get(node, ()):
                 values.pop(dead, None)
         return program.output(
             {node: value.values[0] if isinstance(value, _Copies) else value for node, value in values.items()}
         )
+
+    def _call(self, node: Node, read: _Read, copy: int) -> Any:
+        """The value of a node as one copy has it."""
+
+        def own_read(source: Node) -> Any:
+            return read(source, node, copy)
+
+        if node in self._passed:
+            return self._passed[node].passed(own_read(node.all_input_nodes[0]))
+        folded = self._folded.get(node)
+        return self.program.call(node, own_read) if folded is None else folded(own_read)
 
     def _displaced(
         self, source: Node, value: Tensor, positions: Sequence[int], steps: Sequence[Tensor], copy: int
@@ -298,7 +303,7 @@ class SplitNetwork:
             moving.discard(self._producers[made].weight)
         return not moving and self._on_path.get(made) == self._on_path.get(norm)
 
-    def _copies(self, node: Node, read: Callable[[Node, Node, int], Any], steps: Sequence[Tensor]) -> _Copies:
+    def _copies(self, node: Node, read: _Read, steps: Sequence[Tensor]) -> _Copies:
         """The copies of one of `_producers`, by what its displacement adds to it: ``u + ε δ·p``.
 
         A pair of opposite displacements is one product.

@@ -139,7 +139,8 @@ class Recurrence:
         alive = [self._alive]
         for j in range(known, len(basis)):
             vector = basis[j]
-            for _ in range(2 if j else 0):
+            # The first of a later block has lost its part in the basis already, twice, when it was made.
+            for _ in range(2 if j > known else 0):
                 inside = torch.einsum("kcd,cd->kc", basis[:j], vector)
                 vector = vector - torch.einsum("kc,kcd->cd", inside, basis[:j])
             unit, norm = normalised(vector)

@@ -25,7 +25,7 @@ from growpipe.analyser.program.captured import Captured, Recording
 from growpipe.analyser.program.program import Program
 from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["SplittingProducts", "Vectors", "join", "split"]
+__all__ = ["BLOCK", "SplittingProducts", "Vectors", "join", "split"]
 
 Vectors = list[Tensor]
 """One vector per channel: for every group a tensor [width, d]."""
@@ -40,6 +40,14 @@ def join(blocks: Sequence[Tensor]) -> Tensor:
     """The inverse of `split`."""
     return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks), dim=-1)
 
+
+BLOCK = 2
+"""How many vectors per channel S is applied to at once, one for each end of the spectrum.
+
+What is not kept of a micro-batch is computed again once per block. That costs more than a product."""
+
+_ELEMENTWISE = 64
+"""What the activations of a channel take at one position, in multiply-adds of a product."""
 
 _Sums = dict[int, list[dict[str, Tensor]]]
 _Take = Callable[[int, ClosedForm, Captured], None]
@@ -61,7 +69,7 @@ class SplittingProducts:
         reduce: sums a tensor over all processes; nothing by default.
         products: how often products were computed, each time of a block of vectors.
         done: is told the samples of every micro-batch that products were computed over; if it is kept, times
-            the share of the groups that they were computed for.
+            their share of the products of a block of vectors for all groups.
     """
 
     program: Program
@@ -304,8 +312,7 @@ class SplittingProducts:
         self.products += 1
         pairs = vectors.items() if isinstance(vectors, Mapping) else vectors
         directions = {position: [self._direction(position, v) for v in block] for position, block in pairs}
-        # Where nothing is computed again a part of the groups costs a part of the work.
-        share = sum(self.groups[i].entries for i in directions) / sum(group.entries for group in self.groups)
+        share = self._share({i: len(block) for i, block in directions.items()})
         weights = torch.zeros(2, dtype=torch.float64, device=self._device)
         halves: tuple[_Sums, _Sums] = tuple(  # type: ignore[assignment]
             {
@@ -335,6 +342,19 @@ class SplittingProducts:
             else:
                 difference[position] = one.div_(first).sub_(other.div_(second))
         return whole, difference
+
+    def _share(self, vectors: Mapping[int, int]) -> float:
+        """About which share these products have of those of a block of vectors for all groups.
+
+        Args:
+            vectors: by position of the group the number of vectors per channel.
+        """
+        positions = self._positions or [1] * len(self.groups)
+        work = [
+            count * group.width * (group.dimension + _ELEMENTWISE)
+            for count, group in zip(positions, self.groups, strict=True)
+        ]
+        return sum(work[i] * count for i, count in vectors.items()) / (BLOCK * sum(work))
 
     def _direction(self, position: int, vectors: Tensor) -> dict[str, Tensor]:
         """One vector per channel as tensors of the parameters' shapes."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from growpipe.analyser.candidates import Candidates
 from growpipe.analyser.curvature.metric import Metric
-from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.curvature.operator import BLOCK, SplittingProducts
 from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.schemes import ROWS, Scheme
 from growpipe.analyser.spectra.drive import LEAST, random_starts
@@ -23,11 +23,6 @@ from growpipe.analyser.spectra.solvers import FloatArray, Solution, Start, solve
 from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["AnalysisStage", "Directions", "GroupReport", "Spectra", "measure_spectra"]
-
-BLOCK = 2
-"""How many vectors per channel S is applied to at once, one for each end of the spectrum.
-
-What is not kept of a micro-batch is computed again once per block. That costs more than a product."""
 
 
 @dataclass(frozen=True)

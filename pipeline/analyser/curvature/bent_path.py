@@ -1,29 +1,42 @@
-"""S·v of a group whose path is linear but for activations and products: one pass forward, one pass back.
+"""S·v of a group by its bends: one pass forward, one pass back, and no double backward of the path.
 
-Let ẏ be the tangent of a value y on the path when θ moves along v. Where the path bends, at activations
-``a = φ(y)`` and at products ``c = a · b`` of two values that both move, the scalar ``F = Σ_e ⟨g_e, e(θ)⟩``
-has its only second derivatives. With its gradients ā and c̄ at what bends,
+Let ẏ be the tangent of a value y on the path when θ moves along v. The scalar ``F = Σ_e ⟨g_e, e(θ)⟩`` has its
+only second derivatives where the path bends: at activations, at products of two values that both move, at
+softmax and at other operators that are not linear in what moves. With the gradient ē at the output of each
 
-    q(v) = ½ vᵀ S v = Σ_activations ½ ⟨ā φ''(y), ẏ²⟩ + Σ_products ⟨c̄, ȧ ḃ⟩
+    q(v) = ½ vᵀ S v = Σ_bends ½ ⟨ē, D²e[ẏ, ẏ]⟩
 
-summed over samples and positions. Tangents are linear in v: ẏ runs through linear operators as they are and
-through activations as ``φ'(y) ẏ``. So ``S v = ∇_v q(v)`` takes one run of the tangent and one backward pass:
-forward over reverse with the reverse pass already done. Residual streams with several producers,
-concatenations, squeeze-excite and gated MLPs are such paths; a chain is the case of one producer
-(`closed_form`). A path without bends has S = 0.
+summed over samples and positions. For an activation ``a = φ(y)`` a term is ``½ ⟨ā φ''(y), ẏ²⟩``, for a
+product ``c = a · b`` it is ``⟨c̄, ȧ ḃ⟩``; `bends` has the rules. Tangents are linear in v: ẏ runs through
+linear operators as they are, and through bends by their first derivative. So ``S v = ∇_v q(v)`` takes one run
+of the tangent, the rule of every bend, and one backward pass of the tangent: forward over reverse with the
+reverse pass already done. Residual streams with several producers, concatenations, squeeze-excite, gated MLPs
+and attention are such paths; a chain is the case of one producer (`closed_form`). A path without bends has
+S = 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from growpipe.analyser.curvature.bends import (
+    POINTWISE,
+    Bend,
+    MatrixProduct,
+    Pointwise,
+    Product,
+    Smooth,
+    Softmax,
+    is_differentiable,
+    pointwise,
+)
 from growpipe.analyser.curvature.closed_form import JOINTLY_LINEAR, LINEAR, operator_name
 from growpipe.analyser.curvature.linearised import Linearised
 from growpipe.analyser.program.activations import ACTIVATIONS
@@ -37,6 +50,7 @@ __all__ = ["Bends", "BentPath", "bends_of", "path_products"]
 # By mixing producer the positions of its bias and of its weight.
 _PRODUCERS: dict[Any, tuple[int | None, int]] = {
     **dict.fromkeys(CONVOLUTIONS, (2, 1)),
+    aten.addmm.default: (0, 2),
     aten.convolution.default: (2, 1),
     aten.linear.default: (2, 1),
     aten.matmul.default: (None, 1),
@@ -46,6 +60,7 @@ _RESHAPES = {
     "t",
     "transpose",
     "permute",
+    "_unsafe_view",
     "view",
     "reshape",
     "unsqueeze",
@@ -55,6 +70,12 @@ _RESHAPES = {
     "alias",
 }
 _BILINEAR = {"bmm", "matmul", "mul"}
+# Of what fills in a constant, whose tangent is 0: how many arguments come before it, and what stands for it.
+_FILLING: dict[str, tuple[int, tuple[float, ...]]] = {
+    "constant_pad_nd": (2, (0.0,)),
+    "masked_fill": (2, (0.0,)),
+    "pad": (3, ()),
+}
 _SELECTING = {"amax", "max_pool1d", "max_pool3d"}
 
 
@@ -63,33 +84,29 @@ class Bends:
     """Where a path bends.
 
     Attributes:
-        activations: by activation the node of its input.
-        products: by product of two values that move their nodes.
+        sources: by node that bends what moves among its arguments.
         needed: the nodes whose tangents reach a bend, in the order of the program.
     """
 
-    activations: Mapping[Node, Node]
-    products: Mapping[Node, tuple[Node, Node]]
+    sources: Mapping[Node, tuple[Node, ...]]
     needed: tuple[Node, ...]
 
 
 def bends_of(program: Program, group: BoundGroup) -> Bends | None:
-    """Where the path of a group bends; None if it is more than linear pieces, activations and products."""
-    activations: dict[Node, Node] = {}
-    products: dict[Node, tuple[Node, Node]] = {}
+    """Where the path of a group bends; None if that cannot be told of an operator."""
+    sources: dict[Node, tuple[Node, ...]] = {}
     path = [node for node in program.nodes if node in group.path]
     for node in path:
         varying = [source for source in node.all_input_nodes if group.varies(source, node)]
-        if node.target in ACTIVATIONS and varying == [node.args[0]]:
-            activations[node] = varying[0]
-        elif operator_name(node) == "mul" and len(varying) == 2:
-            products[node] = (varying[0], varying[1])
-        elif not _is_linear(node, varying, group):
+        if _is_linear(node, varying, group):
+            continue
+        if node in group.cut or not is_differentiable(node):
             return None
-    needed = _needed(path, {*activations.values()}.union(*products.values()), group)
+        sources[node] = tuple(varying)
+    needed = _needed(path, set().union(*sources.values()), group)
     if any(operator_name(node) in _SELECTING for node in needed):
         return None
-    return Bends(activations, products, needed)
+    return Bends(sources, needed)
 
 
 def _needed(path: Sequence[Node], wanted: set[Node], group: BoundGroup) -> tuple[Node, ...]:
@@ -105,14 +122,16 @@ def _needed(path: Sequence[Node], wanted: set[Node], group: BoundGroup) -> tuple
 def _is_linear(node: Node, varying: Sequence[Node], group: BoundGroup) -> bool:
     """Whether a node is linear in all that varies among its arguments."""
     name = operator_name(node)
-    if node in group.parameters:
-        return name in _RESHAPES
+    if node in group.parameters and name in _RESHAPES:
+        return True
     if node in group.cut:
-        known = node.target in _PRODUCERS and not node.kwargs
-        return known and varying == [node.args[_PRODUCERS[node.target][1]]]
+        if node.target not in _PRODUCERS or node.kwargs:
+            return False
+        parameters = [node.args[k] for k in _PRODUCERS[node.target] if k is not None and k < len(node.args)]
+        return all(source in parameters for source in varying)
     if name in JOINTLY_LINEAR:
         return not node.kwargs
-    if len(varying) != 1 or (name == "mul" and node.args[0] is node.args[1]):
+    if len(varying) != 1 or (name in _BILINEAR and node.args[0] is node.args[1]):
         return False
     if name == "scaled_dot_product_attention":
         return varying[0] not in node.args[:2]
@@ -135,27 +154,25 @@ class BentPath:
     Attributes:
         program: the program.
         group: the group.
-        bends: where its path bends.
+        needed: the nodes whose tangents reach a bend, in the order of the program.
         captured: what the batch leaves constant.
-        slopes: φ' by activation whose tangent goes on.
-        curvatures: ``ā φ''`` by activation, c̄ by product.
-        values: the values that products multiply, by node; of a max pooling the positions it selects.
+        bends: by node that bends what moves among its arguments, and the rule.
+        selected: by max pooling the positions that it takes its values from.
     """
 
     program: Program
     group: BoundGroup
-    bends: Bends
+    needed: tuple[Node, ...]
     captured: Captured
-    slopes: Mapping[Node, Tensor]
-    curvatures: Mapping[Node, Tensor]
-    values: Mapping[Node, Any]
+    bends: Mapping[Node, tuple[tuple[Node, ...], Bend]]
+    selected: Mapping[Node, Tensor]
 
     @staticmethod
     def of(program: Program, captured: Captured, group: BoundGroup, bends: Bends) -> BentPath:
         """From what a batch leaves constant: one run of the path and one backward pass."""
-        at = [*bends.activations, *bends.products]
+        at = list(bends.sources)
         if not at:
-            return BentPath(program, group, bends, captured, {}, {}, {})
+            return BentPath(program, group, (), captured, {}, {})
         names = dict.fromkeys(block.tensor for block in group.blocks)
         theta = {name: program.tensor(name).detach().requires_grad_() for name in names}
         with torch.enable_grad():
@@ -167,46 +184,39 @@ class BentPath:
                 [gradient.to(value) for gradient, value in edges],
                 allow_unused=True,
             )
-        found = dict(zip(at, gradients, strict=True))
+        values = {n: v.detach() if isinstance(v, Tensor) else v for n, v in values.items()}
         read = program.reader([group], captured, values)
-        slopes: dict[Node, Tensor] = {}
-        curvatures: dict[Node, Tensor] = {}
         with torch.no_grad():
-            for node, source in bends.activations.items():
-                y = values[source].detach()
-                phi, gradient = _activation(node, read), _or_zero(found[node], y)
-                slope, curvatures[node] = phi.bend(y, gradient, program.surrogate, node in bends.needed)
-                if slope is not None:
-                    slopes[node] = slope
-            for node in bends.products:
-                curvatures[node] = _or_zero(found[node], values[node])
-            factors = {source for pair in bends.products.values() for source in pair}
-            kept = {source: values[source].detach() for source in factors}
+            rules: dict[Node, tuple[tuple[Node, ...], Bend]] = {}
+            for node, gradient in zip(at, gradients, strict=True):
+                sources = bends.sources[node]
+                e = torch.zeros_like(values[node]) if gradient is None else gradient
+                rule = _rule(program, node, sources, read, values, e, node in bends.needed)
+                rules[node] = sources, rule
             pools = [node for node in bends.needed if operator_name(node) == "max_pool2d"]
-            kept |= {node: _selected(node, values) for node in pools}
-        return BentPath(program, group, bends, captured, slopes, curvatures, kept)
+            selected = {node: _selected(node, values) for node in pools}
+        return BentPath(program, group, bends.needed, captured, rules, selected)
 
     def product(self, direction: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
         """S·v by name, of the tensors' shapes; what is absent is zero.
 
         Args:
             direction: v, by name.
-            keep: not used: nothing is lost by a product.
+            keep: whether there will be further products.
         """
-        if not self.curvatures:
+        if not self.bends:
             return {}
+        leaves = {name: v.detach().requires_grad_() for name, v in direction.items()}
         with torch.enable_grad():
-            leaves = {name: v.detach().requires_grad_() for name, v in direction.items()}
             tangents = self._tangents(leaves)
-            terms = [
-                0.5 * torch.vdot((self.curvatures[node] * tangents[y]).reshape(-1), tangents[y].reshape(-1))
-                for node, y in self.bends.activations.items()
-            ]
-            terms += [
-                (self.curvatures[node] * tangents[a] * tangents[b]).sum()
-                for node, (a, b) in self.bends.products.items()
-            ]
-            found = torch.autograd.grad(torch.stack(terms).sum(), list(leaves.values()), allow_unused=True)
+        ends: list[Tensor] = []
+        bent: list[Tensor] = []
+        with torch.no_grad():
+            for node, (sources, rule) in self.bends.items():
+                moved = [tangents[source] for source in sources]
+                ends += moved
+                bent += rule.curvature(tangents.get(node), *moved)
+        found = torch.autograd.grad(ends, list(leaves.values()), bent, allow_unused=True)
         return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
 
     def _tangents(self, direction: Mapping[str, Tensor]) -> dict[Node, Any]:
@@ -214,7 +224,7 @@ class BentPath:
         tangents: dict[Node, Any] = {
             node: direction[name] for node, name in program.names.items() if name in direction
         }
-        for node in self.bends.needed:
+        for node in self.needed:
             if node not in tangents:
                 tangents[node] = self._tangent(node, tangents)
         return tangents
@@ -225,25 +235,37 @@ class BentPath:
         def read(source: Node) -> Any:
             return tangents[source] if group.varies(source, node) else program.value(source, self.captured)
 
-        if node in self.slopes:
-            return self.slopes[node] * tangents[self.bends.activations[node]]
-        if node in self.bends.products:
-            a, b = self.bends.products[node]
-            return tangents[a] * self.values[b] + self.values[a] * tangents[b]
+        if node in self.bends:
+            sources, rule = self.bends[node]
+            return rule.tangent(*(tangents[source] for source in sources))
         if node in group.cut or node.target in CONVOLUTIONS or node.target is aten.convolution.default:
-            bias = _PRODUCERS[node.target][0]
-            arguments = [None if k == bias else map_arg(a, read) for k, a in enumerate(node.args)]
-            return program.apply(node, *arguments)
+            return self._mixed(node, read)
         if node.target in NORMS:
             return self._scaled(node, read)
         name = operator_name(node)
         if name == "max_pool2d":
-            made = read(node.all_input_nodes[0]).flatten(2).gather(2, self.values[node].flatten(2))
-            return made.reshape(self.values[node].shape)
+            made = read(node.all_input_nodes[0]).flatten(2).gather(2, self.selected[node].flatten(2))
+            return made.reshape(self.selected[node].shape)
+        if name in _FILLING:
+            given, filled = _FILLING[name]
+            return program.apply(node, *map_arg(node.args[:given], read), *filled)
         if name in JOINTLY_LINEAR:
             joined = _concatenated if name == "cat" else _summed
             return joined(node, read, lambda source: group.varies(source, node))
         return program.call(node, read)
+
+    def _mixed(self, node: Node, read: Callable[[Node], Any]) -> Any:
+        """The tangent behind a mixing producer or a convolution; that of a constant bias is 0."""
+        bias, weight = _PRODUCERS[node.target]
+        arguments: list[Any] = list(map_arg(node.args, read))
+        moves = [isinstance(a, Node) and self.group.varies(a, node) for a in node.args]
+        if bias is not None and bias < len(moves) and not moves[bias]:
+            if node.target is aten.addmm.default:
+                return torch.mm(*arguments[1:3])
+            arguments[bias] = None
+        if node in self.group.cut and not moves[weight]:
+            arguments[weight] = torch.zeros_like(arguments[weight])
+        return self.program.apply(node, *arguments)
 
     def _scaled(self, node: Node, read: Callable[[Node], Any]) -> Any:
         """The tangent behind a batch normalisation."""
@@ -256,8 +278,46 @@ class BentPath:
         return made if node.target is aten.batch_norm.default else (made, None, None)
 
 
-def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient
+def _rule(
+    program: Program,
+    node: Node,
+    sources: Sequence[Node],
+    read: Callable[[Node, Node], Any],
+    values: Mapping[Node, Any],
+    gradient: Tensor,
+    goes_on: bool,
+) -> Bend:
+    """The second-order rule of a node.
+
+    Args:
+        program: the program.
+        node: the node.
+        sources: what moves among its arguments.
+        read: the value of an argument.
+        values: along the path.
+        gradient: ē, at its output.
+        goes_on: whether its tangent reaches another bend.
+    """
+    name = operator_name(node)
+    if node.target in ACTIVATIONS and list(sources) == [node.args[0]]:
+        phi = _activation(node, read)
+        return Pointwise(*phi.bend(values[sources[0]], gradient, program.surrogate, goes_on))
+    if len(sources) == 2 and tuple(node.args[:2]) == tuple(sources) and not node.kwargs:
+        a, b = (values[source] for source in sources)
+        if name == "mul":
+            return Product(a, b, gradient)
+        if name in {"bmm", "matmul"} and min(a.ndim, b.ndim) > 1:
+            return MatrixProduct(a, b, gradient)
+    if name in {"softmax", "_softmax"}:
+        return Softmax.of(values[node], gradient, cast(int, node.args[1]))
+
+    def function(*moving: Tensor) -> Any:
+        moved = dict(zip(sources, moving, strict=True))
+        return program.evaluate(node, lambda s, user: moved[s] if s in moved else read(s, user))
+
+    if name in POINTWISE and list(sources) == [node.args[0]]:
+        return pointwise(function, values[sources[0]], gradient, goes_on)
+    return Smooth.of(function, [values[source] for source in sources], gradient)
 
 
 def _activation(node: Node, read: Callable[[Node, Node], Any]) -> Any:
@@ -269,7 +329,7 @@ def _activation(node: Node, read: Callable[[Node, Node], Any]) -> Any:
 def _selected(node: Node, values: Mapping[Node, Any]) -> Tensor:
     """The positions that a max pooling takes its values from, within the map."""
     arguments: list[Any] = list(node.args)
-    arguments[0] = values[arguments[0]].detach()
+    arguments[0] = values[arguments[0]]
     pooled = torch.nn.functional.max_pool2d_with_indices(*arguments)
     return pooled[1]
 

@@ -38,12 +38,12 @@ __all__ = ["JOINTLY_LINEAR", "LINEAR", "Chain", "ClosedForm", "Skeleton", "find_
 _PRODUCERS = {*CONVOLUTIONS, aten.linear.default}
 # Linear in one varying argument; maxima select, which is linear almost everywhere.
 LINEAR = {
-    "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "_unsafe_view", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "adaptive_avg_pool3d", "amax", "batch_norm", "_native_batch_norm_legit_no_training", "cat", "clone",
-    "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "dropout", "expand", "flatten", "getitem",
-    "max_pool1d", "max_pool2d", "max_pool3d", "mean", "mul", "pad", "permute", "reshape", "select", "slice",
-    "split", "split_with_sizes", "squeeze", "sum", "sym_size", "transpose", "unflatten", "unsqueeze", "view",
-    "pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d",
+    "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "div", "dropout", "expand", "flatten",
+    "getitem", "masked_fill", "max_pool1d", "max_pool2d", "max_pool3d", "mean", "mul", "neg", "pad",
+    "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "sum", "sym_size",
+    "transpose", "unflatten", "unsqueeze", "view", "pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d",
 }  # fmt: skip
 JOINTLY_LINEAR = {"add", "cat", "sub"}
 
@@ -127,7 +127,9 @@ def _is_linear(group: BoundGroup, nodes: frozenset[Node]) -> bool:
         name = operator_name(node)
         if name in JOINTLY_LINEAR:
             continue
-        if len(varying) != 1 or name not in LINEAR or (name == "mul" and node.args[0] is node.args[1]):
+        if len(varying) != 1 or name not in LINEAR:
+            return False
+        if node.args[0] is node.args[1] if name == "mul" else varying[0] is not node.args[0]:
             return False
     return True
 

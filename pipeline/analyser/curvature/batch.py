@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from growpipe.analyser.curvature.bent_path import BentPath
+from growpipe.analyser.curvature.bent_path import PathProducts
 from growpipe.analyser.curvature.closed_form import ClosedForm
-from growpipe.analyser.curvature.linearised import Linearised
 from growpipe.analyser.program.captured import Captured
 from growpipe.torch_module.outputs import LossFunction
 
@@ -49,4 +48,4 @@ class Batch:
     half: int
     kept: Constants | None = None
     keeps_graphs: bool = False
-    graphs: dict[int, BentPath | Linearised] = field(default_factory=dict)
+    graphs: dict[int, PathProducts] = field(default_factory=dict)

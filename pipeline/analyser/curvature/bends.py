@@ -137,12 +137,28 @@ class MatrixProduct:
     def tangent(self, *tangents: Tensor) -> Tensor:
         """See `Bend`."""
         a, b = tangents
-        return a @ self.b + self.a @ b
+        return _times(a, self.b) + _times(self.a, b)
 
     def curvature(self, made: Tensor | None, *tangents: Tensor) -> Sequence[Tensor]:
         """See `Bend`."""
         a, b = tangents
-        return (self.gradient @ b.mT).sum_to_size(a.shape), (a.mT @ self.gradient).sum_to_size(b.shape)
+        by_a, by_b = _times(self.gradient, b.mT), _times(a.mT, self.gradient)
+        return by_a.sum_to_size(a.shape), by_b.sum_to_size(b.shape)
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``; what has to be copied first keeps its memory order, which `torch.matmul` would transpose."""
+    lead = a.shape[:-2]
+    if a.ndim < 4 or b.shape[:-2] != lead:
+        return a @ b
+    return torch.bmm(_flattened(a), _flattened(b)).reshape(*lead, a.shape[-2], b.shape[-1])
+
+
+def _flattened(matrices: Tensor) -> Tensor:
+    """[..., n, m] to [N, n, m]."""
+    if matrices.stride(-2) == 1 and matrices.shape[-1] > 1:
+        return matrices.mT.flatten(0, -3).mT
+    return matrices.flatten(0, -3)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -39,13 +39,14 @@ from growpipe.analyser.curvature.bends import (
 )
 from growpipe.analyser.curvature.closed_form import JOINTLY_LINEAR, LINEAR, operator_name
 from growpipe.analyser.curvature.linearised import Linearised
+from growpipe.analyser.curvature.pairs import PairForm, find_pairs
 from growpipe.analyser.program.activations import ACTIVATIONS
 from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, aten
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
 
-__all__ = ["Bends", "BentPath", "bends_of", "path_products"]
+__all__ = ["Bends", "BentPath", "PathProducts", "bends_of", "path_products"]
 
 # By mixing producer the positions of its bias and of its weight.
 _PRODUCERS: dict[Any, tuple[int | None, int]] = {
@@ -76,6 +77,10 @@ _FILLING: dict[str, tuple[int, tuple[float, ...]]] = {
     "masked_fill": (2, (0.0,)),
     "pad": (3, ()),
 }
+PathProducts: TypeAlias = "BentPath | Linearised | PairForm"
+"""S·v of a group that is no chain, over one micro-batch."""
+
+_SOFTMAX = {"_softmax", "softmax"}
 _SELECTING = {"amax", "max_pool1d", "max_pool3d"}
 
 
@@ -140,11 +145,13 @@ def _is_linear(node: Node, varying: Sequence[Node], group: BoundGroup) -> bool:
 
 def path_products(
     program: Program, captured: Captured, group: BoundGroup, bends: Bends | None
-) -> BentPath | Linearised:
+) -> PathProducts:
     """S·v of a group that is no chain: by its bends, or by automatic differentiation if those are unknown."""
     if bends is None:
         return Linearised.of(program, captured, group)
-    return BentPath.of(program, captured, group, bends)
+    pairs = find_pairs(program, group, bends.sources)
+    form = None if pairs is None else PairForm.of(program, captured, pairs)
+    return BentPath.of(program, captured, group, bends) if form is None else form
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +253,8 @@ class BentPath:
         if name == "max_pool2d":
             made = read(node.all_input_nodes[0]).flatten(2).gather(2, self.selected[node].flatten(2))
             return made.reshape(self.selected[node].shape)
+        if name == "masked_fill" and _is_before_softmax(node, group):
+            return read(node.all_input_nodes[0])
         if name in _FILLING:
             given, filled = _FILLING[name]
             return program.apply(node, *map_arg(node.args[:given], read), *filled)
@@ -307,8 +316,8 @@ def _rule(
         if name == "mul":
             return Product(a, b, gradient)
         if name in {"bmm", "matmul"} and min(a.ndim, b.ndim) > 1:
-            return MatrixProduct(a, b, gradient)
-    if name in {"softmax", "_softmax"}:
+            return MatrixProduct(a.contiguous(), b if b.mT.is_contiguous() else b.contiguous(), gradient)
+    if name in _SOFTMAX:
         return Softmax.of(values[node], gradient, cast(int, node.args[1]))
 
     def function(*moving: Tensor) -> Any:
@@ -339,6 +348,12 @@ def _concatenated(node: Node, read: Callable[[Node], Any], varies: Callable[[Nod
     arguments: list[Any] = list(node.args)
     parts, *rest = arguments
     return torch.cat([read(s) if varies(s) else torch.zeros_like(read(s)) for s in parts], *rest)
+
+
+def _is_before_softmax(node: Node, group: BoundGroup) -> bool:
+    """Whether what is filled in is −∞ and goes into softmax alone: there p = 0, whatever its tangent."""
+    users = [user for user in node.users if group.varies(node, user)]
+    return bool(node.args[2] == float("-inf")) and all(operator_name(user) in _SOFTMAX for user in users)
 
 
 def _summed(node: Node, read: Callable[[Node], Any], varies: Callable[[Node], bool]) -> Tensor:

@@ -42,8 +42,9 @@ LINEAR = {
     "adaptive_avg_pool3d", "amax", "batch_norm", "_native_batch_norm_legit_no_training", "cat", "clone",
     "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "div", "dropout", "expand", "flatten",
     "getitem", "masked_fill", "max_pool1d", "max_pool2d", "max_pool3d", "mean", "mul", "neg", "pad",
-    "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "sum", "sym_size",
-    "transpose", "unflatten", "unsqueeze", "view", "pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d",
+    "permute", "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave", "reshape", "select",
+    "slice", "split", "split_with_sizes", "squeeze", "sum", "sym_size", "transpose", "unflatten", "unsqueeze",
+    "upsample_nearest2d", "view",
 }  # fmt: skip
 JOINTLY_LINEAR = {"add", "cat", "sub"}
 

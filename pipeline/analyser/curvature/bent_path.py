@@ -37,11 +37,11 @@ from growpipe.analyser.curvature.bends import (
     is_differentiable,
     pointwise,
 )
-from growpipe.analyser.curvature.closed_form import JOINTLY_LINEAR, LINEAR, operator_name
+from growpipe.analyser.curvature.closed_form import JOINTLY_LINEAR, LINEAR
 from growpipe.analyser.curvature.linearised import Linearised
 from growpipe.analyser.curvature.pairs import PairForm, find_pairs
 from growpipe.analyser.program.activations import ACTIVATIONS
-from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, aten
+from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, REINDEXING, aten, operator_name
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
@@ -56,19 +56,6 @@ _PRODUCERS: dict[Any, tuple[int | None, int]] = {
     aten.linear.default: (2, 1),
     aten.matmul.default: (None, 1),
     aten.mm.default: (None, 1),
-}
-_RESHAPES = {
-    "t",
-    "transpose",
-    "permute",
-    "_unsafe_view",
-    "view",
-    "reshape",
-    "unsqueeze",
-    "squeeze",
-    "clone",
-    "detach",
-    "alias",
 }
 _BILINEAR = {"bmm", "matmul", "mul"}
 # Of what fills in a constant, whose tangent is 0: how many arguments come before it, and what stands for it.
@@ -127,7 +114,7 @@ def _needed(path: Sequence[Node], wanted: set[Node], group: BoundGroup) -> tuple
 def _is_linear(node: Node, varying: Sequence[Node], group: BoundGroup) -> bool:
     """Whether a node is linear in all that varies among its arguments."""
     name = operator_name(node)
-    if node in group.parameters and name in _RESHAPES:
+    if node in group.parameters and name in REINDEXING:
         return True
     if node in group.cut:
         if node.target not in _PRODUCERS or node.kwargs:

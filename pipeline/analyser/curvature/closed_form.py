@@ -26,13 +26,13 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.program.activations import ACTIVATIONS
-from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, aten
+from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, aten, operator_name
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.convolution import Convolution, blank
 from growpipe.analyser.program.program import Program
 
-__all__ = ["JOINTLY_LINEAR", "LINEAR", "Chain", "ClosedForm", "Skeleton", "find_chain", "operator_name"]
+__all__ = ["JOINTLY_LINEAR", "LINEAR", "Chain", "ClosedForm", "Skeleton", "find_chain"]
 
 
 _PRODUCERS = {*CONVOLUTIONS, aten.linear.default}
@@ -87,11 +87,6 @@ class Chain:
             for source in step.all_input_nodes
             if self.group.varies(source, step)
         )
-
-
-def operator_name(node: Node) -> str:
-    target: Any = node.target
-    return str(getattr(getattr(target, "overloadpacket", target), "__name__", target))
 
 
 def find_chain(group: BoundGroup) -> Chain | None:

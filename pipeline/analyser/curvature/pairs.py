@@ -19,20 +19,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from growpipe.analyser.curvature.closed_form import operator_name
-from growpipe.analyser.program.aten import MATRIX_PRODUCTS, aten
+from growpipe.analyser.program.aten import MATRIX_PRODUCTS, REINDEXING, aten, operator_name
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
 
 __all__ = ["PairForm", "Pairs", "find_pairs"]
-
-# What only moves entries, or leaves out some or repeats them.
-_REINDEXING = {
-    "_unsafe_view", "alias", "clone", "contiguous", "detach", "expand", "flatten", "getitem", "permute",
-    "repeat", "repeat_interleave", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t",
-    "transpose", "unflatten", "unsqueeze", "view",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +129,7 @@ def _side(program: Program, group: BoundGroup, node: Node) -> _Side | None:
     path: list[Node] = []
     while node not in group.cut:
         varying = [source for source in node.all_input_nodes if group.varies(source, node)]
-        if operator_name(node) not in _REINDEXING or varying != [node.args[0]]:
+        if operator_name(node) not in REINDEXING or varying != [node.args[0]]:
             return None
         path.append(node)
         (node,) = varying

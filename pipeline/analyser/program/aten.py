@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.fx import Node
 
-__all__ = ["CONVOLUTIONS", "MATRIX_PRODUCTS", "NORMS", "RECURRENT", "SUMS_OVER_CHANNELS", "aten"]
+__all__ = [
+    "CONVOLUTIONS", "MATRIX_PRODUCTS", "NORMS", "RECURRENT", "REINDEXING", "RESHAPES", "SUMS_OVER_CHANNELS",
+    "aten", "operator_name",
+]  # fmt: skip
 
 aten = torch.ops.aten
 
@@ -32,3 +38,22 @@ SUMS_OVER_CHANNELS = (
     aten.matmul.default, aten.mm.default,
 )  # fmt: skip
 """Products that sum over the channels of two activations."""
+
+REINDEXING = {
+    "_unsafe_view", "alias", "chunk", "clone", "contiguous", "detach", "expand", "flatten", "getitem",
+    "narrow", "permute", "repeat", "repeat_interleave", "reshape", "select", "slice", "split", 
+    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
+}  # fmt: skip
+"""By name what moves entries of its first argument, leaves out some of them or repeats them."""
+
+RESHAPES: dict[Any, Callable[..., Tensor]] = {
+    aten.view.default: torch.reshape,
+    aten._unsafe_view.default: torch.reshape,
+}
+"""What stands in for a view: the strides of what it is of need not be those of the traced kernels."""
+
+
+def operator_name(node: Node) -> str:
+    """The name of a node's operator without its overload."""
+    target: Any = node.target
+    return str(getattr(getattr(target, "overloadpacket", target), "__name__", target))

@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from growpipe.analyser.program.aten import SUMS_OVER_CHANNELS
+from growpipe.analyser.program.displaced_entries import DisplacedEntries
 from growpipe.graph_ops.axes.dims import channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import CheckFailed, UsageError
@@ -243,7 +244,8 @@ def _bind(
     """
     _require_tensors(group, set(names.values()))
     blocks = _blocks(group, layouts, displace, set(names.values()))
-    reach = _trace(nodes, names, constant, group, {block.tensor for block in blocks})
+    entries = DisplacedEntries([(block.tensor, block.axis, block.rows) for block in blocks], names)
+    reach = _trace(nodes, names, constant, group, entries)
     if any(user.op == "output" for node in reach.sums for user in node.users):
         return None
     if not reach.edges:
@@ -325,16 +327,17 @@ def _trace(
     names: Mapping[Node, str],
     constant: Mapping[Node, frozenset[str]],
     group: ChannelGroup,
-    displaced: set[str],
+    entries: DisplacedEntries,
 ) -> _Reach:
-    """Follow θ forward from the tensors in ``displaced`` to the group's consumers."""
+    """Follow θ forward from its tensors to the group's consumers."""
     made, mixed = _tensors(group, "made"), _tensors(group, "mixed")
-    reach = _Reach({node for node in nodes if names.get(node) in displaced}, set(), [], set())
+    reach = _Reach({node for node in nodes if names.get(node) in entries.rows}, set(), [], set())
     for node in nodes:
         if node.op != "call_function":
             continue
         reach.edges.extend((node, source) for source in node.all_input_nodes if source in reach.sums)
-        sources = [s for s in node.all_input_nodes if s in reach.varying and s not in reach.sums]
+        reached = [s for s in node.all_input_nodes if s in reach.varying and s not in reach.sums]
+        sources = entries.moving(node, reached)
         if node in constant:
             if sources:
                 reach.varying.add(node)
@@ -348,6 +351,7 @@ def _trace(
             if parameters_vary:
                 reach.varying.add(node)
                 reach.cut.add(node)
+                entries.start(node, [source for source in sources if source in constant])
         elif sources and not origins & mixed:
             reach.varying.add(node)
             if group.of_pairs and len(data) > 1 and node.target in SUMS_OVER_CHANNELS:

@@ -16,11 +16,12 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from growpipe.analyser.program.activations import Surrogate, is_kinked
+from growpipe.analyser.program.aten import RESHAPES
 from growpipe.analyser.program.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.program.captured import Captured, Recording
 from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, foldable_norms
 from growpipe.analyser.program.lifetimes import Schedule, last_uses
-from growpipe.analyser.program.substitutes import DIFFERENTIABLE, OVERRIDES, RESHAPES
+from growpipe.analyser.program.substitutes import DIFFERENTIABLE, OVERRIDES
 from growpipe.analyser.program.values import (
     leaf_of,
     sample_count,

@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.program.activations import ACTIVATIONS, Activation, activation, parametric_relu
-from growpipe.analyser.program.aten import CONVOLUTIONS, aten
+from growpipe.analyser.program.aten import CONVOLUTIONS, RESHAPES, aten
 from growpipe.analyser.program.convolution import conv_nd, convolution
 
-__all__ = ["DIFFERENTIABLE", "OVERRIDES", "PLAIN_ATTENTION", "RESHAPES"]
+__all__ = ["DIFFERENTIABLE", "OVERRIDES", "PLAIN_ATTENTION"]
 
-
-# The strides of what is recomputed, or kept channels last, need not be those of the traced kernels.
-RESHAPES: dict[Any, Callable[..., Tensor]] = {
-    aten.view.default: torch.reshape,
-    aten._unsafe_view.default: torch.reshape,
-}
 
 DIFFERENTIABLE: dict[Any, Callable[..., Tensor]] = {
     **dict.fromkeys(CONVOLUTIONS, conv_nd),

@@ -17,6 +17,7 @@ from growpipe.analyser.choice.plan_splits import Rows, Signs, Step, split_groups
 from growpipe.analyser.choice.shared_trials import SharedTrials
 from growpipe.analyser.preparation import Subject
 from growpipe.analyser.program.split_network import Pair, SplitNetwork, apart
+from growpipe.analyser.program.values import module_takes_channels_last, run_module
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import ROWS, Scheme
 from growpipe.analyser.spectra.spectra import Spectra
@@ -64,6 +65,10 @@ class Proposals:
     def _trial_module(self) -> nn.Module:
         """A copy of the module which is grown by plan after plan: to copy takes longer than to try."""
         return copy.deepcopy(self.subject.model)
+
+    @cached_property
+    def _channels_last(self) -> bool:
+        return module_takes_channels_last(self.subject.prepared.program.nodes)
 
     def signs(self, rows: Rows) -> Signs:
         """The sign of every channel's v+, see `orientation`; ±1, float64 [width] by group."""
@@ -191,6 +196,7 @@ class Proposals:
         found = []
         with torch.no_grad():
             for batch in data:
-                found.append(float(subject.loss_fn(module(*batch.inputs), batch.target)))
+                output = run_module(module, batch.inputs, self._channels_last)
+                found.append(float(subject.loss_fn(output, batch.target)))
                 self.watch.advance(LOSS * batch.samples)
         return found

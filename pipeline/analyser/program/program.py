@@ -23,6 +23,8 @@ from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, foldable_no
 from growpipe.analyser.program.lifetimes import Schedule, last_uses
 from growpipe.analyser.program.substitutes import DIFFERENTIABLE, OVERRIDES
 from growpipe.analyser.program.values import (
+    contiguous,
+    innermost,
     leaf_of,
     sample_count,
     scalar_loss,
@@ -32,7 +34,6 @@ from growpipe.analyser.program.values import (
 )
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
-from growpipe.torch_module.memory_format import channels_last
 from growpipe.torch_module.outputs import LossFunction
 
 __all__ = ["Program"]
@@ -103,10 +104,7 @@ class Program:
                 f"(inputs, target) pairs"
             )
         if self._channels_last:
-            leaves = [
-                channels_last(x) if isinstance(x, Tensor) and x.is_floating_point() and x.is_cpu else x
-                for x in leaves
-            ]
+            leaves = innermost(leaves)
         return dict(zip(self._inputs, leaves, strict=True))
 
     def call(self, node: Node, read: Callable[[Node], Any]) -> Any:
@@ -164,8 +162,9 @@ class Program:
         return total
 
     def output(self, values: Mapping[Node, Any]) -> Any:
-        """The model's output, from the values of all nodes."""
-        return pytree.tree_unflatten([values[node] for node in self._outputs], self._out_spec)
+        """The model's output, from the values of all nodes; a loss may ask it for views."""
+        found = [values[node] for node in self._outputs]
+        return pytree.tree_unflatten(contiguous(found) if self._channels_last else found, self._out_spec)
 
     def observe(self, inputs: Any, target: Any, loss_fn: LossFunction, recording: Recording) -> Captured:
         """One forward pass: what is constant, without gradients and inner values.

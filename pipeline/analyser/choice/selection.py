@@ -117,7 +117,7 @@ def select(
             continue
         for group, steps in offers[bundle].items():
             queues[group].take(steps)
-        room.grow(offers[bundle])
+        room.grow(bundle, offers[bundle])
         del moves[bundle]
         if room.share_reached and not required:
             reason = _SHARE_REACHED
@@ -154,6 +154,7 @@ class _Room:
         self._balanced = balanced_widths(expenses, start, self._share, limits.options)
         self._prices: dict[str, float] = {}
         self._priced_at = 0
+        self._rates: dict[Bundle, float] = {}
 
     @property
     def grown(self) -> dict[str, int]:
@@ -175,7 +176,9 @@ class _Room:
         behind = [b for b in bundles if any(self.widths[group] < balanced[group] for group in b)]
         return sorted(below or behind or bundles), bool(below)
 
-    def rates(self, queues: Mapping[str, CopyQueue], offers: Mapping[Bundle, _Offer]) -> dict[Bundle, float]:
+    def rates(
+        self, queues: Mapping[str, CopyQueue], offers: Mapping[Bundle, _Offer]
+    ) -> Mapping[Bundle, float]:
         """What the next steps of each bundle are worth per channel and price.
 
         Prices change with the widths of all groups. They are computed again after every 32nd part of the
@@ -184,13 +187,13 @@ class _Room:
         if not self._prices or self.added - self._priced_at >= max(1, self.added // 32):
             self._prices = self._expenses.prices(self.widths, self._limits.options.cost_exponent)
             self._priced_at = self.added
-        rates = {}
+            self._rates.clear()
         for bundle, offer in offers.items():
-            worth = sum(queues[group].worth(self.widths[group], steps) for group, steps in offer.items())
-            rates[bundle] = worth / sum(
-                channels_added(steps) * self._prices[group] for group, steps in offer.items()
-            )
-        return rates
+            if bundle not in self._rates:
+                worth = sum(queues[group].worth(self.widths[group], steps) for group, steps in offer.items())
+                cost = sum(channels_added(steps) * self._prices[group] for group, steps in offer.items())
+                self._rates[bundle] = worth / cost
+        return self._rates
 
     def refusal(self, offer: _Offer, required: bool) -> str | None:
         """Why the groups cannot take these steps; None if they can. A required step may exceed the share."""
@@ -203,7 +206,8 @@ class _Room:
             return "the budget is spent"
         return None
 
-    def grow(self, offer: _Offer) -> None:
+    def grow(self, bundle: Bundle, offer: _Offer) -> None:
+        del self._rates[bundle]
         for group, steps in offer.items():
             self.widths[group] += channels_added(steps)
             self.added += channels_added(steps)

@@ -159,9 +159,9 @@ class TrialOptions(Options):
     """
 
     ranking: Literal["realised", "predicted"] = "realised"
-    line_search_samples: int = Field(default=256, ge=1)
-    step_samples: int = Field(default=128, ge=1)
-    ranking_samples: int = Field(default=512, ge=1)
+    line_search_samples: int = Field(default=512, ge=1)
+    step_samples: int = Field(default=256, ge=1)
+    ranking_samples: int = Field(default=1024, ge=1)
     hold_out: bool = True
 
 

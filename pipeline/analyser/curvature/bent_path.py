@@ -46,7 +46,7 @@ from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
 
-__all__ = ["Bends", "BentPath", "PathProducts", "bends_of", "path_products"]
+__all__ = ["Bends", "BentPath", "PathProducts", "bends_of", "path_products", "producer_inputs"]
 
 # By mixing producer the positions of its bias and of its weight.
 _PRODUCERS: dict[Any, tuple[int | None, int]] = {
@@ -99,6 +99,11 @@ def bends_of(program: Program, group: BoundGroup) -> Bends | None:
     if any(operator_name(node) in _SELECTING for node in needed):
         return None
     return Bends(sources, needed)
+
+
+def producer_inputs(group: BoundGroup) -> set[Node]:
+    """What the mixing producers of a group take, all held constant."""
+    return {s for node in group.cut for s in node.all_input_nodes if not group.varies(s, node)}
 
 
 def _needed(path: Sequence[Node], wanted: set[Node], group: BoundGroup) -> tuple[Node, ...]:

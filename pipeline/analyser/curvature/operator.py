@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.curvature.batch import Batch, Constants
-from growpipe.analyser.curvature.bent_path import bends_of, path_products
+from growpipe.analyser.curvature.bent_path import bends_of, path_products, producer_inputs
 from growpipe.analyser.curvature.closed_form import ClosedForm, Skeleton, find_chain
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured, Recording
@@ -89,6 +89,7 @@ class SplittingProducts:
         self._chains = {i: chain for i, chain in enumerate(found) if chain is not None}
         paths = [i for i in range(len(self.groups)) if self.closed_forms and i not in self._chains]
         self._bends = {i: bends_of(self.program, self.groups[i]) for i in paths}
+        self._flat = {i for i, bends in self._bends.items() if bends and not bends.sources}  # of S = 0
         self._recordings: dict[frozenset[int], Recording] = {}
         self._skeletons: dict[int, Skeleton] = {}
 
@@ -98,11 +99,12 @@ class SplittingProducts:
         if wanted not in self._recordings:
             chains = [chain for i, chain in self._chains.items() if i in wanted]
             bends = [pair for chain in chains for pair in chain.bends]
+            flat = [producer_inputs(self.groups[i]) for i in wanted & self._flat]
             self._recordings[wanted] = self.program.recording(
-                [group for i, group in enumerate(self.groups) if i in wanted and i not in self._chains],
+                [self.groups[i] for i in sorted(wanted - self._chains.keys() - self._flat)],
                 slopes=[activation for activation, _ in bends],
                 inner=[source for _, source in bends],
-                constants=set().union(*(chain.constants for chain in chains)),
+                constants=set().union(*(chain.constants for chain in chains), *flat),
             )
         return self._recordings[wanted]
 
@@ -224,10 +226,8 @@ class SplittingProducts:
         if not self._positions:
             for position, group in enumerate(self.groups):
                 chain = self._chains.get(position)
-                nodes = (
-                    [source for _, source in group.edges] if chain is None else [a for a, _ in chain.bends]
-                )
-                entries = max(captured.sizes[node] for node in nodes)
+                nodes = [n for _, n in group.edges] if chain is None else [a for a, _ in chain.bends]
+                entries = max(captured.sizes.get(node, 0) for node in nodes)
                 self._positions.append(max(1, entries // (group.width * captured.samples)))
 
     @property
@@ -388,6 +388,8 @@ class SplittingProducts:
                 ((name, v),) = direction.items()
                 add(total, {name: form.product(v, inputs)})
 
+        if self._flat.issuperset(directions):
+            return
         # One group after the other: what a product takes on the way is there for one group only.
         if batch.kept is None:
             captured = self._visit(batch, directions, take, keep=False)
@@ -396,14 +398,15 @@ class SplittingProducts:
             for position in directions:
                 if position in self._chains:
                     take(position, batch.kept.closed[position], captured)
-        paths = [position for position in directions if position not in self._chains]
+        paths = [i for i in directions if i not in self._chains and i not in self._flat]
         if any(position not in batch.graphs for position in paths):
             captured = captured.cast(self._dtype)
         for position in paths:
             graph = batch.graphs.get(position)
             if graph is None:
-                group, bends = self.groups[position], self._bends.get(position)
-                graph = path_products(self.program, captured, group, bends)
+                graph = path_products(
+                    self.program, captured, self.groups[position], self._bends.get(position)
+                )
                 if batch.keeps_graphs:
                     batch.graphs[position] = graph
             left = len(directions[position])

@@ -23,33 +23,51 @@ from torch import Tensor
 
 from growpipe.analyser.spectra.recurrence import Ends, Estimate, Recurrence
 
-__all__ = ["FirstBlock", "Refinement"]
+__all__ = ["Completion", "FirstBlock", "Refinement"]
 
 
 @dataclass(frozen=True, eq=False)
 class FirstBlock:
-    """One group's first block over all data; [block, width, d] each.
+    """The products of one group's first block P over all data; [block, width, d] each.
 
     Attributes:
-        vectors: P, orthonormal per channel.
         product: S P.
         contrast: (S₁ − S₂) P, for two disjoint halves of the data.
     """
 
-    vectors: Tensor
     product: Tensor
     contrast: Tensor
 
-    def complete(self, v: Tensor, product: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
-        """M v, and likewise for S₁ − S₂, from S' v and (S'₁ − S'₂) v, for v orthogonal to P.
+    def along(self, v: Tensor) -> Completion:
+        """What completes products of the vectors v, [block, width, d]; none of the products is kept."""
+        product, contrast = (torch.einsum("kcd,scd->kcs", seen, v) for seen in (self.product, self.contrast))
+        return Completion(product, contrast)
 
-        What of a product lies in P is that of all data: Pᵀ S v = (S P)ᵀ v. All are [block, width, d].
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """The products of the first block P along some vectors v orthogonal to it; [block, width, block] each.
+
+    Attributes:
+        product: (S P)ᵀ v, which is Pᵀ S v.
+        contrast: Pᵀ (S₁ − S₂) v.
+    """
+
+    product: Tensor
+    contrast: Tensor
+
+    def complete(self, first: Tensor, product: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
+        """M v, and likewise for S₁ − S₂: what of a product lies in P is that of all data.
+
+        Args:
+            first: P, orthonormal per channel, [block, width, d].
+            product: S' v, [block, width, d].
+            contrast: (S'₁ − S'₂) v, [block, width, d].
         """
         results = []
-        for seen, partial in ((self.product, product), (self.contrast, contrast)):
-            missing = torch.einsum("kcd,scd->kcs", seen, v)
-            missing = missing - torch.einsum("kcd,scd->kcs", self.vectors, partial)
-            results.append(partial + torch.einsum("kcs,kcd->scd", missing, self.vectors))
+        for inside, partial in ((self.product, product), (self.contrast, contrast)):
+            missing = inside - torch.einsum("kcd,scd->kcs", first, partial)
+            results.append(partial + torch.einsum("kcs,kcd->scd", missing, first))
         return results[0], results[1]
 
 
@@ -69,6 +87,11 @@ class Refinement:
     def applied(self) -> int:
         """How many vectors S itself was applied to."""
         return self._lanczos.applied
+
+    @property
+    def first(self) -> Tensor:
+        """The first block, orthonormal per channel, [block, width, d]."""
+        return self._lanczos.basis[: self._lanczos.block]
 
     @property
     def tries(self) -> bool:

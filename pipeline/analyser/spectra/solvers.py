@@ -21,7 +21,7 @@ from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.spectra.dense import Columns
 from growpipe.analyser.spectra.drive import Extremes, Iteration, StoppingRule, drive
 from growpipe.analyser.spectra.recurrence import Estimate, Recurrence
-from growpipe.analyser.spectra.refinement import FirstBlock, Refinement
+from growpipe.analyser.spectra.refinement import Completion, FirstBlock, Refinement
 from growpipe.graph_ops.arrays import FloatArray
 
 __all__ = ["Contrasts", "FloatArray", "Solution", "Start", "cheaper_solver", "counted_work", "solve"]
@@ -222,6 +222,7 @@ class _Sweep:
         self._earlier = earlier
         self._differences: dict[int, list[Tensor]] = {i: [] for i in start}
         self._first: dict[int, FirstBlock] = {}
+        self._completions: dict[int, Completion] = {}
         self._runs: dict[int, Iteration] = {}
         for i in list(start):
             v = start.pop(i)
@@ -249,6 +250,8 @@ class _Sweep:
             i: v for i, v in vectors.items() if isinstance(run := self._runs[i], Refinement) and run.tries
         }
         whole = {i: v for i, v in vectors.items() if i not in tried}
+        for i, v in tried.items():  # before any product, which is when memory is short
+            self._completions[i] = self._first.pop(i).along(v)
         return self._products(None, whole) | self._products(self._earlier, tried)
 
     def _products(self, batches: int | None, vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -259,23 +262,23 @@ class _Sweep:
         results = self._operator.apply_halves(
             ((i, self._metric.raw(i, v)) for i, v in vectors.items()), batches
         )
-        for i, v in vectors.items():
+        for i in vectors:
             product, contrast = (self._metric.white(i, part.pop(i)) for part in results)
             run = self._runs[i]
             if isinstance(run, Refinement):
-                product, contrast = self._refined(i, run, v, product, contrast)
+                product, contrast = self._refined(i, run, product, contrast)
             self._differences[i].extend(run.project(contrast).double().cpu().unbind(2))
             products[i] = product
         return products
 
     def _refined(
-        self, position: int, run: Refinement, v: Tensor, product: Tensor, contrast: Tensor
+        self, position: int, run: Refinement, product: Tensor, contrast: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What a refinement makes of a product: it remembers the first block, and completes a tried one."""
         if run.tries:
-            return self._first[position].complete(v, product, contrast)
+            return self._completions.pop(position).complete(run.first, product, contrast)
         if run.applied == 0:
-            self._first[position] = FirstBlock(v, product, contrast)
+            self._first[position] = FirstBlock(product, contrast)
         else:
             self._first.pop(position, None)
             # The columns of the tried block go.

@@ -244,13 +244,15 @@ def _proposals(
     subject: Subject, samples: Samples, spectra: Spectra, options: AnalysisOptions, watch: Watch
 ) -> Proposals:
     trials = options.trials
+    # No more at once than the loader gave: that is what there is memory for.
+    most = max(batch.samples for batch in samples.data)
     return Proposals(
         subject,
         spectra,
         _scheme(options),
         options.growth.metric,
-        merged(itertools.chain(*samples.halves(trials.line_search_samples)), options.spectra.micro_batch),
-        merged(itertools.chain(*samples.halves(trials.step_samples)), options.spectra.micro_batch),
+        merged(itertools.chain(*samples.halves(trials.line_search_samples)), most),
+        merged(itertools.chain(*samples.halves(trials.step_samples)), most),
         samples.halves(trials.ranking_samples),
         options.growth.epsilon,
         watch,

@@ -23,9 +23,9 @@ from growpipe.analyser.choice.spending import Spending, spend
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import AnalysisOptions
-from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare
+from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare, trial_batch
 from growpipe.analyser.report import AddedCost, Analysis, AnalysisReport
-from growpipe.analyser.samples import Samples, check_mean_loss, collect, merged
+from growpipe.analyser.samples import Samples, check_mean_loss, collect, resized
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import growing
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
@@ -245,14 +245,17 @@ def _proposals(
 ) -> Proposals:
     trials = options.trials
     # No more at once than the loader gave: that is what there is memory for.
-    most = max(batch.samples for batch in samples.data)
+    largest = max(samples.data, key=lambda batch: batch.samples)
     return Proposals(
         subject,
         spectra,
         _scheme(options),
         options.growth.metric,
-        merged(itertools.chain(*samples.halves(trials.line_search_samples)), most),
-        merged(itertools.chain(*samples.halves(trials.step_samples)), most),
+        resized(itertools.chain(*samples.halves(trials.line_search_samples)), largest.samples),
+        resized(
+            itertools.chain(*samples.halves(trials.step_samples)),
+            trial_batch(subject.prepared.program, largest),
+        ),
         samples.halves(trials.ranking_samples),
         options.growth.epsilon,
         watch,

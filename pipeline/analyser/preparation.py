@@ -22,6 +22,7 @@ from growpipe.analyser.program.aten import RECURRENT, aten
 from growpipe.analyser.program.binding import bind_groups
 from growpipe.analyser.program.program import Program
 from growpipe.analyser.program.substitutes import PLAIN_ATTENTION
+from growpipe.analyser.samples import MicroBatch
 from growpipe.data.loader_items import to_device
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
@@ -33,7 +34,7 @@ from growpipe.torch_module.export import GrowthExport, export_growth_form, named
 from growpipe.torch_module.module_fit import ModuleFit, fit_module
 from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["Prepared", "Subject", "default_memory", "device_of", "functional", "prepare"]
+__all__ = ["Prepared", "Subject", "default_memory", "device_of", "functional", "prepare", "trial_batch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +290,19 @@ def default_memory(program: Program, inputs: Any, device: torch.device) -> int:
         device: where it runs.
     """
     return min(max(int(KEPT * program.footprint(inputs)), ALWAYS_KEPT), spare_memory(device))
+
+
+def trial_batch(program: Program, batch: MicroBatch) -> int:
+    """How many samples are tried at once by a network with two copies of every channel.
+
+    Half of a micro-batch, as that network holds twice as much; or all of it, if that is little anyway.
+
+    Args:
+        program: the bound program.
+        batch: a micro-batch of the usual size.
+    """
+    little = program.footprint(batch.inputs) <= ALWAYS_KEPT
+    return batch.samples if little else -(-batch.samples // 2)
 
 
 def spare_memory(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from growpipe.data.loader_items import as_tuple, described, joined_samples, leng
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.user_code import call_user_code
 
-__all__ = ["MicroBatch", "Samples", "check_mean_loss", "collect", "merged"]
+__all__ = ["MicroBatch", "Samples", "check_mean_loss", "collect", "resized"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +47,12 @@ class MicroBatch:
     def first(self, samples: int) -> MicroBatch:
         """Its first so many samples, or itself if it has no more."""
         return self if samples >= self.samples else self._part(0, samples)
+
+    def parts(self, most: int) -> list[MicroBatch]:
+        """Its samples in as few equal parts as have at most ``most`` each."""
+        count = -(-self.samples // most)
+        bounds = [round(k * self.samples / count) for k in range(count + 1)]
+        return [self] if count == 1 else [self._part(*bound) for bound in itertools.pairwise(bounds)]
 
     def joined(self, other: MicroBatch) -> MicroBatch | None:
         """The samples of both in one; None if they do not fit together."""
@@ -102,10 +108,10 @@ def _first(batches: Sequence[MicroBatch], samples: int) -> list[MicroBatch]:
     return [batch.first(samples - batch.start) for batch in batches if batch.start < samples]
 
 
-def merged(batches: Iterable[MicroBatch], most: int) -> list[MicroBatch]:
-    """The same samples in fewer micro-batches of at most ``most`` samples: a large one takes less time."""
+def resized(batches: Iterable[MicroBatch], most: int) -> list[MicroBatch]:
+    """The same samples in as few micro-batches as fit together, of at most ``most`` samples each."""
     found: list[MicroBatch] = []
-    for batch in batches:
+    for batch in itertools.chain.from_iterable(batch.parts(most) for batch in batches):
         one = found[-1].joined(batch) if found and found[-1].samples + batch.samples <= most else None
         if one is None:
             found.append(batch)

@@ -351,10 +351,10 @@ class SplittingProducts:
         """
         positions = self._positions or [1] * len(self.groups)
         work = [
-            count * group.width * (group.dimension + _ELEMENTWISE)
-            for count, group in zip(positions, self.groups, strict=True)
+            0 if i in self._flat else positions[i] * group.width * (group.dimension + _ELEMENTWISE)
+            for i, group in enumerate(self.groups)
         ]
-        return sum(work[i] * count for i, count in vectors.items()) / (BLOCK * sum(work))
+        return sum(work[i] * count for i, count in vectors.items()) / (BLOCK * sum(work) or 1)
 
     def _direction(self, position: int, vectors: Tensor) -> dict[str, Tensor]:
         """One vector per channel as tensors of the parameters' shapes."""

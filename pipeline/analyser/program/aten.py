@@ -41,7 +41,7 @@ SUMS_OVER_CHANNELS = (
 
 REINDEXING = {
     "_unsafe_view", "alias", "chunk", "clone", "contiguous", "detach", "expand", "flatten", "getitem",
-    "narrow", "permute", "repeat", "repeat_interleave", "reshape", "select", "slice", "split", 
+    "narrow", "permute", "repeat", "repeat_interleave", "reshape", "select", "slice", "split",
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view",
 }  # fmt: skip
 """By name what moves entries of its first argument, leaves out some of them or repeats them."""

@@ -15,8 +15,8 @@ on in one direction goes faster: its factor is taken to a power, which grows by 
 and falls to half if the group turns round, in the manner of Rprop (Riedmiller and Braun, 1993). A power above
 1 may raise the quadratic. No change of u_g is by more than a factor of `REACH`. If groups replace each other
 the minimum leaves most of them at no step at all, which overfits the few samples: the rounds end long before
-it. With four rounds of equal powers plans were worse on unseen samples, with ten of those they were as good as
-with these (``benchmarks/analyser/quality.py``).
+it. With four rounds of equal powers plans were worse on unseen samples, with ten of those they were as good
+as with these (``benchmarks/analyser/quality.py``).
 
 **Worth.** At these steps u* the worth of a group is the price of Aumann and Shapley (1974),
 

@@ -69,8 +69,8 @@ class Pace:
         self._times = [time.perf_counter()]
 
     def done(self, samples: float) -> None:
-        """Products over so many samples are done."""
-        if len(self._times) == 3:
+        """Products over so many samples are done. Those over 0 samples tell nothing: S was known to be 0."""
+        if len(self._times) == 3 or samples <= 0:
             return
         self._times.append(time.perf_counter())
         if len(self._times) == 3:

@@ -74,7 +74,7 @@ def test_the_pace_of_an_analysis_is_that_of_its_second_batch(monkeypatch: pytest
     monkeypatch.setattr(watch.time, "perf_counter", lambda: next(times))
     found: list[tuple[float, float]] = []
     pace = Pace(0.01, lambda product, metric: found.append((product, metric)))
-    for samples in (100, 100, 50, 50):
+    for samples in (100, 0, 100, 50, 0, 50):  # groups with S = 0 cost nothing and are no measure
         pace.done(samples)
     # Two seconds for a hundred samples of 0.01 s; three of the first five seconds went before the products.
     assert found == [(pytest.approx(2.0), pytest.approx(300.0))]

@@ -38,7 +38,7 @@ from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.graph_ops.plan.whole_factors import factor_splits
 from growpipe.parallel.processes import processes
 from growpipe.torch_module.export import GrowthExport, named_tensors
-from growpipe.torch_module.outputs import LossFunction, evaluation_mode, to_numpy
+from growpipe.torch_module.outputs import LossFunction, evaluation_mode, own_precision, to_numpy
 
 __all__ = ["analysis_of"]
 
@@ -75,6 +75,7 @@ def analysis_of(
         bar() if watch is None else nullcontext(watch) as seen,
         torch.inference_mode(False),
         torch.enable_grad(),
+        own_precision(),
         evaluation_mode(model),
         _tf32(options.spectra.tf32),
     ):

@@ -92,8 +92,8 @@ def prepare(
 
     Raises:
         NothingToSplit: no group is splittable, and no factors are asked for.
-        UsageError: the model cannot be exported, is of less than single precision, is not the one that was
-            exported, or cannot follow a factor.
+        UsageError: the model cannot be exported or differentiated, is of less than single precision, is not
+            the one that was exported, or cannot follow a factor.
         CheckFailed: a group is not found in the program.
     """
     dtype = _precision(model)
@@ -130,7 +130,16 @@ def prepare(
 
 
 def _precision(model: nn.Module) -> torch.dtype:
-    """The floating type of the parameters; UsageError if one is of less than single precision."""
+    """The floating type of the parameters.
+
+    Raises:
+        UsageError: a parameter is of less than single precision, or nothing can be differentiated by it.
+    """
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_inference():
+            raise UsageError(
+                f"{name!r} was made in torch.inference_mode, which forbids gradients; build the model outside"
+            )
     floating = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
     for name, dtype in floating.items():
         if dtype.itemsize < 4:

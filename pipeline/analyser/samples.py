@@ -15,6 +15,7 @@ from torch import Tensor
 from growpipe.analyser.options import MIN_SAMPLES
 from growpipe.data.loader_items import as_tuple, described, joined_samples, length_of, pairs, samples_of
 from growpipe.graph_ops.errors import CheckFailed, UsageError
+from growpipe.torch_module.outputs import to_autograd
 from growpipe.user_code import call_user_code
 
 __all__ = ["MicroBatch", "Samples", "check_mean_loss", "collect", "resized"]
@@ -123,6 +124,7 @@ def resized(batches: Iterable[MicroBatch], most: int) -> list[MicroBatch]:
 def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
+    value = to_autograd(value)
     return value.to(device=device, dtype=dtype) if value.is_floating_point() else value.to(device)
 
 

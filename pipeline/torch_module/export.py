@@ -22,13 +22,15 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
+import torch.utils._pytree as pytree
 from onnxscript.optimizer import fold_constants_ir
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups, Solution, solve
 from growpipe.torch_module.decompositions import LocallyDecomposed
-from growpipe.torch_module.outputs import to_numpy
+from growpipe.torch_module.outputs import own_precision, to_autograd, to_numpy
 
 __all__ = ["GrowthExport", "export_growth_form", "named_tensors", "wrapped_in"]
 
@@ -69,9 +71,18 @@ class GrowthExport:
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, detached; a tensor registered under two names is there twice."""
+    """Parameters and buffers by name, detached; a tensor registered under two names is there twice.
+
+    Raises:
+        UsageError: a lazy module has not seen an input yet.
+    """
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise UsageError(
+                f"{name!r} of a lazy module has no shape yet; call the model once on example inputs"
+            )
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
@@ -94,13 +105,14 @@ def export_growth_form(
 
     Args:
         model: in eval mode; it is not changed.
-        example_inputs: the positional inputs of ``forward``; tensors have the batch on axis 0.
+        example_inputs: the positional inputs of ``forward``; tensors, in any nest of containers, have the
+            batch on axis 0.
         input_names: names of the graph's inputs; by default those of ``forward``.
         output_names: names of the graph's outputs.
         dynamic_batch: leave axis 0 of every tensor input free (named ``batch``).
 
     Raises:
-        UsageError: the model is wrapped, in train mode, or cannot be exported.
+        UsageError: the model is wrapped, lazy, in train mode, or cannot be exported.
         CheckFailed: the exporter changed or lost a parameter.
     """
     inside = wrapped_in(model)
@@ -112,13 +124,15 @@ def export_growth_form(
             f"{training} is in train mode, which exports batch norm and dropout wrongly; call model.eval()"
         )
     _check_recurrent(model)
+    named_tensors(model)  # refuses a lazy module
+    example_inputs = pytree.tree_map(to_autograd, example_inputs)
     shapes = None
     if dynamic_batch:
         # torch.export takes a batch of 1 for a constant.
-        example_inputs = tuple(_at_least_two(value) for value in example_inputs)
-        batch = torch.export.Dim("batch", min=1)
-        shapes = tuple({0: batch} if isinstance(value, torch.Tensor) else None for value in example_inputs)
-    with _quiet_exporter():
+        example_inputs = pytree.tree_map(_at_least_two, example_inputs)
+        free = {0: torch.export.Dim("batch", min=1)}
+        shapes = pytree.tree_map(lambda v: free if isinstance(v, torch.Tensor) else None, example_inputs)
+    with _quiet_exporter(), own_precision():
         try:
             with torch.no_grad():
                 program = torch.export.export(model, example_inputs, dynamic_shapes=shapes)

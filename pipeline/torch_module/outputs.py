@@ -1,4 +1,4 @@
-"""What a module gives and holds: the tensors of its outputs, tensors as arrays, its loss, its mode."""
+"""What a module takes and gives: the tensors of its outputs, as arrays, its loss, its mode and precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from torch import nn
 
 from growpipe.graph_ops.arrays import AnyArray
 
-__all__ = ["LossFunction", "evaluation_mode", "filled", "output_tensors", "to_numpy", "to_torch"]
+__all__ = [
+    "LossFunction",
+    "evaluation_mode",
+    "filled",
+    "output_tensors",
+    "own_precision",
+    "to_autograd",
+    "to_numpy",
+    "to_torch",
+]
 
 LossFunction = Callable[[Any, Any], torch.Tensor]
 """``(output, target)`` to a scalar, the mean loss over the samples of a batch."""
@@ -71,6 +80,14 @@ def filled(template: Any, tensors: Iterable[torch.Tensor]) -> Any:
     return nested(template)
 
 
+def to_autograd(value: Any) -> Any:
+    """A tensor that was made in ``torch.inference_mode`` as one that autograd may keep; all else as it is."""
+    if isinstance(value, torch.Tensor) and value.is_inference():
+        with torch.inference_mode(False):
+            return value.clone()
+    return value
+
+
 def to_numpy(tensor: torch.Tensor) -> AnyArray:
     """The tensor's values; bfloat16 as ``ml_dtypes.bfloat16``, as onnx-ir has it."""
     tensor = tensor.detach().cpu().contiguous()
@@ -96,3 +113,10 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Every operator in the type of its inputs inside, whatever ``torch.autocast`` says outside."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield

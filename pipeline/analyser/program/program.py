@@ -22,9 +22,9 @@ from growpipe.analyser.program.captured import Captured, Recording
 from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, foldable_norms
 from growpipe.analyser.program.lifetimes import Schedule, last_uses
 from growpipe.analyser.program.substitutes import DIFFERENTIABLE, OVERRIDES
+from growpipe.analyser.program.user_inputs import UserInputs
 from growpipe.analyser.program.values import (
     contiguous,
-    innermost,
     leaf_of,
     sample_count,
     scalar_loss,
@@ -32,7 +32,6 @@ from growpipe.analyser.program.values import (
     takes_channels_last,
     tensors_in,
 )
-from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.torch_module.outputs import LossFunction
 
@@ -67,8 +66,6 @@ class Program:
         held = placeholders(program)
         self._state = {node: state[name] for node, name in held.items()}
         self.names = {node: (aliases or {}).get(name, name) for node, name in held.items()}
-        inputs = set(program.graph_signature.user_inputs)
-        self._inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name in inputs]
         (output,) = (node for node in graph.nodes if node.op == "output")
         wanted = set(program.graph_signature.user_outputs)
         self._outputs = [n for n in output.args[0] if isinstance(n, Node) and n.name in wanted]
@@ -77,6 +74,7 @@ class Program:
         self._out_spec = program.call_spec.out_spec
         self.lasting = {*self._outputs, *self.names}
         self._channels_last = takes_channels_last(self.nodes)
+        self._inputs = UserInputs(program, channels_last=self._channels_last)
         self._schedules: WeakKeyDictionary[Recording, Schedule] = WeakKeyDictionary()
 
     def recording(
@@ -96,17 +94,6 @@ class Program:
             frozenset(needed - self.names.keys()),
         )
 
-    def _arguments(self, inputs: Any) -> dict[Node, Any]:
-        leaves = pytree.tree_leaves(as_tuple(inputs))
-        if len(leaves) != len(self._inputs):
-            raise UsageError(
-                f"a batch has {len(leaves)} inputs, the model takes {len(self._inputs)}; batches must give "
-                f"(inputs, target) pairs"
-            )
-        if self._channels_last:
-            leaves = innermost(leaves)
-        return dict(zip(self._inputs, leaves, strict=True))
-
     def call(self, node: Node, read: Callable[[Node], Any]) -> Any:
         """The value of a node, from those of its arguments."""
         if node.op == "get_attr":
@@ -121,7 +108,7 @@ class Program:
 
     def start(self, inputs: Any) -> dict[Node, Any]:
         """What every run begins with: parameters, buffers and constants, and the inputs of a batch."""
-        return {**self._state, **self._arguments(inputs)}
+        return {**self._state, **self._inputs.of(inputs)}
 
     def _forward(self, values: dict[Node, Any]) -> Iterator[Node]:
         """Compute node after node into ``values``, which begin with state and inputs.
@@ -250,7 +237,7 @@ class Program:
         along: dict[Edge | Node, Tensor],
     ) -> tuple[Captured, Tensor]:
         """The forward pass of a recording; ``along`` gets what gradients are to be taken by."""
-        arguments = self._arguments(inputs)
+        arguments = self._inputs.of(inputs)
         values: dict[Node, Any] = {**self._state, **arguments}
         schedule = self._schedules.get(recording)
         if schedule is None:
@@ -306,7 +293,7 @@ class Program:
 
     def samples(self, inputs: Any) -> int:
         """The number of samples of a batch."""
-        return sample_count(self._arguments(inputs).values())
+        return sample_count(self._inputs.of(inputs).values())
 
     def folded_norms(self, wanted: Callable[[Node, Node], bool]) -> list[FoldedNorm]:
         """The normalisations in one with their producers, of those pairs that are wanted."""

@@ -242,6 +242,11 @@ def test_wrong_arguments(problem, options, message):
         (lambda model, x, y: (model.half(), x.half(), y), "'conv.weight' is float16"),
         (lambda model, x, y: (nn.DataParallel(model), x, y), r"DataParallel wraps the network.*its \.module"),
         (lambda model, x, y: (torch.compile(model), x, y), r"OptimizedModule wraps .*its \._orig_mod"),
+        (lambda model, x, y: (made_for_inference(model), x, y), r"made in torch\.inference_mode.*outside"),
+        (
+            lambda model, x, y: (nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), x, y),
+            r"'1.weight' of a lazy module has no shape yet; call the model once",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
@@ -255,13 +260,22 @@ def test_models_and_batches_that_do_not_do(problem, change, message):
     assert "\n" not in str(refusal.value)
 
 
-def test_gradients_are_taken_whatever_the_caller_has_turned_off(problem):
+def made_for_inference(model: nn.Module) -> nn.Module:
+    with torch.inference_mode():
+        return copy.deepcopy(model)
+
+
+def test_the_analysis_computes_as_always_whatever_the_caller_has_turned_on_or_off(problem):
     model, batches = problem
     expected = run(problem).content_hash
-    for off in (torch.no_grad, torch.inference_mode):
-        with off():
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
             assert run(problem).content_hash == expected
-            assert torch.is_inference_mode_enabled() == (off is torch.inference_mode)
+            assert torch.is_inference_mode_enabled() == isinstance(mode, torch.inference_mode)
+            assert torch.is_autocast_enabled("cpu") == isinstance(mode, torch.autocast)
+    with torch.inference_mode():
+        data = [(x.clone(), y.clone()) for x, y in batches]
+    assert run((model, data)).content_hash == expected
     alone = analyse(model, cross_entropy, batches, batches[0][0][:2])  # one input needs no tuple
     assert alone.content_hash == expected
 

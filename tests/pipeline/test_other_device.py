@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from growpipe import analyse, environment, export_growth_form, grow
-from growpipe.analyser.curvature.factors import Moment, Patches, added, root_of
+from growpipe.analyser.curvature.factors import root_of
+from growpipe.analyser.curvature.moments import Moment, Patches, added
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import prepare

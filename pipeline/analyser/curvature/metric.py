@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from growpipe.analyser.curvature.factors import Matrix, Moment, Patches, Root, added, restricted, root_of
+from growpipe.analyser.curvature.factors import Root, root_of
+from growpipe.analyser.curvature.moments import Matrix, Moment, Patches, added, restricted
 from growpipe.analyser.curvature.operator import SplittingProducts, join, split
 from growpipe.analyser.program.aten import CONVOLUTIONS, MATRIX_PRODUCTS, NORMS, aten
 from growpipe.analyser.program.binding import Block, BoundGroup

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from growpipe.analyser import analyse
-from growpipe.analyser.curvature.factors import Matrix, Patches, Restricted, added, restricted, root_of
+from growpipe.analyser.curvature.factors import root_of
 from growpipe.analyser.curvature.metric import FARTHEST
+from growpipe.analyser.curvature.moments import Matrix, Patches, Restricted, Sum, added, restricted
 from growpipe.graph_ops.errors import CheckFailed
 
 WIDE = {"dtype": torch.float64}
@@ -25,7 +26,7 @@ def test_a_root_is_one_of_the_damped_moment(count: int) -> None:
     rows = patches(count, 16)
     damping = torch.tensor(1e-3, **WIDE)
     moment = added(None, Patches(rows), math.inf)
-    assert isinstance(moment, Patches if count <= 8 else Matrix)
+    assert isinstance(moment, Patches if count <= 8 else Sum)
     root = root_of(moment, 10, damping, torch.float64)
     sigma = rows.T @ rows / 10 + 1e-3 * torch.eye(16, **WIDE)
     delta, other = patches(3, 16, 1), patches(3, 16, 2)
@@ -43,10 +44,10 @@ def test_moments_add_up_in_whatever_form() -> None:
     for part in parts:
         held = added(held, Patches(part), math.inf)
         kinds.append(type(held))
-    assert kinds == [Patches, Patches, Matrix, Matrix]
+    assert kinds == [Patches, Patches, Sum, Sum]
     rows = torch.cat(parts)
-    torch.testing.assert_close(held.values, rows.T @ rows)
-    torch.testing.assert_close(held.scaled(0.5).values, rows.T @ rows / 2)
+    torch.testing.assert_close(held.matrix().values, rows.T @ rows)
+    torch.testing.assert_close(held.scaled(0.5).matrix().values, rows.T @ rows / 2)
     torch.testing.assert_close(Patches(parts[2], 0.3).scaled(4.0).matrix().values,
                                4 * (parts[2].T @ parts[2] + 0.3 * torch.eye(16, **WIDE)))  # fmt: skip
 
@@ -81,7 +82,7 @@ def test_entries_that_are_always_zero_are_left_out_of_the_root(count: int, summe
     sigma = rows.T @ rows
     moment = restricted(Matrix(sigma)) if summed else added(None, restricted(Patches(rows)), math.inf)
     assert isinstance(moment, Restricted)
-    assert isinstance(moment.inner, Matrix if summed or count > 3 else Patches)
+    assert isinstance(moment.inner, Matrix if summed else Sum if count > 3 else Patches)
     torch.testing.assert_close(moment.matrix().values, sigma)
     torch.testing.assert_close(moment.mean(5), sigma.diagonal().mean() / 5)
     root = root_of(moment, 10, torch.tensor(1e-3, **WIDE), torch.float64)
@@ -92,7 +93,7 @@ def test_entries_that_are_always_zero_are_left_out_of_the_root(count: int, summe
     torch.testing.assert_close(white @ root.whitened(other).T, delta @ damped @ other.T)
     torch.testing.assert_close(root.raw(white), delta)
     torch.testing.assert_close(root.white(other) @ white.T, other @ delta.T)
-    if isinstance(moment.inner, Matrix):
+    if not isinstance(moment.inner, Patches):
         # The coordinates are those of the whole matrix: the processes of a run must agree on them.
         whole = root_of(Matrix(sigma), 10, torch.tensor(1e-3, **WIDE), torch.float64)
         torch.testing.assert_close(white, whole.whitened(delta))
@@ -117,7 +118,8 @@ def test_moments_without_some_entries_add_up(
     for part in parts:
         held = added(held, restricted(Patches(part)), math.inf)
     rows = torch.cat(parts)
-    assert isinstance(held, Patches if kind is Matrix and sum(counts) <= 2 else kind)
+    whole = Patches if sum(counts) <= 2 else (Matrix, Sum)
+    assert isinstance(held, whole if kind is Matrix else kind)
     torch.testing.assert_close(held.matrix().values, rows.T @ rows)
     torch.testing.assert_close(held.scaled(0.5).matrix().values, rows.T @ rows / 2)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,7 +194,7 @@ class GrowingMetric:
         rows = max(256, PATCHES // operator.total(len(operator)))
         limit = math.inf if operator.memory_limit is None else max(operator.memory_limit, LEAST_LIMIT)
         for index in range(self._measured, len(operator)):
-            for key, moment in _batch_moments(operator, operator.captured(index), rows, limit).items():
+            for key, moment in _batch_moments(operator, operator.captured(index), rows, limit):
                 self._sums[key] = added(self._sums.get(key), moment, limit)
         self._measured = len(operator)
         sums = self._everywhere(operator)
@@ -249,27 +249,26 @@ def _root(operator: SplittingProducts, i: int, j: int, moment: Moment, samples: 
 
 def _batch_moments(
     operator: SplittingProducts, batch: Captured, rows: int, limit: float
-) -> dict[tuple[int, int], Moment]:
+) -> Iterator[tuple[tuple[int, int], Moment]]:
     """Σ of every block, times the number of samples, from one batch."""
     program = operator.program
-    result: dict[tuple[int, int], Moment] = {}
-    with torch.no_grad():
-        for i, group in enumerate(operator.groups):
-            theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}
-            values = program.values_on_demand(group, batch, theta)
-            read = program.reader([group], batch, values)
-            for j, block in enumerate(group.blocks):
-                users = program.users(group, block.tensor)
-                share = batch.samples / len(users)
-                total: Moment | None = None
-                for user, weight in users:
+    for i, group in enumerate(operator.groups):
+        theta = {block.tensor: program.tensor(block.tensor) for block in group.blocks}
+        values = program.values_on_demand(group, batch, theta)
+        read = program.reader([group], batch, values)
+        for j, block in enumerate(group.blocks):
+            users = program.users(group, block.tensor)
+            share = batch.samples / len(users)
+            total: Moment | None = None
+            for user, weight in users:
+                with torch.no_grad():
                     moment = _moment(user, weight, block, read, rows)
                     if moment is None:
                         moment = _response(program, group, batch, block, user, values)
-                    total = added(total, moment.scaled(share), limit)
-                if total is not None:
-                    result[i, j] = total
-    return result
+                moment = moment.scaled(share)
+                total = moment if total is None else added(total, moment, limit)
+            if total is not None:
+                yield (i, j), total
 
 
 PATCHES = 16384

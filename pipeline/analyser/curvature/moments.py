@@ -92,6 +92,12 @@ class Sum:
             stripe[:, start:].diagonal().add_(patches.spread)
         return self
 
+    def with_sum(self, other: Sum) -> Sum:
+        """The sum of both; this one is used up."""
+        for own, more in zip(self.triangle.stripes, other.triangle.stripes, strict=True):
+            own.add_(more)
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class Patches:
@@ -249,6 +255,8 @@ def added(held: Moment | None, new: Moment, limit: float) -> Moment:
         held, new = new, held
     if isinstance(held, Sum) and isinstance(new, Patches):
         return held.with_patches(new)
+    if isinstance(held, Sum) and isinstance(new, Sum):
+        return held.with_sum(new)
     return Matrix(held.matrix().values + new.matrix().values)
 
 

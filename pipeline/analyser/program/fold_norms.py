@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, aten
 from growpipe.analyser.program.convolution import conv_nd
 
-__all__ = ["FROZEN", "FoldedNorm", "foldable_norms", "is_fixed", "scaled"]
+__all__ = ["FROZEN", "FoldedNorm", "FoldedNorms", "foldable_norms", "is_fixed", "scaled"]
 
 
 FROZEN: dict[Any, Callable[..., Tensor]] = dict.fromkeys(CONVOLUTIONS, partial(conv_nd, frozen=True))
@@ -106,6 +106,27 @@ class FoldedNorm:
         x, *rest = map_arg((self.made.args[0], *self.made.args[3:]), read)
         target: Callable[..., Any] = FROZEN.get(self.made.target, self.made.target)  # type: ignore[arg-type]
         return target(x, self.weight, self.offset, *rest)
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedNorms:
+    """The normalisations of a program in one with their producers, each scaled weight made once.
+
+    Attributes:
+        nodes: of the program.
+        state: its parameters, buffers and constants, which do not change.
+    """
+
+    nodes: Sequence[Node]
+    state: Mapping[Node, Any]
+    _made: dict[Node, FoldedNorm] = field(default_factory=dict, init=False, repr=False)
+
+    def without(self, recorded: AbstractSet[Node]) -> dict[Node, FoldedNorm]:
+        """By producer those that can be folded if the values of some nodes are wanted: `foldable_norms`."""
+        found = foldable_norms(self.nodes, self.state, recorded)
+        for made in found.keys() - self._made.keys():
+            self._made[made] = FoldedNorm.of(made, found[made], self.state)
+        return {made: self._made[made] for made in found}
 
 
 def scaled(weight: Tensor, factor: Tensor) -> Tensor:

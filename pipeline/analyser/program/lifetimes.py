@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import Node
 
 from growpipe.analyser.program.captured import Recording
-from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, foldable_norms, is_fixed
+from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, FoldedNorms, is_fixed
 
 __all__ = ["Schedule", "last_uses"]
 
@@ -47,20 +46,18 @@ class Schedule:
     frozen: frozenset[Node]
 
     @staticmethod
-    def of(
-        recording: Recording, nodes: Sequence[Node], state: Mapping[Node, Any], lasting: AbstractSet[Node]
-    ) -> Schedule:
-        """Of the nodes of a program, its state, and the nodes whose values are kept in any case."""
+    def of(recording: Recording, norms: FoldedNorms, lasting: AbstractSet[Node]) -> Schedule:
+        """Of the foldable normalisations of a program, and the nodes whose values are kept in any case."""
         consumed: dict[Node, list[Node]] = {}
         for consumer, source in recording.edges:
             consumed.setdefault(consumer, []).append(source)
         recorded = recording.constants | recording.inner
-        norms = foldable_norms(nodes, state, recorded | recording.slopes)
-        folded = {made: FoldedNorm.of(made, norm, state) for made, norm in norms.items()}
+        folded = norms.without(recorded | recording.slopes)
+        fixed = (n for n in norms.nodes if n.target in FROZEN and is_fixed(n.args[1:], norms.state))
         return Schedule(
             consumed,
-            last_uses(nodes, lasting | recorded),
+            last_uses(norms.nodes, lasting | recorded),
             folded,
             {one.norm: one for one in folded.values()},
-            frozenset(node for node in nodes if node.target in FROZEN and is_fixed(node.args[1:], state)),
+            frozenset(fixed),
         )

@@ -19,7 +19,7 @@ from growpipe.analyser.program.activations import Surrogate, is_kinked
 from growpipe.analyser.program.aten import RESHAPES
 from growpipe.analyser.program.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.program.captured import Captured, Recording
-from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, foldable_norms
+from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, FoldedNorms
 from growpipe.analyser.program.lifetimes import Schedule, last_uses
 from growpipe.analyser.program.substitutes import DIFFERENTIABLE, OVERRIDES
 from growpipe.analyser.program.user_inputs import UserInputs
@@ -75,6 +75,7 @@ class Program:
         self.lasting = {*self._outputs, *self.names}
         self._channels_last = takes_channels_last(self.nodes)
         self._inputs = UserInputs(program, channels_last=self._channels_last)
+        self._norms = FoldedNorms(self.nodes, self._state)
         self._schedules: WeakKeyDictionary[Recording, Schedule] = WeakKeyDictionary()
 
     def recording(
@@ -241,9 +242,7 @@ class Program:
         values: dict[Node, Any] = {**self._state, **arguments}
         schedule = self._schedules.get(recording)
         if schedule is None:
-            schedule = self._schedules[recording] = Schedule.of(
-                recording, self.nodes, self._state, self.lasting
-            )
+            schedule = self._schedules[recording] = Schedule.of(recording, self._norms, self.lasting)
         sizes: dict[Node, int] = {}
         for node in self.nodes:
             aliases: dict[Node, Tensor] = {}
@@ -297,8 +296,7 @@ class Program:
 
     def folded_norms(self, wanted: Callable[[Node, Node], bool]) -> list[FoldedNorm]:
         """The normalisations in one with their producers, of those pairs that are wanted."""
-        found = foldable_norms(self.nodes, self._state, frozenset())
-        return [FoldedNorm.of(made, norm, self._state) for made, norm in found.items() if wanted(made, norm)]
+        return [one for one in self._norms.without(frozenset()).values() if wanted(one.made, one.norm)]
 
     def is_state(self, nodes: Iterable[Node]) -> bool:
         """Whether all of them are parameters, buffers or constants, the same for every batch."""

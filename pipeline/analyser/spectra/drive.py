@@ -87,8 +87,7 @@ def random_starts(like: Iterable[Tensor], seed: int, block: int | None = None) -
     generator = torch.Generator().manual_seed(seed)
     leading = () if block is None else (block,)
     for v in like:
-        wide = torch.randn(*leading, *v.shape, generator=generator, dtype=torch.float64)
-        yield wide.to(device=v.device, dtype=v.dtype)
+        yield torch.randn(*leading, *v.shape, generator=generator, dtype=torch.float64).to(v)
 
 
 class Iteration(Protocol):
@@ -119,8 +118,10 @@ class Iteration(Protocol):
         """The result."""
 
 
-Apply = Callable[[dict[int, Tensor]], Mapping[int, Tensor]]
-"""S·v of some groups: by position [block, width, d] to [block, width, d], symmetric per channel."""
+Apply = Callable[[dict[int, Tensor]], Mapping[int, Tensor] | Iterable[tuple[int, Tensor]]]
+"""S·v of some groups: by position [block, width, d] to [block, width, d], symmetric per channel.
+
+As pairs the products are taken one after the other, so that they need not all be there at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,10 +200,10 @@ def drive(apply: Apply, runs: dict[int, Iteration], rule: StoppingRule) -> Extre
     spent = dict.fromkeys(runs, 0)
     steps = 0
     while runs:
-        products = dict(apply({i: run.current for i, run in runs.items()}))
+        products = apply({i: run.current for i, run in runs.items()})
         steps += 1
-        for i, run in list(runs.items()):
-            product = products.pop(i)
+        for i, product in products.items() if isinstance(products, Mapping) else products:
+            run = runs[i]
             if not torch.isfinite(product.sum()):
                 raise CheckFailed("a splitting-matrix product is not finite; check the data and the loss")
             spent[i] += len(product)

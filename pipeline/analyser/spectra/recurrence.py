@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,7 +76,8 @@ class Recurrence:
         if not bool((lengths[0] > 0).all() and torch.isfinite(lengths).all()):
             raise CheckFailed("a Lanczos start vector is zero or not finite")
         self._k = 0
-        self._basis = first.new_empty(0, width, d)
+        # Blocks are appended and never joined or written into: of so much memory there is no second copy.
+        self._blocks: tuple[Tensor, ...] = ()
         # Which vectors are there: where a Krylov space is exhausted its basis goes on with zeros.
         self._alive = torch.zeros(width, 0, dtype=torch.bool)
         self._t = torch.zeros(width, 0, 0, dtype=torch.float64)
@@ -84,6 +86,7 @@ class Recurrence:
         self._next: Tensor | None = first
         self._next_scale = lengths
         self._scale = torch.zeros(width, dtype=torch.float64)
+        self._dimension = d
         self._estimate: Estimate | None = None
 
     @property
@@ -92,23 +95,41 @@ class Recurrence:
         return self._k
 
     @property
-    def basis(self) -> Tensor:
-        """The vectors that S was applied to, and those of ``current``, [k + block, width, d]."""
-        if self._next is not None:
-            block, self._next = self._next, None
-            self._append(block, self._next_scale)
-        return self._basis
+    def first(self) -> Tensor:
+        """The first block, orthonormal per channel, [block, width, d]."""
+        return self._basis()[0]
 
     @property
     def current(self) -> Tensor:
-        return self.basis[self._k :]
+        basis = self._basis()
+        return basis[-1] if self._known() > self._k else basis[-1][:0]
+
+    @property
+    def residue(self) -> Tensor | None:
+        """What the last product has outside the basis; None if ``current`` was asked for, or is empty."""
+        return self._next
 
     @property
     def done(self) -> bool:
         return self._k == self.limit
 
-    def advance(self, product: Tensor) -> None:
-        """Take S times ``current``."""
+    def _known(self) -> int:
+        return sum(len(block) for block in self._blocks)
+
+    def _basis(self) -> tuple[Tensor, ...]:
+        """The vectors that S was applied to, and those of ``current``, in blocks of [block, width, d]."""
+        if self._next is not None:
+            block, self._next = self._next, None
+            self._append(block, self._next_scale)
+        return self._blocks
+
+    def advance(self, product: Tensor, last: bool = False) -> None:
+        """Take S times ``current``.
+
+        Args:
+            product: it.
+            last: whether no further product will be taken, so that nothing is kept for one.
+        """
         columns = self.project(product).double().cpu()
         k, filled = self._k, self._k + len(product)
         t = self._t.new_empty(len(columns), filled, filled)
@@ -117,37 +138,59 @@ class Recurrence:
         t[:, k:, :k] = columns[:, :k].mT
         t[:, k:, k:] = (columns[:, k:] + columns[:, k:].mT) / 2
         self._t, self._k, self._estimate = t, filled, None
-        lengths = torch.linalg.vector_norm(product, dim=2).double().cpu()
-        self._scale = torch.maximum(self._scale, lengths.amax(0))
-        residue = product - torch.einsum("cks,kcd->scd", columns.to(product), self._basis)
-        residue = residue - torch.einsum("cks,kcd->scd", self.project(residue), self._basis)
-        wide = residue.double()
-        # BᵀB: what a Ritz pair leaves over needs no more than that.
-        self._gram = torch.einsum("rcd,scd->crs", wide, wide).cpu()
-        self._next = residue[: self.limit - filled] if filled < self.limit else None
-        self._next_scale = self._scale.expand(len(residue), -1)
+        keeps = filled < self.limit and not last
+        residue = (
+            product.new_empty(min(len(product), self.limit - filled), *product.shape[1:]) if keeps else None
+        )
+        gram = self._t.new_empty(len(columns), len(product), len(product))
+        scale = self._scale.clone()
+        inside = columns.to(product)
+        for here in self._portions():
+            part = product[:, here]
+            lengths = torch.linalg.vector_norm(part, dim=2).double().cpu()
+            scale[here] = torch.maximum(scale[here], lengths.amax(0))
+            known = [block[:, here] for block in self._blocks]
+            part = _without(known, part, inside[here])
+            part = _without(known, part, _inside(known, part))
+            if residue is not None:
+                residue[:, here] = part[: len(residue)]
+            wide = part.double()
+            # BᵀB: what a Ritz pair leaves over needs no more than that.
+            gram[here] = torch.einsum("rcd,scd->crs", wide, wide).cpu()
+        self._gram, self._scale = gram, scale
+        self._next, self._next_scale = residue, scale.expand(len(product), -1)
+
+    def _portions(self) -> list[slice]:
+        """Some channels after the other: what is computed on the way is there for some only."""
+        width = len(self._t)
+        step = max(1, _PORTION // self._dimension)
+        return [slice(start, start + step) for start in range(0, width, step)]
 
     def _append(self, block: Tensor, scale: Tensor) -> None:
         """Orthonormalise the vectors of a block, and append them; those lost in rounding errors as zeros.
 
         Args:
-            block: [block, width, d].
+            block: [block, width, d]; changed in place unless it is the start.
             scale: of which size the errors are multiples, [block, width].
         """
-        known = len(self._basis)
-        basis = torch.cat([self._basis, block[: self.limit - known]])
-        alive = [self._alive]
-        for j in range(known, len(basis)):
-            vector = basis[j]
-            # The first of a later block has lost its part in the basis already, twice, when it was made.
-            for _ in range(2 if j > known else 0):
-                inside = torch.einsum("kcd,cd->kc", basis[:j], vector)
-                vector = vector - torch.einsum("kc,kcd->cd", inside, basis[:j])
-            unit, norm = normalised(vector)
-            there = norm.double().cpu() > 64 * torch.finfo(block.dtype).eps * scale[j - known]
-            basis[j] = torch.where(there.to(unit.device)[:, None], unit, torch.zeros_like(unit))
-            alive.append(there[:, None])
-        self._basis, self._alive = basis, torch.cat(alive, dim=1)
+        known = self._known()
+        new = block[: self.limit - known]
+        new = new.clone() if known == 0 else new
+        there = torch.empty(len(new), new.shape[1], dtype=torch.bool)
+        for here in self._portions():
+            earlier = [held[:, here] for held in self._blocks]
+            for j in range(len(new)):
+                vector = new[j : j + 1, here]
+                basis = [*earlier, new[:j, here]]
+                # The first of a later block has lost its part in the basis already, twice, when it was made.
+                for _ in range(2 if j else 0):
+                    vector = _without(basis, vector, _inside(basis, vector))
+                unit, norm = normalised(vector[0])
+                alive = norm.double().cpu() > 64 * torch.finfo(block.dtype).eps * scale[j, here]
+                new[j, here] = torch.where(alive.to(unit.device)[:, None], unit, torch.zeros_like(unit))
+                there[j, here] = alive
+        self._blocks += (new,)
+        self._alive = torch.cat([self._alive, there.T], dim=1)
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values [width, k], Ritz coordinates [width, k, k], error bounds of both ends [width, 2]."""
@@ -157,7 +200,7 @@ class Recurrence:
         mean = t.diagonal(dim1=1, dim2=2).sum(1) / alive.sum(1)
         t.diagonal(dim1=1, dim2=2)[~alive] = mean[:, None].expand(alive.shape)[~alive]
         values, coordinates = torch.linalg.eigh(t)
-        if k == self._basis.shape[2]:  # the Krylov space is the whole space
+        if k == self._dimension:  # the Krylov space is the whole space
             return values, coordinates, values.new_zeros(len(values), 2)
         size = self._gram.shape[1]
         last = coordinates[:, k - size :]
@@ -171,7 +214,7 @@ class Recurrence:
         return values, coordinates, torch.where(gap > ends, ends * ends / gap, ends)
 
     def project(self, covectors: Tensor) -> Tensor:
-        return torch.einsum("kcd,scd->cks", self.basis, covectors)
+        return _inside(self._basis(), covectors)
 
     def preview(self) -> Estimate:
         """Ritz values and coordinates of both ends, and their error bounds."""
@@ -206,8 +249,28 @@ class Recurrence:
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """Ritz vectors [width, d] from coordinates [width, k]."""
-        weights = coordinates.to(device=self._basis.device, dtype=self._basis.dtype)
-        return normalised(torch.einsum("ck,kcd->cd", weights, self._basis[: self._k]))[0]
+        weights = coordinates.to(device=self._blocks[0].device, dtype=self._blocks[0].dtype)
+        total = torch.zeros_like(self._blocks[0][0])
+        parts = weights.split([len(block) for block in self._blocks][: -(-self._k // self.block)], dim=1)
+        for part, block in zip(parts, self._blocks, strict=False):
+            total += torch.einsum("ck,kcd->cd", part, block)
+        return normalised(total)[0]
+
+
+_PORTION = 1 << 19
+"""About how many entries of a vector per channel are worked on at once."""
+
+
+def _inside(basis: Iterable[Tensor], covectors: Tensor) -> Tensor:
+    """Inner products of the vectors of some blocks [k, width, d] with [s, width, d]: [width, sum of k, s]."""
+    return torch.cat([torch.einsum("kcd,scd->cks", block, covectors) for block in basis], dim=1)
+
+
+def _without(basis: Sequence[Tensor], vectors: Tensor, inside: Tensor) -> Tensor:
+    """Vectors [s, width, d] less the given multiples, [width, sum of k, s], of those of some blocks."""
+    for block, part in zip(basis, inside.split([len(b) for b in basis], dim=1), strict=True):
+        vectors = vectors - torch.einsum("cks,kcd->scd", part, block)
+    return vectors
 
 
 def normalised(v: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,25 +23,7 @@ from torch import Tensor
 
 from growpipe.analyser.spectra.recurrence import Ends, Estimate, Recurrence
 
-__all__ = ["Completion", "FirstBlock", "Refinement"]
-
-
-@dataclass(frozen=True, eq=False)
-class FirstBlock:
-    """The products of one group's first block P over all data; [block, width, d] each.
-
-    Attributes:
-        product: S P.
-        contrast: (S₁ − S₂) P, for two disjoint halves of the data.
-    """
-
-    product: Tensor
-    contrast: Tensor
-
-    def along(self, v: Tensor) -> Completion:
-        """What completes products of the vectors v, [block, width, d]; none of the products is kept."""
-        product, contrast = (torch.einsum("kcd,scd->kcs", seen, v) for seen in (self.product, self.contrast))
-        return Completion(product, contrast)
+__all__ = ["Completion", "Refinement"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +73,19 @@ class Refinement:
     @property
     def first(self) -> Tensor:
         """The first block, orthonormal per channel, [block, width, d]."""
-        return self._lanczos.basis[: self._lanczos.block]
+        return self._lanczos.first
+
+    def completion(self, contrast: Tensor) -> Completion:
+        """What completes products of ``current`` with M; to be asked for when the first block was applied.
+
+        Args:
+            contrast: (S₁ − S₂) P, [block, width, d].
+        """
+        # S P less its part in P, to which ``current`` is orthogonal. It becomes ``current`` in place.
+        assert self._lanczos.residue is not None
+        product = self._lanczos.residue.clone()
+        inside, outside = (torch.einsum("kcd,scd->kcs", seen, self.current) for seen in (product, contrast))
+        return Completion(inside, outside)
 
     @property
     def tries(self) -> bool:
@@ -123,7 +117,7 @@ class Refinement:
         if self.tries:
             # It replaces its tensors and never writes into them: they need no copies.
             self._trial = copy.copy(self._lanczos)
-            self._trial.advance(product)
+            self._trial.advance(product, last=True)
         else:
             self._lanczos.advance(product)
             self._trial = None

@@ -7,7 +7,8 @@ processes of one run, and a run that was killed and goes on must choose alike, o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.spectra.dense import Columns
 from growpipe.analyser.spectra.drive import Extremes, Iteration, StoppingRule, drive
 from growpipe.analyser.spectra.recurrence import Estimate, Recurrence
-from growpipe.analyser.spectra.refinement import Completion, FirstBlock, Refinement
+from growpipe.analyser.spectra.refinement import Completion, Refinement
 from growpipe.graph_ops.arrays import FloatArray
 
 __all__ = ["Contrasts", "FloatArray", "Solution", "Start", "cheaper_solver", "counted_work", "solve"]
@@ -139,47 +140,77 @@ def solve(
         CheckFailed: a product is not finite.
     """
     vectors = iter(start.vectors)
-    solvers = _chosen(operator, start, options)
+    expected = _expected(operator, start, options)
+    solvers = _chosen(operator, expected, options)
     parts: list[Extremes] = []
     contrasts: Contrasts = ([], [])
-    for portion in _portions(operator):
+    for portion in _portions(operator, expected):
         own = {position: next(vectors) for position in portion}
         found, pairs = _Sweep(operator, metric, own, solvers, start.earlier, options).solution()
         for side, pair in zip(contrasts, zip(*pairs, strict=True), strict=True):
             side.extend(pair)
         parts.append(_in_parameters(metric, portion, found) if raw else found)
+        del found  # in whitened coordinates they are not wanted any more
         for position in portion:
             metric.release(position)
     return Solution(_joined(parts), contrasts, solvers)
 
 
-def _portions(operator: SplittingProducts) -> list[list[int]]:
+HELD = 2**28
+"""The bytes that the vectors of a portion may take in any case."""
+
+HELD_PER_PARAMETER = 2
+"""What they may take otherwise, in the memory of the tensors that are displaced: an analysis holds neither
+gradients of these nor an optimizer's moments of them, and a training step does."""
+
+PASSING = 6
+"""The vectors per channel beside a basis while products are computed: directions, and sums of two halves."""
+
+
+def _portions(operator: SplittingProducts, expected: Sequence[int]) -> list[list[int]]:
     """The positions of the groups that are solved together.
 
-    If products compute anything of a micro-batch again, all groups share that work, and are one portion.
-    Else no portion has more entries than the largest group.
+    If all micro-batches are kept, no portion has more entries than the largest group. Otherwise every portion
+    computes again what is not kept. Then the vectors of a portion take no more than `HELD` bytes, or
+    `HELD_PER_PARAMETER` times the displaced tensors if that is more.
+
+    Args:
+        operator: S.
+        expected: by group how many products Lanczos will need.
     """
-    if not operator.keeps_all:
-        return [list(range(len(operator.groups)))]
-    most = max(group.entries for group in operator.groups)
+    entries = [group.entries for group in operator.groups]
+    if operator.keeps_all:
+        return _filled(entries, max(entries))
+    displaced = {block.tensor: math.prod(block.shape) for group in operator.groups for block in group.blocks}
+    size = operator.program.tensor(next(iter(displaced))).element_size()
+    held = max(HELD // size, HELD_PER_PARAMETER * sum(displaced.values()))
+    vectors = [min(group.dimension, count) for group, count in zip(operator.groups, expected, strict=True)]
+    return _filled([e * (count + PASSING) for e, count in zip(entries, vectors, strict=True)], held)
+
+
+def _filled(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Neighbours together, as long as their sizes are no more than ``most``."""
     portions: list[list[int]] = []
     left = 0
-    for position, group in enumerate(operator.groups):
-        if group.entries > left:
+    for position, size in enumerate(sizes):
+        if size > left or not portions:
             portions.append([])
             left = most
         portions[-1].append(position)
-        left -= group.entries
+        left -= size
     return portions
 
 
-def _chosen(operator: SplittingProducts, start: Start, options: SpectraOptions) -> list[str]:
-    """By group the solver."""
-    count = len(operator.groups)
-    if options.solver != "auto":
-        return [options.solver] * count
+def _expected(operator: SplittingProducts, start: Start, options: SpectraOptions) -> Sequence[int]:
+    """By group how many products Lanczos will need."""
     cold = PRODUCTS_TO_NOISE if options.noise_share > 0 else PRODUCTS_TO_TOLERANCE
-    expected = start.products or [cold] * count
+    return start.products or [cold] * len(operator.groups)
+
+
+def _chosen(operator: SplittingProducts, expected: Sequence[int], options: SpectraOptions) -> list[str]:
+    """By group the solver."""
+    if options.solver != "auto":
+        return [options.solver] * len(operator.groups)
     counted = zip(operator.groups, operator.work(), expected, strict=True)
     return [cheaper_solver(group.dimension, work, products) for group, work, products in counted]
 
@@ -221,7 +252,6 @@ class _Sweep:
         self._operator, self._metric, self._options = operator, metric, options
         self._earlier = earlier
         self._differences: dict[int, list[Tensor]] = {i: [] for i in start}
-        self._first: dict[int, FirstBlock] = {}
         self._completions: dict[int, Completion] = {}
         self._runs: dict[int, Iteration] = {}
         for i in list(start):
@@ -244,46 +274,36 @@ class _Sweep:
         ]
         return extremes, pairs
 
-    def _apply(self, vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def _apply(self, vectors: dict[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
         """S·v, or that of the earlier set for the groups that try it."""
-        tried = {
-            i: v for i, v in vectors.items() if isinstance(run := self._runs[i], Refinement) and run.tries
-        }
-        whole = {i: v for i, v in vectors.items() if i not in tried}
-        for i, v in tried.items():  # before any product, which is when memory is short
-            self._completions[i] = self._first.pop(i).along(v)
-        return self._products(None, whole) | self._products(self._earlier, tried)
+        tries = [i for i in vectors if isinstance(run := self._runs[i], Refinement) and run.tries]
+        tried = {i: vectors.pop(i) for i in tries}
+        yield from self._products(None, vectors)
+        yield from self._products(self._earlier, tried)
 
-    def _products(self, batches: int | None, vectors: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Products over the first ``batches`` micro-batches, or all; those of a tried block are completed."""
+    def _products(self, batches: int | None, vectors: dict[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Products over the first ``batches`` micro-batches, or all; those of a tried block are completed.
+
+        What one group has is used and freed before the next one's turn. The vectors are used up.
+        """
         if not vectors:
-            return {}
-        products: dict[int, Tensor] = {}
-        results = self._operator.apply_halves(
-            ((i, self._metric.raw(i, v)) for i, v in vectors.items()), batches
-        )
-        for i in vectors:
+            return
+        own = ((i, self._metric.raw(i, vectors.pop(i))) for i in list(vectors))
+        results = self._operator.apply_halves(own, batches)
+        for i in list(results[0]):
             product, contrast = (self._metric.white(i, part.pop(i)) for part in results)
             run = self._runs[i]
-            if isinstance(run, Refinement):
-                product, contrast = self._refined(i, run, product, contrast)
+            begins = isinstance(run, Refinement) and run.applied == 0
+            if isinstance(run, Refinement) and run.tries:
+                product, contrast = self._completions.pop(i).complete(run.first, product, contrast)
+            elif isinstance(run, Refinement):
+                # The columns of a tried block go.
+                del self._differences[i][run.applied :]
             self._differences[i].extend(run.project(contrast).double().cpu().unbind(2))
-            products[i] = product
-        return products
-
-    def _refined(
-        self, position: int, run: Refinement, product: Tensor, contrast: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What a refinement makes of a product: it remembers the first block, and completes a tried one."""
-        if run.tries:
-            return self._completions.pop(position).complete(run.first, product, contrast)
-        if run.applied == 0:
-            self._first[position] = FirstBlock(product, contrast)
-        else:
-            self._first.pop(position, None)
-            # The columns of the tried block go.
-            del self._differences[position][run.applied :]
-        return product, contrast
+            yield i, product
+            del product
+            if isinstance(run, Refinement) and begins and run.tries:
+                self._completions[i] = run.completion(contrast)
 
     def _noise(self, position: int, known: Estimate) -> float:
         run = self._runs[position]

@@ -254,13 +254,18 @@ def _start_vectors(
     """
     ends.reverse()
     # Random weights rather than random whitened ones: they see what the inputs mostly are.
-    for position, weights in enumerate(random_starts(operator.zeros(), seed, BLOCK)):
-        vectors = metric.whitened(position, weights)
-        if ends:
-            old = ends.pop()
-            _start_from(vectors, metric.whitened(position, old.minus), metric.whitened(position, old.plus))
-        metric.settle(position)
-        yield vectors
+    weights = random_starts(operator.zeros(), seed, BLOCK)
+    for position in range(len(operator.groups)):
+        yield _start_vector(metric, position, next(weights), ends.pop() if ends else None)
+
+
+def _start_vector(metric: Metric, position: int, weights: Tensor, old: Ends | None) -> Tensor:
+    """The start vectors of one group, see `_start_vectors`."""
+    vectors = metric.whitened(position, weights)
+    if old is not None:
+        _start_from(vectors, metric.whitened(position, old.minus), metric.whitened(position, old.plus))
+    metric.settle(position)
+    return vectors
 
 
 def _spectra(

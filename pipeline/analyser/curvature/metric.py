@@ -27,7 +27,7 @@ from torch.fx import Node
 
 from growpipe.analyser.curvature.factors import Root, root_of
 from growpipe.analyser.curvature.moments import Matrix, Moment, Patches, added, restricted
-from growpipe.analyser.curvature.operator import SplittingProducts, join, split
+from growpipe.analyser.curvature.operator import SplittingProducts, split
 from growpipe.analyser.program.aten import CONVOLUTIONS, MATRIX_PRODUCTS, NORMS, aten
 from growpipe.analyser.program.binding import Block, BoundGroup
 from growpipe.analyser.program.captured import Captured
@@ -141,13 +141,15 @@ class InputMetric(Metric):
         return self._blockwise(position, covectors, "white")
 
     def _blockwise(self, position: int, vectors: Tensor, change: str) -> Tensor:
-        group = self.groups[position]
-        parts = []
+        changed = torch.empty_like(vectors, memory_format=torch.contiguous_format)
+        group, start = self.groups[position], 0
         for root, part in zip(self.roots(position), split(group, vectors), strict=True):
             # Several entries per channel see the same inputs: Σ is one block repeated.
             entries = part.unflatten(-1, (-1, root.dimension))
-            parts.append(getattr(root, change)(entries).reshape(part.shape))
-        return join(parts)
+            stop = start + part.shape[-1]
+            changed[..., start:stop] = getattr(root, change)(entries).flatten(-2)
+            start = stop
+        return changed
 
 
 def _entries(block: Block) -> int:

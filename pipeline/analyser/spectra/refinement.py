@@ -38,19 +38,23 @@ class Completion:
     product: Tensor
     contrast: Tensor
 
-    def complete(self, first: Tensor, product: Tensor, contrast: Tensor) -> tuple[Tensor, Tensor]:
-        """M v, and likewise for S₁ − S₂: what of a product lies in P is that of all data.
+    def of_product(self, first: Tensor, product: Tensor) -> Tensor:
+        """M v: what of a product lies in P is that of all data.
 
         Args:
             first: P, orthonormal per channel, [block, width, d].
             product: S' v, [block, width, d].
-            contrast: (S'₁ − S'₂) v, [block, width, d].
         """
-        results = []
-        for inside, partial in ((self.product, product), (self.contrast, contrast)):
-            missing = inside - torch.einsum("kcd,scd->kcs", first, partial)
-            results.append(partial + torch.einsum("kcs,kcd->scd", missing, first))
-        return results[0], results[1]
+        return _completed(first, self.product, product)
+
+    def of_contrast(self, first: Tensor, contrast: Tensor) -> Tensor:
+        """The same of (S'₁ − S'₂) v, [block, width, d]."""
+        return _completed(first, self.contrast, contrast)
+
+
+def _completed(first: Tensor, inside: Tensor, partial: Tensor) -> Tensor:
+    missing = inside - torch.einsum("kcd,scd->kcs", first, partial)
+    return partial + torch.einsum("kcs,kcd->scd", missing, first)
 
 
 class Refinement:

@@ -21,6 +21,7 @@ from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.spectra.dense import Columns
 from growpipe.analyser.spectra.drive import Extremes, Iteration, StoppingRule, drive
+from growpipe.analyser.spectra.freed import give_back
 from growpipe.analyser.spectra.recurrence import Estimate, Recurrence
 from growpipe.analyser.spectra.refinement import Completion, Refinement
 from growpipe.graph_ops.arrays import FloatArray
@@ -289,17 +290,25 @@ class _Sweep:
         if not vectors:
             return
         own = ((i, self._metric.raw(i, vectors.pop(i))) for i in list(vectors))
+        give_back()
         results = self._operator.apply_halves(own, batches)
+        give_back()
         for i in list(results[0]):
-            product, contrast = (self._metric.white(i, part.pop(i)) for part in results)
             run = self._runs[i]
             begins = isinstance(run, Refinement) and run.applied == 0
-            if isinstance(run, Refinement) and run.tries:
-                product, contrast = self._completions.pop(i).complete(run.first, product, contrast)
+            known = self._completions.pop(i, None)
+            contrast = self._metric.white(i, results[1].pop(i))
+            if isinstance(run, Refinement) and known is not None:
+                contrast = known.of_contrast(run.first, contrast)
             elif isinstance(run, Refinement):
                 # The columns of a tried block go.
                 del self._differences[i][run.applied :]
             self._differences[i].extend(run.project(contrast).double().cpu().unbind(2))
+            if not begins:
+                del contrast
+            product = self._metric.white(i, results[0].pop(i))
+            if isinstance(run, Refinement) and known is not None:
+                product = known.of_product(run.first, product)
             yield i, product
             del product
             if isinstance(run, Refinement) and begins and run.tries:

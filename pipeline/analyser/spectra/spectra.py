@@ -254,7 +254,10 @@ def _start_vectors(
     """
     ends.reverse()
     # Random weights rather than random whitened ones: they see what the inputs mostly are.
-    weights = random_starts(operator.zeros(), seed, BLOCK)
+    tensors = [operator.program.tensor(group.blocks[0].tensor) for group in operator.groups]
+    shapes = [(group.width, group.dimension) for group in operator.groups]
+    likes = (tensor.new_empty(()).expand(shape) for tensor, shape in zip(tensors, shapes, strict=True))
+    weights = random_starts(likes, seed, BLOCK)
     for position in range(len(operator.groups)):
         yield _start_vector(metric, position, next(weights), ends.pop() if ends else None)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -39,12 +40,12 @@ from growpipe.analyser.curvature.bends import (
 )
 from growpipe.analyser.curvature.closed_form import JOINTLY_LINEAR, LINEAR
 from growpipe.analyser.curvature.linearised import Linearised
-from growpipe.analyser.curvature.pairs import PairForm, find_pairs
 from growpipe.analyser.program.activations import ACTIVATIONS
 from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, REINDEXING, aten, operator_name
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
+from growpipe.analyser.program.values import storage_of, tensors_in
 
 __all__ = ["Bends", "BentPath", "PathProducts", "bends_of", "path_products", "producer_inputs"]
 
@@ -64,8 +65,8 @@ _FILLING: dict[str, tuple[int, tuple[float, ...]]] = {
     "masked_fill": (2, (0.0,)),
     "pad": (3, ()),
 }
-PathProducts: TypeAlias = "BentPath | Linearised | PairForm"
-"""S·v of a group that is no chain, over one micro-batch."""
+PathProducts: TypeAlias = "BentPath | Linearised"
+"""S·v of a group without a closed form, over one micro-batch."""
 
 _SOFTMAX = {"_softmax", "softmax"}
 _SELECTING = {"amax", "max_pool1d", "max_pool3d"}
@@ -138,12 +139,10 @@ def _is_linear(node: Node, varying: Sequence[Node], group: BoundGroup) -> bool:
 def path_products(
     program: Program, captured: Captured, group: BoundGroup, bends: Bends | None
 ) -> PathProducts:
-    """S·v of a group that is no chain: by its bends, or by automatic differentiation if those are unknown."""
+    """S·v of a group without a closed form: by its bends, or by autograd if those are unknown."""
     if bends is None:
         return Linearised.of(program, captured, group)
-    pairs = find_pairs(program, group, bends.sources)
-    form = None if pairs is None else PairForm.of(program, captured, pairs)
-    return BentPath.of(program, captured, group, bends) if form is None else form
+    return BentPath.of(program, captured, group, bends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,13 +195,20 @@ class BentPath:
             selected = {node: _selected(node, values) for node in pools}
         return BentPath(program, group, bends.needed, captured, rules, selected)
 
-    def product(self, direction: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-        """S·v by name, of the tensors' shapes; what is absent is zero.
+    @cached_property
+    def nbytes(self) -> int:
+        """Its memory besides what the batch leaves constant."""
+        given = {storage_of(t) for t in tensors_in([self.captured.constants, self.captured.gradients])}
+        own: dict[int, int] = {}
+        for rule in [*(rule for _, rule in self.bends.values()), *self.selected.values()]:
+            # The graph of an operator holds about as much again as its values.
+            times = 2 if isinstance(rule, Smooth) else 1
+            held = tensors_in([rule] if isinstance(rule, Tensor) else list(vars(rule).values()))
+            own.update({storage_of(t): times * t.untyped_storage().nbytes() for t in held})
+        return sum(size for place, size in own.items() if place not in given)
 
-        Args:
-            direction: v, by name.
-            keep: whether there will be further products.
-        """
+    def product(self, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """S·v by name, of the tensors' shapes, from v by name; what is absent is zero."""
         if not self.bends:
             return {}
         leaves = {name: v.detach().requires_grad_() for name, v in direction.items()}

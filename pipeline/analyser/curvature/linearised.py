@@ -22,10 +22,13 @@ class Linearised:
     Attributes:
         theta: the group's displaced tensors, by name.
         gradients: ∇_θ by name; without a graph where it does not depend on θ.
+        nbytes: about its memory besides what the batch leaves constant: as much again for the forward and
+            for the backward run.
     """
 
     theta: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
+    nbytes: int
 
     @staticmethod
     def of(program: Program, batch: Captured, group: BoundGroup) -> Linearised:
@@ -41,15 +44,10 @@ class Linearised:
             name: torch.zeros_like(theta[name]) if gradient is None else gradient
             for name, gradient in zip(names, gradients, strict=True)
         }
-        return Linearised(theta, filled)
+        return Linearised(theta, filled, 2 * batch.nbytes)
 
-    def product(self, direction: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-        """S·v by name, of the tensors' shapes; what is absent is zero.
-
-        Args:
-            direction: v, by name.
-            keep: whether there will be further products.
-        """
+    def product(self, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """S·v by name, of the tensors' shapes, from v by name; what is absent is zero."""
         live = [(g, direction[name]) for name, g in self.gradients.items() if g.requires_grad]
         if not live:
             return {}
@@ -57,7 +55,7 @@ class Linearised:
             [g for g, _ in live],
             list(self.theta.values()),
             [v for _, v in live],
-            retain_graph=keep,
+            retain_graph=True,
             allow_unused=True,
         )
         return {name: r for name, r in zip(self.theta, results, strict=True) if r is not None}

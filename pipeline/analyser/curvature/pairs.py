@@ -24,7 +24,7 @@ from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
 
-__all__ = ["PairForm", "Pairs", "find_pairs"]
+__all__ = ["Heads", "PairForm", "Pairs", "find_pairs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class _Side:
         ordered = torch.arange(samples * length, device=x.device).reshape(samples, 1, length, 1)
         table = channels[0, :, 0]
         if bool((places == ordered).all()) and bool((channels == table[None, :, None]).all()):
-            return table
+            return table.clone()  # the table alone, without what it is a part of
         return None
 
     def _moved(self, program: Program, captured: Captured, entries: Tensor) -> Tensor:
@@ -144,56 +144,80 @@ def _side(program: Program, group: BoundGroup, node: Node) -> _Side | None:
 
 
 @dataclass(frozen=True, eq=False)
+class Heads:
+    """Which channels of queries and keys every head has; the same for all batches of one shape.
+
+    Attributes:
+        query: the channels of the queries, int64 [heads, channels of a head].
+        key: those of the keys.
+    """
+
+    query: Tensor
+    key: Tensor
+
+    @staticmethod
+    def of(program: Program, captured: Captured, pairs: Pairs) -> Heads | None:
+        """From what a batch leaves constant; None if heads mix, or the bends of the path take less."""
+        scores = _scores_gradient(captured, pairs)
+        if scores.ndim != 4:
+            return None
+        x, y = (side.inputs(program, captured) for side in (pairs.query, pairs.key))
+        if scores.shape[1] * x.shape[-1] * y.shape[-1] > scores.numel() + x.numel() + y.numel():
+            return None
+        with torch.no_grad():
+            query = pairs.query.channels(program, captured, key=False)
+            key = pairs.key.channels(program, captured, key=True)
+        return None if query is None or key is None else Heads(query, key)
+
+
+def _scores_gradient(captured: Captured, pairs: Pairs) -> Tensor:
+    """s̄, the gradient of the loss by the scores."""
+    first, *others = (captured.gradients[edge] for edge in pairs.group.edges)
+    return sum(others, first)
+
+
+@dataclass(frozen=True, eq=False)
 class PairForm:
     """What S·v of queries and keys needs from one batch.
 
     Attributes:
         pairs: the group.
         moments: M, [heads, d, d'].
-        query: the channels of the queries, int64 [heads, channels of a head].
-        key: those of the keys.
+        heads: the channels of every head.
     """
 
     pairs: Pairs
     moments: Tensor
-    query: Tensor
-    key: Tensor
+    heads: Heads
 
     @staticmethod
-    def of(program: Program, captured: Captured, pairs: Pairs) -> PairForm | None:
-        """From what a batch leaves constant; None if the bends of the path take less, or heads mix."""
-        edges = [edge for edge in pairs.group.edges if edge[1] is pairs.scores]
-        gradient = captured.gradients[edges[0]]
-        for edge in edges[1:]:
-            gradient = gradient + captured.gradients[edge]
-        if gradient.ndim != 4:
-            return None
+    def of(program: Program, captured: Captured, pairs: Pairs, heads: Heads) -> PairForm:
+        """From what a batch leaves constant."""
+        gradient = _scores_gradient(captured, pairs)
         x, y = (side.inputs(program, captured) for side in (pairs.query, pairs.key))
-        samples, heads, length, other = gradient.shape
-        if heads * x.shape[-1] * y.shape[-1] > gradient.numel() + x.numel() + y.numel():
-            return None
+        samples, count, length, other = gradient.shape
         with torch.no_grad():
-            query = pairs.query.channels(program, captured, key=False)
-            key = pairs.key.channels(program, captured, key=True)
-            if query is None or key is None:
-                return None
             x, y = x.reshape(samples * length, -1), y.reshape(samples, other, -1)
-            moments = torch.stack([x.mT @ (gradient[:, h] @ y).flatten(0, 1) for h in range(heads)])
-        return PairForm(pairs, moments, query, key)
+            moments = torch.stack([x.mT @ (gradient[:, h] @ y).flatten(0, 1) for h in range(count)])
+        return PairForm(pairs, moments, heads)
 
-    def product(self, direction: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-        """S·v by name, of the tensors' shapes; what is absent is zero.
+    def cast(self, dtype: torch.dtype) -> PairForm:
+        """This form: it is small, and stays in its type."""
+        return self
 
-        Args:
-            direction: v, by name.
-            keep: whether there will be further products.
-        """
-        query, key = self.pairs.query, self.pairs.key
+    @property
+    def nbytes(self) -> int:
+        """The memory of the moments; the heads are the same for all batches."""
+        return self.moments.nbytes
+
+    def product(self, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """S·v by name, of the tensors' shapes, from v by name."""
+        query, key, heads = self.pairs.query, self.pairs.key, self.heads
         with torch.no_grad():
             result = {name: torch.zeros_like(v) for name, v in direction.items()}
-            w = query.rows(direction[query.tensor])[self.query]
-            v = key.rows(direction[key.tensor])[self.key]
-            sides = (query, self.query, v @ self.moments.mT), (key, self.key, w @ self.moments)
+            w = query.rows(direction[query.tensor])[heads.query]
+            v = key.rows(direction[key.tensor])[heads.key]
+            sides = (query, heads.query, v @ self.moments.mT), (key, heads.key, w @ self.moments)
             for side, rows, made in sides:
                 side.rows(result[side.tensor]).index_add_(0, rows.flatten(), made.flatten(0, 1))
         return result

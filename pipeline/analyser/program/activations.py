@@ -142,7 +142,16 @@ _INVERSE_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 
 
 def _density(u: Tensor) -> Tensor:
-    return _INVERSE_SQRT_2PI * torch.exp(-0.5 * u * u)
+    return (u * u).mul_(-0.5).exp_().mul_(_INVERSE_SQRT_2PI)
+
+
+def _gelu_first(u: Tensor) -> Tensor:
+    below = (u / math.sqrt(2.0)).erf_().add_(1).mul_(0.5)
+    return below.add_(_density(u).mul_(u))
+
+
+def _gelu_second(u: Tensor, _: Surrogate) -> Tensor:
+    return (u * u).neg_().add_(2).mul_(_density(u))
 
 
 def _silu_first(u: Tensor) -> Tensor:
@@ -197,11 +206,7 @@ def _tanh_gelu_second(u: Tensor, _: Surrogate) -> Tensor:
 SILU = Activation(torch.nn.functional.silu, _silu_first, _silu_second, _silu_both)
 SIGMOID = Activation(torch.sigmoid, _sigmoid_first, _sigmoid_second)
 TANH = Activation(torch.tanh, lambda u: 1 - torch.tanh(u) ** 2, _tanh_second)
-GELU = Activation(
-    torch.nn.functional.gelu,
-    lambda u: 0.5 * (1 + torch.erf(u / math.sqrt(2.0))) + u * _density(u),
-    lambda u, _: (2 - u * u) * _density(u),
-)
+GELU = Activation(torch.nn.functional.gelu, _gelu_first, _gelu_second)
 TANH_GELU = Activation(
     lambda u: torch.nn.functional.gelu(u, approximate="tanh"), _tanh_gelu_first, _tanh_gelu_second
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +54,22 @@ class Captured:
     slopes: dict[Node, Tensor]
     inner: dict[Node, Tensor]
     sizes: Mapping[Node, int]
+
+    def only(self, constants: AbstractSet[Node], edges: AbstractSet[Edge]) -> Captured:
+        """The same with some of the constants and edge gradients, as far as they are there."""
+        return replace(
+            self,
+            constants={node: value for node, value in self.constants.items() if node in constants},
+            gradients={edge: value for edge, value in self.gradients.items() if edge in edges},
+        )
+
+    def without_memory(self) -> Captured:
+        """The same with constants that have their shapes and types alone; for one without gradients."""
+
+        def bare(value: Any) -> Any:
+            return value.to("meta") if isinstance(value, Tensor) else value
+
+        return replace(self, constants={node: bare(value) for node, value in self.constants.items()})
 
     def cast(self, dtype: torch.dtype) -> Captured:
         """The same with floating constants and edge gradients in the given type."""

@@ -163,7 +163,9 @@ def test_attention_equals_double_backward(kind: str, heads: int | None, displace
         for product, reference in zip(found.apply(start), expected, strict=True):
             scale = float(reference.abs().max())
             torch.testing.assert_close(product, reference, rtol=1e-10, atol=1e-10 * scale + 1e-16)
-    assert not [group.name for i, group in enumerate(found.groups) if found._bends.get(i, group) is None]
+    assert not [
+        group.name for i, group in enumerate(found.groups) if found._visits.bends.get(i, group) is None
+    ]
 
 
 def test_nothing_is_kept_or_computed_for_channels_that_are_linear() -> None:
@@ -175,7 +177,7 @@ def test_nothing_is_kept_or_computed_for_channels_that_are_linear() -> None:
     operator.add((x,), y, functional.cross_entropy)
     (values,) = (i for i, group in enumerate(operator.groups) if group.name == "v.weight")
     # Values are averaged by probabilities, which the analysis of other groups makes on its own.
-    recorded = operator._recording(range(len(operator.groups)))
+    recorded = operator._visits.recording(range(len(operator.groups)))
     assert "softmax" in {str(node) for node in operator.groups[0].path}
     assert "softmax" not in {str(node) for node in recorded.constants}
     whole, difference = operator.apply_halves({values: random_start(operator.zeros(), 0)[values][None]})

@@ -79,6 +79,34 @@ def test_what_is_kept_between_products_is_within_the_limit(name, limit):
         assert operator.kept_bytes == 0
 
 
+def test_the_groups_at_hand_take_the_place_of_the_others(monkeypatch):
+    """Too little for all groups: no pass over the program is made again once a group has all the room."""
+    case = build("attention")
+    every = range(len(case.operator.groups))
+    vectors = dict(zip(every, random_start(case.operator.zeros(), 0), strict=True))
+    expected = case.operator.apply(list(vectors.values()))
+    visits, batches = case.operator._visits, case.operator._batches
+    heads = next(i for i in visits.bends if i not in visits.flat)
+    own = sum(visits.only(batch.kept, {heads}).nbytes for batch in batches)
+    limit = int(1.1 * own)
+    assert limit < case.operator.kept_bytes
+    operator = case.operator_of(memory_limit=limit)
+    passes = []
+    capture = operator.program.capture
+    monkeypatch.setattr(operator.program, "capture", lambda *a, **k: passes.append(a) or capture(*a, **k))
+    wanted: list[set[int]] = [set(every), {heads}, {heads}, {heads}, set(every), set(every)]
+    counts = []
+    for positions in wanted:
+        passes.clear()
+        whole, _ = operator.apply_halves({i: vectors[i][None] for i in positions})
+        for i in positions:
+            torch.testing.assert_close(whole[i][0], expected[i], rtol=1e-12, atol=1e-15)
+        assert operator._keeping.used <= limit
+        counts.append(len(passes))
+    assert counts[2:4] == [0, 0]
+    assert counts[0] > 0 < counts[4]
+
+
 def deep(channels: int = 12) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
     for _ in range(5):

@@ -16,7 +16,7 @@ from growpipe.analyser.choice.orientation import STEP, Orientation
 from growpipe.analyser.choice.plan_splits import Rows, Signs, Step, split_groups
 from growpipe.analyser.choice.shared_trials import SharedTrials
 from growpipe.analyser.preparation import Subject
-from growpipe.analyser.program.split_network import Pair, SplitNetwork, apart
+from growpipe.analyser.program.split_network import Pair, split_networks
 from growpipe.analyser.program.values import module_takes_channels_last, run_module
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import ROWS, Scheme
@@ -140,11 +140,7 @@ class Proposals:
         if not pairs:
             return None
         subject = self.subject
-        layouts = subject.prepared.groups.layouts
-        parts = [
-            SplitNetwork(subject.prepared.program, {name: pairs[name] for name in names}, layouts)
-            for names in apart(list(pairs), layouts)
-        ]
+        parts = split_networks(subject.prepared.program, pairs, subject.prepared.groups.layouts)
         groups = [group.name for part in parts for group in part.groups]
 
         def slopes(batch: MicroBatch, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -13,9 +13,10 @@ from torch.fx import Node
 from growpipe.analyser.curvature.batch import Batch, Constants, Form
 from growpipe.analyser.curvature.bent_path import PathProducts, bends_of, path_products, producer_inputs
 from growpipe.analyser.curvature.closed_form import ClosedForm, Skeleton, find_chain
-from growpipe.analyser.curvature.pairs import Heads, PairForm, find_pairs
+from growpipe.analyser.curvature.pairs import Heads, PairForm
 from growpipe.analyser.program.binding import Edge
 from growpipe.analyser.program.captured import Captured, Recording
+from growpipe.analyser.program.pairs import find_pairs
 from growpipe.analyser.program.program import Program
 
 __all__ = ["Take", "Visits"]
@@ -46,7 +47,7 @@ class Visits:
         paths = [i for i in range(len(program.groups)) if closed_forms and i not in self.chains]
         self.bends = {i: bends_of(program, program.groups[i]) for i in paths}
         known = {i: bends for i, bends in self.bends.items() if bends is not None}
-        pairs = {i: find_pairs(program, program.groups[i], bends.sources) for i, bends in known.items()}
+        pairs = {i: find_pairs(program, program.groups[i]) for i in known}
         self.pairs = {i: pair for i, pair in pairs.items() if pair is not None}
         self.flat = {i for i, bends in known.items() if not bends.sources}
         self._recordings: dict[frozenset[int], Recording] = {}

@@ -4,7 +4,11 @@ A grown network is wider at both ends of every weight. Here the copies of a chan
 the consumers, which read ``Σ_i w_i σ(θ + ε δ_i)`` as one channel: the same function, with consumers of the
 old width. Groups meet in consumers only, so all groups are split at once, each as far as its own step says.
 Groups that are nested, such as the heads of an attention and the channels within a head, are the exception
-(see `apart`).
+(see `split_networks`), but for queries and keys. With opposite displacements ±δ and ±η their scores are
+
+    ½ Σ_± (q ± ε xδᵀ) (k ± ε yηᵀ)ᵀ = q kᵀ + ε² (xδᵀ) (yηᵀ)ᵀ
+
+whatever copy of its head a query or key belongs to. So they have no copies: the scores get a further term.
 """
 
 from __future__ import annotations
@@ -23,13 +27,14 @@ from growpipe.analyser.program.aten import CONVOLUTIONS, aten
 from growpipe.analyser.program.binding import BoundGroup, Edge
 from growpipe.analyser.program.fold_norms import scaled
 from growpipe.analyser.program.lifetimes import last_uses
+from growpipe.analyser.program.pairs import Pairs, find_pairs
 from growpipe.analyser.program.program import Program
 from growpipe.analyser.program.values import scalar_loss
 from growpipe.graph_ops.axes.dims import Dim, atoms_of, channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["Pair", "SplitNetwork", "apart"]
+__all__ = ["Pair", "SplitNetwork", "apart", "split_networks"]
 
 _COPIES = range(2)
 
@@ -65,7 +70,24 @@ class Pair:
         return Pair(torch.full_like(self.weights, 0.5), self.displacements * even[None, :, None])
 
 
-def apart(groups: Sequence[str], layouts: Mapping[str, TensorLayout]) -> list[list[str]]:
+def split_networks(
+    program: Program, pairs: Mapping[str, Pair], layouts: Mapping[str, TensorLayout]
+) -> list[SplitNetwork]:
+    """All groups split into pairs, in as few networks as it takes; see `SplitNetwork`."""
+    groups = [group for group in program.groups if group.name in pairs]
+    without = {group.name for group in groups if _without_copies(program, group, pairs[group.name])}
+    parts = apart([group.name for group in groups], layouts, without)
+    return [SplitNetwork(program, {name: pairs[name] for name in part}, layouts) for part in parts]
+
+
+def _without_copies(program: Program, group: BoundGroup, pair: Pair) -> Pairs | None:
+    """Queries and keys that add a term to their scores; None if the group needs copies."""
+    return find_pairs(program, group) if group.sums and pair.halved().opposite else None
+
+
+def apart(
+    groups: Sequence[str], layouts: Mapping[str, TensorLayout], without_copies: Container[str] = ()
+) -> list[list[str]]:
     """The groups in as few parts as a greedy search finds, so that no two groups of a part are nested.
 
     Two groups are nested if one entry of a tensor belongs to a channel of each.
@@ -73,12 +95,14 @@ def apart(groups: Sequence[str], layouts: Mapping[str, TensorLayout]) -> list[li
     Args:
         groups: their names.
         layouts: of their tensors.
+        without_copies: those that need no copies, and so may be nested with a group that does.
     """
     nested: dict[str, set[str]] = {group: set() for group in groups}
     for layout in layouts.values():
         for axis in layout.axes:
             for one, other in _overlapping(axis.dim, nested):
-                nested[one].add(other)
+                if (one in without_copies) == (other in without_copies):
+                    nested[one].add(other)
     parts: list[list[str]] = []
     for group in groups:
         free = next((part for part in parts if nested[group].isdisjoint(part)), None)
@@ -122,6 +146,29 @@ class _Producer:
     opposite: bool
 
 
+@dataclass(frozen=True, eq=False)
+class _Term:
+    """What queries and keys that are displaced by ±ε add to their scores.
+
+    Attributes:
+        position: of their group.
+        scores: the node of the scores.
+        producers: by producer the node of its input, and δ as a matrix that the input is multiplied by.
+    """
+
+    position: int
+    scores: Node
+    producers: Mapping[Node, tuple[Node, Tensor]]
+
+    @staticmethod
+    def of(position: int, pairs: Pairs, deltas: Mapping[str, Sequence[Tensor]]) -> _Term:
+        """From δ of each copy by tensor."""
+        producers: dict[Node, tuple[Node, Tensor]] = {}
+        for side in (pairs.query, pairs.key):
+            producers[side.producer] = side.source, side.rows(deltas[side.tensor][0]).mT
+        return _Term(position, pairs.scores, producers)
+
+
 class SplitNetwork:
     """Groups of a program split into pairs.
 
@@ -130,7 +177,8 @@ class SplitNetwork:
 
     Args:
         program: the bound program.
-        pairs: by group its copies; no two groups are nested. Groups that are left out do not split.
+        pairs: by group its copies; no two groups are nested, unless one of them needs no copies. Groups that
+            are left out do not split.
         layouts: of the tensors of the groups.
     """
 
@@ -141,12 +189,19 @@ class SplitNetwork:
         self.groups = [group for group in program.groups if group.name in pairs]
         self._layouts = layouts
         self.pairs = {group.name: self._usable(group, pairs[group.name]) for group in self.groups}
-        self._on_path: dict[Node, list[int]] = {}
-        for position, group in enumerate(self.groups):
-            for node in group.path:
-                self._on_path.setdefault(node, []).append(position)
-        self._mixed = {edge: self._factors(edge) for group in self.groups for edge in group.edges}
         self._deltas = [self._displacements(group) for group in self.groups]
+        self._on_path: dict[Node, list[int]] = {}
+        self._terms: dict[Node, list[_Term]] = {}
+        for position, group in enumerate(self.groups):
+            without = _without_copies(program, group, self.pairs[group.name])
+            for node in group.path:
+                if without is None:
+                    self._on_path.setdefault(node, []).append(position)
+            if without is not None:
+                term = _Term.of(position, without, self._deltas[position])
+                for node in without.nodes:
+                    self._terms.setdefault(node, []).append(term)
+        self._mixed = {edge: self._factors(edge) for group in self.groups for edge in group.edges}
         self._producers = {n: found for n in self._on_path if (found := self._producer(n)) is not None}
         folded = program.folded_norms(self._folds)
         self._folded = {one.made: one for one in folded}
@@ -221,6 +276,7 @@ class SplitNetwork:
         values: dict[Node, Any] = program.start(inputs)
         own = steps.unbind()
         parameters: dict[tuple[Node, tuple[int, ...], int], Tensor] = {}
+        moved: dict[tuple[int, Node], Tensor] = {}
 
         def read(source: Node, user: Node, copy: int) -> Any:
             """The value of a node as one copy of another one sees it."""
@@ -242,6 +298,8 @@ class SplitNetwork:
                 values[node] = _Copies(tuple(self._call(node, read, copy) for copy in _COPIES))
             else:
                 values[node] = self._call(node, read, 0)
+            for term in self._terms.get(node, ()):
+                self._follow(term, node, values, moved, own, read)
             for dead in self._last_use.get(node, ()):
                 values.pop(dead, None)
         return program.output(
@@ -258,6 +316,43 @@ class SplitNetwork:
             return self._passed[node].passed(own_read(node.all_input_nodes[0]))
         folded = self._folded.get(node)
         return self.program.call(node, own_read) if folded is None else folded(own_read)
+
+    def _follow(
+        self,
+        term: _Term,
+        node: Node,
+        values: dict[Node, Any],
+        moved: dict[tuple[int, Node], Tensor],
+        steps: Sequence[Tensor],
+        read: _Read,
+    ) -> None:
+        """One node further on the way of displaced queries and keys to their scores.
+
+        Args:
+            term: what they add.
+            node: the node.
+            values: of the nodes so far; that of the scores gets the term.
+            moved: by position of the group and node how its value is displaced, so far.
+            steps: ε of every group.
+            read: the value of a node as one copy of another one sees it.
+        """
+        position = term.position
+        if node in term.producers:
+            source, delta = term.producers[node]
+            moved[position, node] = read(source, node, 0) @ delta * steps[position]
+            return
+        found = self.program.call(
+            node, lambda s: moved[position, s] if (position, s) in moved else read(s, node, 0)
+        )
+        if node is not term.scores:
+            moved[position, node] = found
+            return
+        for place in [place for place in moved if place[0] == position]:
+            del moved[place]
+        scores = values[node]
+        copies = scores.values if isinstance(scores, _Copies) else (scores,)
+        added = tuple(copy + found for copy in copies)
+        values[node] = _Copies(added) if isinstance(scores, _Copies) else added[0]
 
     def _displaced(
         self, source: Node, value: Tensor, positions: Sequence[int], steps: Sequence[Tensor], copy: int

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
-from growpipe.analyser.program.split_network import Pair, SplitNetwork, apart
+from growpipe.analyser.options import GrowthOptions
+from growpipe.analyser.preparation import prepare
+from growpipe.analyser.program.split_network import Pair, SplitNetwork, split_networks
 from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan
 from growpipe.torch_module.export import named_tensors
@@ -21,8 +26,8 @@ WEIGHTS = ((0.5, 0.5), (1.125, -0.125), (0.5, 0.5))
 """Of the copies, channel by channel in turn."""
 
 
-def networks_of(problem: Problem, opposite: bool) -> list[SplitNetwork]:
-    """All groups in pairs; channels are no means of their copies where their consumers allow it."""
+def networks_of(problem: Problem, opposite: bool, without: Sequence[str] = ()) -> list[SplitNetwork]:
+    """The groups in pairs; channels are no means of their copies where their consumers allow it."""
     layouts = problem.prepared.groups.layouts
     generator = torch.Generator().manual_seed(0)
     pairs = {}
@@ -31,11 +36,9 @@ def networks_of(problem: Problem, opposite: bool) -> list[SplitNetwork]:
         delta = torch.randn(2, group.width, group.dimension, generator=generator, dtype=torch.float64)
         if opposite:
             delta[1] = -delta[0]
-        pairs[group.name] = Pair(weights.double().T, delta)
-    return [
-        SplitNetwork(problem.prepared.program, {name: pairs[name] for name in part}, layouts)
-        for part in apart(list(pairs), layouts)
-    ]
+        if group.name not in without:
+            pairs[group.name] = Pair(weights.double().T, delta)
+    return split_networks(problem.prepared.program, pairs, layouts)
 
 
 def grown_loss(problem: Problem, network: SplitNetwork, steps: list[float]) -> float:
@@ -67,6 +70,7 @@ def grown_loss(problem: Problem, network: SplitNetwork, steps: list[float]) -> f
     plan = SplitPlan(
         groups=tuple(splits), layouts=layouts, epsilon=1.0, graph_hash=groups.graph_hash, parameters_hash="",
         scheme="m2", c=1.25, metric="euclidean", surrogate=None, predicted_change=None,
+        module_sizes=problem.prepared.fit.sizes_of(split.group for split in splits),
     )  # fmt: skip
     return problem.loss(grow_into(copy.deepcopy(problem.model), problem.model, plan))
 
@@ -105,3 +109,36 @@ def test_channels_that_are_no_means_stay_where_a_consumer_hides_them() -> None:
     assert (hidden.displacements[:, 1] == 0).all()
     assert (hidden.displacements[:, 0] != 0).all()
     assert not network.pairs["up.weight"].uniform
+
+
+class Heads(nn.Module):
+    """An attention whose heads split, and the queries and keys within them; in one product or two."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.size, self.fused = 2, 3, fused
+        self.qk = nn.Linear(4, 12) if fused else nn.ModuleList(nn.Linear(4, 6) for _ in range(2))
+        self.v, self.o = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        split = self.qk(x).chunk(2, -1) if self.fused else [one(x) for one in self.qk]
+        q, k = (one.reshape(*x.shape[:2], self.heads, self.size).transpose(1, 2) for one in split)
+        v = self.v(x).reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        y = (torch.softmax(q @ k.mT * 0.6, -1) @ v).transpose(1, 2)
+        x = x + self.o(y.reshape(*x.shape[:2], -1))
+        return self.down(torch.tanh(self.up(x))).mean(1)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_heads_and_the_queries_and_keys_within_them_split_at_once(fused: bool) -> None:
+    torch.manual_seed(0)
+    model = Heads(fused).double().eval()
+    x, y = torch.randn(6, 5, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
+    prepared = prepare(model, (x[:2],), GrowthOptions(), torch.device("cpu"))
+    problem = Problem(model, cross_entropy, x, y, prepared)
+    (network,) = networks_of(problem, opposite=True, without=("v.weight",))
+    assert [bool(group.sums) for group in network.groups] == [False, True, False]
+    check(problem, network)
+    # With displacements that are not opposite, queries and keys have copies of their own.
+    assert len(networks_of(problem, opposite=False, without=("v.weight",))) == 2

@@ -296,7 +296,7 @@ def _moment(
     if user.target in MATRIX_PRODUCTS and position == MATRIX_PRODUCTS[user.target][1]:
         features = arguments[MATRIX_PRODUCTS[user.target][0]]
         if block.mixing and block.others == (features.shape[-1],):
-            return _second_moment(_sample(features.reshape(-1, features.shape[-1]), rows))
+            return _second_moment(_sample(features, rows, features.ndim - 1))
     if not block.mixing and block.dimension == 1:
         return _affine_moment(user.target, position, arguments, block)
     return None
@@ -313,12 +313,21 @@ def _affine_moment(
     return None
 
 
-def _sample(patches: Tensor, rows: int) -> Tensor:
-    """At most ``rows`` rows, the same ones in every run."""
-    if len(patches) <= rows:
-        return patches
-    generator = torch.Generator().manual_seed(len(patches))
-    return patches[torch.randperm(len(patches), generator=generator)[:rows].to(patches.device)]
+def _sample(patches: Tensor, rows: int, axes: int = 1) -> Tensor:
+    """At most ``rows`` patches in the order of a filter's entries, [rows, d]; the same ones in every run.
+
+    Args:
+        patches: all of them; those that are taken are the only ones that are copied.
+        rows: how many at most.
+        axes: how many of the first axes are those of patches.
+    """
+    shape = patches.shape[:axes]
+    count = math.prod(shape)
+    if count <= rows:
+        return patches.reshape(count, -1)
+    generator = torch.Generator().manual_seed(count)
+    chosen = torch.randperm(count, generator=generator)[:rows].to(patches.device)
+    return patches[torch.unravel_index(chosen, shape)].reshape(rows, -1)
 
 
 def _second_moment(patches: Tensor) -> Moment:
@@ -335,7 +344,8 @@ def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank:
     if x.ndim != w.ndim:
         x = x.unsqueeze(0)
     if groups == 1 and block.mixing:
-        return _second_moment(_sample(_patches(_some(x, rows), w, stride, padding, dilation, rank), rows))
+        patches = _patches(_some(x, rows), w, stride, padding, dilation, rank)
+        return _second_moment(_sample(patches, rows, 1 + rank))
     # Which of the convolution's groups each entry belongs to; all entries of a channel must see one input.
     inputs = block.rows // (w.shape[0] // groups)
     if not bool((inputs == inputs[:, :1]).all()):
@@ -343,7 +353,7 @@ def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank:
     # [groups, rows, d]: every output channel sees the inputs of its own group.
     parts = _some(x, rows).unflatten(1, (groups, -1)).movedim(1, 0)
     stacked = torch.stack(
-        [_sample(_patches(part, w, stride, padding, dilation, rank), rows) for part in parts]
+        [_sample(_patches(part, w, stride, padding, dilation, rank), rows, 1 + rank) for part in parts]
     )
     wide = stacked.double()
     moments = wide.mT @ wide / wide.shape[-2]
@@ -357,7 +367,7 @@ def _some(x: Tensor, rows: int) -> Tensor:
 
 
 def _patches(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, rank: int) -> Tensor:
-    """The input patches of a convolution, [positions, d] in the order of a filter's entries."""
+    """The input patches of a convolution, [batch, *positions, channel, *kernel]: views of its input."""
 
     def full(value: Any) -> list[int]:
         values = [value] if isinstance(value, int) else list(value)
@@ -366,12 +376,9 @@ def _patches(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, ran
     kernel, steps, pads, gaps = list(w.shape[2:]), full(stride), full(padding), full(dilation)
     x = torch.nn.functional.pad(x, [p for pad in reversed(pads) for p in (pad, pad)])
     for axis in range(rank):
-        x = x.unfold(2 + axis, gaps[axis] * (kernel[axis] - 1) + 1, steps[axis])
-    for axis in range(rank):
-        x = x.index_select(2 + rank + axis, torch.arange(kernel[axis], device=x.device) * gaps[axis])
-    # [batch, channel, *positions, *kernel] to [batch, *positions, channel, *kernel]
-    x = x.movedim(1, 1 + rank)
-    return x.reshape(-1, x.shape[1 + rank] * math.prod(kernel))
+        x = x.unfold(2 + axis, gaps[axis] * (kernel[axis] - 1) + 1, steps[axis])[..., :: gaps[axis]]
+    # from [batch, channel, *positions, *kernel]
+    return x.movedim(1, 1 + rank)
 
 
 def _norm_moment(arguments: Sequence[Any], block: Block, eps_position: int) -> Matrix:

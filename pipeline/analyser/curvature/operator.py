@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from growpipe.analyser.curvature.batch import Batch, Form
+from growpipe.analyser.curvature.heap import give_back
 from growpipe.analyser.curvature.keeping import Keeping
 from growpipe.analyser.curvature.pairs import PairForm
 from growpipe.analyser.curvature.visits import Visits
@@ -128,8 +129,12 @@ class SplittingProducts:
     @property
     def keeps_all(self) -> bool:
         """Whether all processes keep all their micro-batches, so that products compute nothing again."""
-        every = set(range(len(self.groups)))
-        return self.total(sum(not batch.serves(every) for batch in self._batches)) == 0
+        return self.serves(set(range(len(self.groups))))
+
+    def serves(self, positions: AbstractSet[int], batches: int | None = None) -> bool:
+        """Whether products of these groups compute nothing of the first micro-batches, or of all, again."""
+        live = positions - self._visits.flat
+        return self.total(sum(not batch.serves(live) for batch in self._batches[:batches])) == 0
 
     def kept(self) -> list[Captured]:
         """What is kept of the micro-batches between products."""
@@ -193,6 +198,7 @@ class SplittingProducts:
             Twice, by position of the group [block, width, d]; the second is zero where a half is empty.
         """
         self.products += 1
+        give_back(self._visits.device)
         pairs = vectors.items() if isinstance(vectors, Mapping) else vectors
         directions = {position: [self._direction(position, v) for v in block] for position, block in pairs}
         share = self._share({i: len(block) for i, block in directions.items()})
@@ -215,6 +221,7 @@ class SplittingProducts:
             if self.done is not None:
                 self.done(batch.samples * (share if kept else 1.0))
         directions.clear()  # the sums alone are wanted now
+        give_back(self._visits.device)
         if self.reduce is not None:
             weights = self.reduce(weights)
         first, second = (float(w) for w in weights)

@@ -21,7 +21,6 @@ from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.spectra.dense import Columns
 from growpipe.analyser.spectra.drive import Extremes, Iteration, StoppingRule, drive
-from growpipe.analyser.spectra.freed import give_back
 from growpipe.analyser.spectra.recurrence import Estimate, Recurrence
 from growpipe.analyser.spectra.refinement import Completion, Refinement
 from growpipe.graph_ops.arrays import FloatArray
@@ -279,8 +278,13 @@ class _Sweep:
         """S·v, or that of the earlier set for the groups that try it."""
         tries = [i for i in vectors if isinstance(run := self._runs[i], Refinement) and run.tries]
         tried = {i: vectors.pop(i) for i in tries}
-        yield from self._products(None, vectors)
-        yield from self._products(self._earlier, tried)
+        for batches, own in ((None, vectors), (self._earlier, tried)):
+            if self._operator.serves(own.keys(), batches):
+                # Nothing is computed again that groups share: the sums of one at a time are there.
+                for i in list(own):
+                    yield from self._products(batches, {i: own.pop(i)})
+            else:
+                yield from self._products(batches, own)
 
     def _products(self, batches: int | None, vectors: dict[int, Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Products over the first ``batches`` micro-batches, or all; those of a tried block are completed.
@@ -290,9 +294,7 @@ class _Sweep:
         if not vectors:
             return
         own = ((i, self._metric.raw(i, vectors.pop(i))) for i in list(vectors))
-        give_back()
         results = self._operator.apply_halves(own, batches)
-        give_back()
         for i in list(results[0]):
             run = self._runs[i]
             begins = isinstance(run, Refinement) and run.applied == 0

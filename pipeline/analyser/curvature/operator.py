@@ -50,6 +50,9 @@ What is not kept of a micro-batch is computed again once per block. That costs m
 _ELEMENTWISE = 64
 """What the activations of a channel take at one position, in multiply-adds of a product."""
 
+_VISIT = 0.3
+"""The share of a visit in what products of a block of vectors for all groups take, about."""
+
 _Sums = dict[int, list[dict[str, Tensor]]]
 _Product = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -68,8 +71,8 @@ class SplittingProducts:
         closed_forms: use the closed forms of chains and bent paths, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes; nothing by default.
         products: how often products were computed, each time of a block of vectors.
-        done: is told the samples of every micro-batch that products were computed over; if it is kept, times
-            their share of the products of a block of vectors for all groups.
+        done: is told the samples of every micro-batch that products were computed over, times their share of
+            what a block of vectors for all groups takes. A visit of a batch that is not kept is part of that.
     """
 
     program: Program
@@ -219,7 +222,7 @@ class SplittingProducts:
                 self._accumulate(halves[batch.half], directions, batch, chosen)
                 self._keeping.settle(batch, live)
             if self.done is not None:
-                self.done(batch.samples * (share if kept else 1.0))
+                self.done(batch.samples * (share if kept else _VISIT + (1 - _VISIT) * share))
         directions.clear()  # the sums alone are wanted now
         give_back(self._visits.device)
         if self.reduce is not None:

@@ -41,8 +41,13 @@ def test_much_free_memory_is_given_back_once_and_little_is_kept(monkeypatch: pyt
 
 
 def test_a_c_library_without_such_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap, "_glibc", lambda: None)
-    heap.give_back(CPU)
+    other = SimpleNamespace(malloc_trim=SimpleNamespace())  # as glibc before 2.33, which has no mallinfo2
+    for library in (SimpleNamespace(), other):
+        monkeypatch.setattr(heap.ctypes, "CDLL", lambda name, library=library: library)
+        heap._glibc.cache_clear()
+        heap.give_back(CPU)  # would call what is not there
+        assert heap._glibc() is None
+    heap._glibc.cache_clear()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from torch import nn
 
 from growpipe.analyser.choice.calibration import Calibration, calibrate
 from growpipe.analyser.choice.growth_limits import GrowthLimits
-from growpipe.analyser.choice.line_search import EPSILONS, START, LineSearch, line_search
+from growpipe.analyser.choice.line_search import START, LineSearch, fixed_step, line_search
 from growpipe.analyser.choice.plan_splits import Signs, Step, is_asymmetric
 from growpipe.analyser.choice.proposals import Proposals
 from growpipe.analyser.choice.shared_trials import ROUNDS
@@ -98,7 +97,7 @@ def analysis_of(
         found, step = _step(proposals, choice, options.growth.epsilon)
         seen.phase("plan")
         plan = proposals.sealed(_with_factors(choice.plan(proposals, step), subject, options.spectra.seed))
-        realised = proposals.loss(plan, samples.judged) - proposals.loss(None, samples.judged)
+        realised = _realised(proposals, plan, found, samples, options.trials.line_search_samples)
         subject.peers.agree("the plan", f"{plan.content_hash} {realised}")
     selection = choice.spending.selection
     report = AnalysisReport(
@@ -165,7 +164,7 @@ def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions)
     """The samples that the options ask for; the loss is checked on the first micro-batch."""
     trials, peers = options.trials, subject.peers
     most = max(
-        trials.line_search_samples if options.growth.epsilon is None else 0,
+        2 * trials.line_search_samples if options.growth.epsilon is None else 0,
         trials.step_samples if trials.ranking == "realised" else 0,
         trials.ranking_samples if trials.ranking == "realised" else 0,
     )
@@ -252,11 +251,8 @@ def _proposals(
         spectra,
         _scheme(options),
         options.growth.metric,
-        resized(itertools.chain(*samples.halves(trials.line_search_samples)), largest.samples),
-        resized(
-            itertools.chain(*samples.halves(trials.step_samples)),
-            trial_batch(subject.prepared.program, largest),
-        ),
+        resized(samples.fresh(trials.line_search_samples), largest.samples),
+        samples.mixed(trials.step_samples, trial_batch(subject.prepared.program, largest)),
         samples.halves(trials.ranking_samples),
         options.growth.epsilon,
         watch,
@@ -389,12 +385,25 @@ def _step(proposals: Proposals, choice: _Choice, epsilon: float | None) -> tuple
     orientations = (1.0, -1.0) if is_asymmetric(choice.spending.selection.rows) else (1.0,)
     if epsilon is not None and (len(orientations) == 1 or epsilon == 0):
         return None, at(epsilon, 1.0)
-    found = line_search(
-        lambda size, orientation: proposals.change(choice.plan(proposals, at(size, orientation))),
-        orientations=orientations,
-        epsilons=EPSILONS if epsilon is None else (epsilon,),
-        start=START if calibration is None else calibration.largest or START,
-        refinements=2 if epsilon is None else 0,
-        smallest=1e-4 if epsilon is None else epsilon,
-    )
+
+    def change(size: float, orientation: float) -> float:
+        return proposals.change(choice.plan(proposals, at(size, orientation)))
+
+    if epsilon is not None:
+        found = fixed_step(change, epsilon, orientations)
+    else:
+        start = START if calibration is None else calibration.largest or START
+        found = line_search(change, orientations=orientations, start=start)
     return found, at(found.best.epsilon, found.best.orientation)
+
+
+def _realised(
+    proposals: Proposals, plan: SplitPlan, found: LineSearch | None, samples: Samples, tried: int
+) -> float:
+    """By how much the finished plan changes the mean loss of all samples that judge it.
+
+    The search of its step knows that, if it tried all of these and nothing was added to the plan since.
+    """
+    if found is not None and 0 < samples.held_out_count <= tried and not proposals.subject.prepared.factors:
+        return found.best.change
+    return proposals.loss(plan, samples.judged) - proposals.loss(None, samples.judged)

@@ -148,14 +148,15 @@ class TrialOptions(Options):
         ranking: what groups compete by: ``"realised"``, the share of each group in the decrease of loss when
             all groups split (see `growpipe.analyser.choice.shared_trials`), or ``"predicted"``, the quadratic
             prediction.
-        line_search_samples: the samples on which the step of a plan is tried.
+        line_search_samples: the samples on which the step of a plan is tried, all of them unseen if there is
+            a ``hold_out``.
         step_samples: the samples on which the step of every group is found.
         ranking_samples: the largest number of samples on which the share of every group is measured. None are
             used if the width limits leave every group one width.
-        hold_out: if True, half of the samples that judge a trial were not used for the spectra. They are
-            taken after the first ``max_samples``; if the batches have too few, up to a quarter of the
-            analysis set is set aside. Shuffle the batches. If False, all samples are used for the spectra,
-            and the first of them for trials.
+        hold_out: if True, half of the samples of the shared trials and all of those of the line search were
+            not used for the spectra. They are taken after the first ``max_samples``; if the batches have too
+            few, up to a quarter of the analysis set is set aside. Shuffle the batches. If False, all samples
+            are used for the spectra, and the first of them for trials.
     """
 
     ranking: Literal["realised", "predicted"] = "realised"

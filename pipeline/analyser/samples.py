@@ -96,6 +96,14 @@ class Samples:
         """What the finished plan is judged on."""
         return self.held_out or self.data
 
+    def fresh(self, samples: int) -> list[MicroBatch]:
+        """So many of those that judge a plan."""
+        return _first(self.judged, samples)
+
+    def mixed(self, samples: int, most: int) -> list[MicroBatch]:
+        """Those of both `halves`, in micro-batches of at most ``most`` samples."""
+        return resized(itertools.chain(*self.halves(samples)), most)
+
     def halves(self, samples: int) -> list[list[MicroBatch]]:
         """So many, as many unseen as seen: those promise too little, these as much too much."""
         if not self.held_out_count:

@@ -29,8 +29,8 @@ networks of ``benchmarks/analyser/price.py`` on one CPU core."""
 FIRST_VISITS, LAST_VISITS = 4, 2
 """How often products run over the first analysis set, and over what comes after it."""
 
-STEPS = 7
-"""How many steps a line search tries."""
+STEPS = 5
+"""How many losses a line search takes: that without a step, and those of the steps that it tries."""
 
 LONG = 60.0
 """An analysis that is expected to take more seconds says so."""

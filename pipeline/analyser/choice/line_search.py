@@ -1,4 +1,11 @@
-"""ε by line search on real batches: the grown network itself is evaluated, not its prediction."""
+"""ε by line search on real batches: the grown network itself is evaluated, not its prediction.
+
+The change of loss along a plan is ``−a ε² + b ε⁴`` up to odd powers, a parabola in ε² through 0. So a few
+steps say where the least loss is: each next step is the vertex of the parabola through the best one and its
+neighbours. The shared trials say where to begin (see `shared_trials`), and mostly this is near the vertex.
+The second step is a smaller one, since too large a step costs more than one that is too small: beyond the
+trust region the loss soon rises faster than any parabola.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +15,7 @@ from dataclasses import dataclass
 
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["EPSILONS", "LineSearch", "Trial", "between", "descend", "line_search"]
-
-EPSILONS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-"""The grid of steps, in the metric's unit."""
+__all__ = ["START", "LineSearch", "Trial", "fixed_step", "following", "line_search", "on_grid"]
 
 START = 0.4
 """Where the search begins, unless a better place is known."""
@@ -21,6 +25,23 @@ PER_OCTAVE = 16
 
 Steps are whole powers apart, so that losses which differ by rounding, on another device or with other
 processes, lead to the same step."""
+
+SECOND = -PER_OCTAVE // 2
+"""How many powers the second step is from the first, where that one lowers the loss."""
+
+FARTHEST = PER_OCTAVE
+"""How many powers above the largest step the next one is without a vertex; with one, at most twice."""
+
+WALL = 4
+"""A loss that rises beyond the best step as this power of ε is no parabola in ε²."""
+
+NEAR = 2
+"""A step that is fewer powers from one that was tried is not worth it.
+
+Then ε² differs by less than 15 %, so that the loss differs by about 2 % of what there is to gain."""
+
+TURN = 1.1
+"""The other orientation is followed to its own best step if it gains so many times as much at this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,128 +67,127 @@ class LineSearch:
     trials: tuple[Trial, ...]
     lowered: bool
 
-
-def descend(value: Callable[[int], float], count: int, start: int) -> tuple[int, float]:
-    """The position of a least value and that value, going from ``start`` to whichever side is lower.
-
-    Args:
-        value: of a position, 0 to count − 1; infinite where there is none.
-        count: of positions.
-        start: the position looked at first.
-    """
-    best, least = start, value(start)
-    # Where the loss has exploded only smaller steps can help.
-    for direction in (1, -1) if math.isfinite(least) else (-1,):
-        before = best
-        while 0 <= best + direction < count:
-            further = value(best + direction)
-            if math.isfinite(least) and not further < least:
-                break
-            best, least = best + direction, further
-        if best != before:
-            break
-    return best, least
+    @staticmethod
+    def of(trials: Sequence[Trial]) -> LineSearch:
+        """From all trials."""
+        found = _best(trials)
+        if found.change < 0:
+            return LineSearch(found, tuple(trials), True)
+        return LineSearch(min(trials, key=lambda t: (t.epsilon, t.change)), tuple(trials), False)
 
 
-def between(best: Trial, trials: Sequence[Trial]) -> float | None:
-    """A step between the best one and its neighbours, or None if there is none worth trying.
+def _best(trials: Sequence[Trial]) -> Trial:
+    return min(trials, key=lambda t: (t.change, t.epsilon, -t.orientation))
 
-    The change of loss is ``−a ε² + b ε⁴`` up to odd powers: the step is the vertex of the parabola in ε²
-    through the three. If the neighbour above is not finite, it is the geometric mean of that one and the
-    best. A neighbour below that is not finite is left out, and ε = 0 stands in.
 
-    Args:
-        best: the trial of least change.
-        trials: all of its orientation; ε = 0 counts as one that changes nothing.
-    """
-    above = min((t for t in trials if t.epsilon > best.epsilon), key=lambda t: t.epsilon, default=None)
-    below = max((t for t in trials if t.epsilon < best.epsilon), key=lambda t: t.epsilon, default=None)
-    if above is None:
-        return None
-    if not math.isfinite(above.change):
-        return math.sqrt(best.epsilon * above.epsilon)
-    low, low_change = 0.0, 0.0
-    if below is not None and math.isfinite(below.change):
-        low, low_change = below.epsilon**2, below.change
-    centre, high = best.epsilon**2, above.epsilon**2
-    left = (best.change - low_change) / (centre - low)
-    right = (above.change - best.change) / (high - centre)
+def on_grid(power: int) -> float:
+    """The step of so many powers."""
+    return math.pow(2.0, power / PER_OCTAVE)
+
+
+def _power(epsilon: float) -> int:
+    """Of the step of the grid that is nearest."""
+    return round(PER_OCTAVE * math.log2(epsilon))
+
+
+def _vertex(points: Sequence[tuple[float, float]]) -> float | None:
+    """Of the parabola through three points (ε², change) in order; None if it is not convex."""
+    (low, first), (centre, second), (high, third) = points
+    left, right = (second - first) / (centre - low), (third - second) / (high - centre)
     if not right > left:
         return None
     # The slopes of the two chords belong to their middles; between these the slope is linear.
-    vertex = (low + centre) / 2 - left * (high - low) / 2 / (right - left)
-    powers = round(PER_OCTAVE * math.log2(vertex / centre) / 2)
-    return best.epsilon * 2 ** (powers / PER_OCTAVE) if powers else None
+    return (low + centre) / 2 - left * (high - low) / 2 / (right - left)
+
+
+def following(changes: dict[int, float]) -> int | None:
+    """The power of the step to try next, or None if none is worth it.
+
+    Args:
+        changes: by power the change of loss of the steps that were tried, infinite where it is not finite.
+    """
+    finite = sorted(power for power, change in changes.items() if math.isfinite(change))
+    best = min(changes, key=lambda power: (changes[power], power))
+    points = [(0.0, 0.0), *((on_grid(power) ** 2, changes[power]) for power in finite)]
+    if not changes[best] < 0:
+        return _below(min(changes), len(changes), points)
+    place = 1 + finite.index(best)
+    above = min((power for power in changes if power > best), default=None)
+    if above is None and place == 1:
+        further = best + SECOND
+    elif above is None:
+        vertex = _vertex(points[place - 2 : place + 1])
+        further = best + FARTHEST if vertex is None else min(_power(math.sqrt(vertex)), best + 2 * FARTHEST)
+    elif changes[above] < -changes[best] * on_grid(above - best) ** WALL:
+        vertex = _vertex(points[place - 1 : place + 2])
+        # The middle one is the least of three, so that there is none only if all are equal.
+        further = best if vertex is None else _power(math.sqrt(vertex))
+    else:
+        further = (best + above) // 2
+    known = further in changes or any(abs(further - power) < NEAR for power in finite)
+    return None if known else further
+
+
+def _below(least: int, tried: int, points: Sequence[tuple[float, float]]) -> int:
+    """The power of a smaller step, where no step lowered the loss.
+
+    It is the vertex of the parabola through 0 and the two smallest steps, if there is one and it is not too
+    far. Otherwise every next step is further below the last one.
+    """
+    farthest = least - tried * PER_OCTAVE
+    vertex = _vertex(points[:3]) if len(points) > 2 else None
+    if vertex is None or vertex <= 0:
+        return farthest
+    return max(farthest, min(_power(math.sqrt(vertex)), least - PER_OCTAVE // 2))
 
 
 def line_search(
     change: Callable[[float, float], float],
     *,
     orientations: Sequence[float] = (1.0,),
-    epsilons: Sequence[float] = EPSILONS,
     start: float = START,
-    refinements: int = 2,
+    most: int = 8,
     smallest: float = 1e-4,
 ) -> LineSearch:
     """The ε (and the orientation of v+) of least realised loss.
 
-    Descends on a geometric grid, goes on below it while the smallest step is the best or none lowers the
-    loss, and then between the best step and its neighbours, see `between`.
+    The first orientation is followed to its best step, see `following`; any other is tried there, and
+    followed if it is better by far (see `TURN`).
 
     Args:
         change: ``(ε, orientation) →`` the change of loss; not finite counts as infinitely bad.
         orientations: the factors of every v+ to try: 1 and −1, where a split is not symmetric.
-        epsilons: the grid.
         start: the search begins at the step of the grid that is nearest to this one.
-        refinements: how many steps are tried between the best one and its neighbours.
+        most: how many steps are tried at most, for each orientation, once one lowers the loss.
         smallest: no step below this is tried.
 
     Raises:
-        UsageError: the grid is empty or not positive.
+        UsageError: the start is not positive.
     """
-    if not epsilons or min(epsilons) <= 0:
-        raise UsageError(f"the steps of a line search must be positive, not {list(epsilons)}")
-    grid = sorted(epsilons)
-    trials: dict[tuple[float, float], Trial] = {}
+    if not start > 0:
+        raise UsageError(f"a line search must start at a positive step, not {start}")
+    trials: list[Trial] = []
+    for orientation in orientations:
+        changes: dict[int, float] = {}
+        gained = _best(trials).change if trials else 0.0
+        power: int | None = _power(LineSearch.of(trials).best.epsilon if trials else start)
+        while power is not None and (on_grid(power) >= smallest or not changes):
+            trials.append(_tried(change, on_grid(power), orientation))
+            changes[power] = trials[-1].change
+            if gained < 0 and not changes[power] < TURN * gained and len(changes) == 1:
+                break
+            least = min(changes.values())
+            power = None if least < 0 and len(changes) >= most else following(changes)
+    return LineSearch.of(trials)
 
-    def attempt(epsilon: float, orientation: float) -> Trial:
-        key = (epsilon, orientation)
-        if key not in trials:
-            value = change(epsilon, orientation)
-            trials[key] = Trial(epsilon, orientation, value if math.isfinite(value) else math.inf)
-        return trials[key]
 
-    def best() -> Trial:
-        return min(trials.values(), key=lambda t: (t.change, t.epsilon, -t.orientation))
+def fixed_step(
+    change: Callable[[float, float], float], epsilon: float, orientations: Sequence[float]
+) -> LineSearch:
+    """Each orientation at a step that was given; see `line_search`."""
+    return LineSearch.of([_tried(change, epsilon, orientation) for orientation in orientations])
 
-    nearest = min(range(len(grid)), key=lambda position: abs(math.log(grid[position] / start)))
-    place, least = nearest, math.inf
-    for number, orientation in enumerate(orientations):
 
-        def at(position: int, orientation: float = orientation) -> float:
-            return attempt(grid[position], orientation).change
-
-        # Another orientation is followed only if it is better where the first one is best.
-        if number == 0 or at(place) < least:
-            place, least = descend(at, len(grid), place)
-    low = grid[0]
-    while (best().epsilon == low or best().change >= 0) and low / 3 >= smallest:
-        low = low / 3
-        for orientation in orientations:
-            attempt(low, orientation)
-        if best().change < 0 and best().epsilon > low:
-            break
-    for _ in range(refinements):
-        centre = best()
-        if centre.change >= 0:
-            break
-        same = [t for t in trials.values() if t.orientation == centre.orientation]
-        further = between(centre, same)
-        if further is None:
-            break
-        attempt(further, centre.orientation)
-    found = best()
-    lowered = found.change < 0
-    if not lowered:
-        found = min(trials.values(), key=lambda t: (t.epsilon, t.change))
-    return LineSearch(found, tuple(trials.values()), lowered)
+def _tried(change: Callable[[float, float], float], epsilon: float, orientation: float) -> Trial:
+    value = change(epsilon, orientation)
+    return Trial(epsilon, orientation, value if math.isfinite(value) else math.inf)

@@ -1,15 +1,13 @@
-"""Lanczos, the metric and the line search by themselves."""
+"""Lanczos and the metric by themselves."""
 
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 import pytest
 import torch
 
-from growpipe.analyser.choice.line_search import line_search
 from growpipe.analyser.curvature import metric as input_metric
 from growpipe.analyser.curvature.metric import InputMetric, make_metric
 from growpipe.analyser.curvature.operator import split
@@ -253,40 +251,3 @@ def test_metric_arguments():
         make_metric("fisher", operator)
     with pytest.raises(UsageError, match="must be positive"):
         make_metric("input", operator, damping=0.0)
-
-
-@pytest.mark.parametrize("best", [0.003, 0.07, 0.5, 1.5])
-@pytest.mark.parametrize("start", [0.02, 0.4, 6.4])
-def test_line_search_finds_the_step_and_the_sign(best, start):
-    def change(epsilon, orientation):
-        return -(epsilon**2) + (epsilon**4) / (2 * best**2) + 0.2 * orientation * epsilon**3
-
-    found = line_search(change, orientations=(1.0, -1.0), start=start)
-    assert found.lowered
-    assert found.best.orientation == -1.0
-    assert found.best.epsilon == pytest.approx(best, rel=0.35)
-    assert found.best.change == min(trial.change for trial in found.trials)
-
-
-def test_line_search_without_a_way_down():
-    found = line_search(lambda e, o: e if e < 0.3 else float("nan"))
-    assert not found.lowered
-    assert found.best.epsilon == min(trial.epsilon for trial in found.trials)
-
-
-def test_line_search_gets_over_a_smaller_step_that_explodes():
-    found = line_search(lambda e, o: float("nan") if e == 0.2 else (e - 0.5) ** 2 - 1.0)
-    assert found.best.epsilon == pytest.approx(0.5, rel=0.2)
-    assert math.isfinite(found.best.change)
-
-
-def test_line_search_looks_around_its_start_only():
-    found = line_search(lambda e, o: (e - 0.9) ** 2 - 1.0, start=1.6, refinements=0)
-    assert [trial.epsilon for trial in found.trials] == [1.6, 3.2, 0.8, 0.4]
-    assert found.best.epsilon == 0.8
-
-
-def test_line_search_comes_down_from_an_explosion():
-    found = line_search(lambda e, o: -e if e < 0.15 else float("inf"), start=3.2, refinements=0)
-    assert found.best.epsilon == 0.1
-    assert max(trial.epsilon for trial in found.trials) == 3.2

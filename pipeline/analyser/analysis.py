@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ from torch import nn
 from growpipe.analyser.choice.calibration import Calibration, calibrate
 from growpipe.analyser.choice.growth_limits import GrowthLimits
 from growpipe.analyser.choice.line_search import START, LineSearch, fixed_step, line_search
+from growpipe.analyser.choice.orientation import SHARE
 from growpipe.analyser.choice.plan_splits import Signs, Step, is_asymmetric
 from growpipe.analyser.choice.proposals import Proposals
 from growpipe.analyser.choice.shared_trials import ROUNDS
@@ -230,7 +232,7 @@ def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch
 def _estimate(samples: Samples, options: AnalysisOptions, product: float, metric: float) -> Estimate:
     """What the analysis takes, see `Estimate.of`."""
     there = samples.count, samples.held_out_count
-    return Estimate.of(*there, options, ROUNDS, samples.seconds, product, metric)
+    return Estimate.of(*there, options, sum(ROUNDS), samples.seconds, product, metric)
 
 
 def _scheme(options: AnalysisOptions) -> Scheme:
@@ -246,13 +248,16 @@ def _proposals(
     trials = options.trials
     # No more at once than the loader gave: that is what there is memory for.
     largest = max(samples.data, key=lambda batch: batch.samples)
+    most = trial_batch(subject.prepared.program, largest)
+    sets = {part: samples.mixed(math.ceil(part * trials.step_samples), most) for part in {SHARE, *ROUNDS}}
     return Proposals(
         subject,
         spectra,
         _scheme(options),
         options.growth.metric,
         resized(samples.fresh(trials.line_search_samples), largest.samples),
-        samples.mixed(trials.step_samples, trial_batch(subject.prepared.program, largest)),
+        sets[SHARE],
+        [sets[part] for part in ROUNDS],
         samples.halves(trials.ranking_samples),
         options.growth.epsilon,
         watch,

@@ -150,7 +150,8 @@ class TrialOptions(Options):
             prediction.
         line_search_samples: the samples on which the step of a plan is tried, all of them unseen if there is
             a ``hold_out``.
-        step_samples: the samples on which the step of every group is found.
+        step_samples: the samples on which the step of every group is found. The first rounds see some of
+            them only.
         ranking_samples: the largest number of samples on which the share of every group is measured. None are
             used if the width limits leave every group one width.
         hold_out: if True, half of the samples of the shared trials and all of those of the line search were

@@ -106,7 +106,7 @@ class Estimate:
         samples: int,
         held_out: int,
         options: AnalysisOptions,
-        rounds: int,
+        rounds: float,
         seconds: float,
         product: float = PRODUCT,
         metric: float = 0.0,
@@ -117,7 +117,7 @@ class Estimate:
             samples: those for the spectra.
             held_out: those that the spectra do not see.
             options: of the analysis.
-            rounds: of the steps of the shared trials.
+            rounds: how often the samples of the steps are seen.
             seconds: what one sample of a training step takes.
             product: what a block of products takes per sample, in samples of a training step.
             metric: what the metric of the first analysis set takes.

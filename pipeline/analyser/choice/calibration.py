@@ -105,7 +105,7 @@ class Calibration:
 def calibrate(
     candidates: Sequence[Candidates],
     trials: SharedTrials | None,
-    few: Sequence[MicroBatch],
+    rounds: Sequence[Sequence[MicroBatch]],
     sets: Sequence[Sequence[MicroBatch]] | None,
 ) -> Calibration:
     """The step of every group, and what it is worth there.
@@ -113,13 +113,13 @@ def calibrate(
     Args:
         candidates: of every group.
         trials: of the groups among them whose splits promise something, in order; None if there are none.
-        few: the micro-batches on which steps are found.
+        rounds: by round the micro-batches on which steps are found.
         sets: those on which worths are measured, see `SharedTrials.worth`; None if groups do not compete.
     """
     step = {offered.group: 0.0 for offered in candidates}
     if trials is None:
         return Calibration(step, {}, {})
-    steps = trials.steps(few)
+    steps = trials.steps(rounds)
     step |= dict(zip(trials.groups, steps.tolist(), strict=True))
     if sets is None:
         return Calibration(step, {}, {})

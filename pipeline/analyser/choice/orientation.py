@@ -34,10 +34,16 @@ from growpipe.analyser.spectra.spectra import Directions
 from growpipe.graph_ops.arrays import Float64Array
 from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["STEP", "Orientation"]
+__all__ = ["SHARE", "STEP", "Orientation"]
 
 STEP = 0.1
 """The step of the second difference, in the metric's unit: about that of a plan."""
+
+
+SHARE = 0.25
+"""The share of the samples for the steps on which signs are found.
+
+A wrong sign turns a term of third order round, which is small beside the others at the step of a plan."""
 
 
 @dataclass(eq=False)

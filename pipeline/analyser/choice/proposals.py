@@ -40,7 +40,8 @@ class Proposals:
         scheme: which rows there are, and c.
         metric: in which the displacements have length 1.
         trial_data: micro-batches of this process on which a plan is tried.
-        step_data: those on which the signs of v+ and the steps of the groups are found.
+        sign_data: those on which the signs of v+ are found.
+        step_data: by round those on which the steps of the groups are found.
         ranking_data: sets of micro-batches, of equal weight, on which the worth of groups is measured.
         epsilon: the step that the options ask for; None if it is to be found.
         watch: is told of all that is done.
@@ -51,7 +52,8 @@ class Proposals:
     scheme: Scheme
     metric: str
     trial_data: Sequence[MicroBatch]
-    step_data: Sequence[MicroBatch]
+    sign_data: Sequence[MicroBatch]
+    step_data: Sequence[Sequence[MicroBatch]]
     ranking_data: Sequence[Sequence[MicroBatch]]
     epsilon: float | None = None
     watch: Watch = field(default_factory=Watch)
@@ -79,7 +81,7 @@ class Proposals:
         subject = self.subject
         return Orientation(
             subject.prepared.program,
-            self.step_data,
+            self.sign_data,
             subject.loss_fn,
             self.spectra.directions,
             self.scheme.c,

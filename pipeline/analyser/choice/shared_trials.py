@@ -53,8 +53,11 @@ __all__ = ["NODES", "REACH", "ROUNDS", "SETTLED", "START", "SharedTrials"]
 START = 0.2
 """The first step of every group, in the metric's unit."""
 
-ROUNDS = 5
-"""How often the steps are moved."""
+ROUNDS = (0.5, 0.5, 0.5, 1.0, 1.0)
+"""The share of the samples for the steps that each round sees.
+
+The first rounds need not be exact, as the next ones go on from there. But on a quarter of the samples they
+can take a group so far back that the others do not bring it up again."""
 
 FASTER, FASTEST = 1.5, 3.0
 """By what the power of a group's factor grows while the group goes on in one direction, and its bound."""
@@ -86,11 +89,15 @@ class SharedTrials:
     slopes: Callable[[MicroBatch, Float64Array], Float64Array]
     total: Callable[[Float64Array], Float64Array]
 
-    def steps(self, batches: Sequence[MicroBatch], rounds: int = ROUNDS) -> Float64Array:
-        """ε of every group, float64 [groups], from some micro-batches of this process."""
+    def steps(self, rounds: Sequence[Sequence[MicroBatch]]) -> Float64Array:
+        """ε of every group, float64 [groups].
+
+        Args:
+            rounds: the micro-batches of this process that each round sees.
+        """
         steps = np.full_like(self.gains, START)
         powers, directions = np.ones_like(steps), np.zeros_like(steps)
-        for _ in range(rounds):
+        for batches in rounds:
             sums = np.zeros(len(steps) + 1)
             for batch in batches:
                 sums += batch.samples * np.append(self._by_square(batch, steps), 1.0)

@@ -31,6 +31,10 @@ def batches(count: int, samples: int = 4) -> list[MicroBatch]:
     ]
 
 
+FEW = [batches(1)] * 5
+"""The samples of every round."""
+
+
 class Surface:
     """A loss as a function of every group's ε², the same on every sample unless ``noise`` says otherwise."""
 
@@ -58,7 +62,7 @@ def test_every_group_is_measured_at_its_own_best_step() -> None:
     # Two groups whose loss has a quartic term: ½ Q ε² + K ε⁴ is least at ε² = −Q / 4K.
     surface = Surface([0.5, 4.0], [[0.1, 0.0], [0.0, 100.0]])
     candidates = [offered("group 0", [-0.75, -0.25]), offered("group 1", [-6.0, -2.0])]
-    calibration = calibrate(candidates, surface.trials(), batches(1), [batches(2)])
+    calibration = calibrate(candidates, surface.trials(), FEW, [batches(2)])
     assert calibration.step == pytest.approx({"group 0": math.sqrt(2.5), "group 1": math.sqrt(0.02)})
     robust, fragile = calibration.measured(candidates)
     # Without interactions a worth is what the group gains by itself: Q² / 16K.
@@ -66,7 +70,7 @@ def test_every_group_is_measured_at_its_own_best_step() -> None:
     assert fragile.worth == pytest.approx(64 / 1600)
     assert robust.worth > fragile.worth  # the prediction alone says the opposite
     assert calibration.lengths() == pytest.approx({"group 0": 1.0, "group 1": math.sqrt(0.02 / 2.5)})
-    without = calibrate(candidates, surface.trials(), batches(1), None)
+    without = calibrate(candidates, surface.trials(), FEW, None)
     assert (without.step, without.decrease) == (calibration.step, {})
 
 
@@ -84,12 +88,19 @@ def test_worths_add_up_to_what_is_gained_together_and_halve_interactions() -> No
     assert worth == pytest.approx(np.array(alone) - u * (shared @ u), rel=1e-12)
 
 
+def test_every_round_sees_its_own_samples() -> None:
+    surface = Surface([0.5, 4.0], [[0.1, 0.0], [0.0, 100.0]])
+    few = surface.trials().steps([batches(1), batches(2), batches(4)])
+    assert surface.asked == 4 + 8 + 16
+    assert few == pytest.approx(surface.trials().steps([batches(4)] * 3))  # all samples are alike
+
+
 def test_no_round_raises_the_loss_where_groups_get_in_each_others_way() -> None:
     random = np.random.default_rng(0)
     for _ in range(20):
         factor = np.abs(random.normal(size=(6, 6)))
         surface = Surface(list(np.abs(random.normal(size=6)) + 0.1), (factor @ factor.T).tolist())
-        losses = [surface.loss(surface.trials().steps(batches(1), rounds)) for rounds in range(8)]
+        losses = [surface.loss(surface.trials().steps([batches(1)] * rounds)) for rounds in range(8)]
         assert (np.diff(losses) <= 1e-12).all()
 
 
@@ -100,7 +111,7 @@ def test_an_exploding_loss_takes_every_step_back() -> None:
         return np.full(2, math.nan) if steps.max() > 0.15 else surface.slopes(batch, steps)
 
     trials = SharedTrials(["a", "b"], surface.gains, slopes, lambda values: values)
-    assert trials.steps(batches(1), 1) == pytest.approx(START / math.sqrt(REACH))
+    assert trials.steps(FEW[:1]) == pytest.approx(START / math.sqrt(REACH))
     worth, error = trials.worth([batches(2)], np.array([1.0, 1.0]))
     assert worth == pytest.approx(0.0)
     assert error == pytest.approx(0.0)

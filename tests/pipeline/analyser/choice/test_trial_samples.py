@@ -1,4 +1,4 @@
-"""Which samples plans are tried on."""
+"""Which samples plans are tried on, and by how many each round of steps is found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from growpipe.analyser import analyse, analysis
+from growpipe.analyser.choice.orientation import SHARE
+from growpipe.analyser.choice.shared_trials import ROUNDS
 from growpipe.torch_module.grow_module import grow
 
 
@@ -92,3 +94,32 @@ def test_a_search_that_tried_all_that_judges_a_plan_is_not_repeated(problem, mon
         analysis.analysis_of(model, mean_square, [(x, target)], (x[:2],), options, None, seen)
         passes[searched] = asked.count("plan")
     assert passes[48] == 0 < passes[24]
+
+
+def test_rounds_see_growing_shares_of_the_samples_and_signs_fewer_still(problem, monkeypatch) -> None:
+    model, x, target = problem
+    kept = {}
+    original = analysis.calibrate
+
+    def calibrate(candidates, trials, rounds, sets):
+        kept["rounds"] = rounds
+        return original(candidates, trials, rounds, sets)
+
+    def proposals(*arguments):
+        kept["proposals"] = made(*arguments)
+        return kept["proposals"]
+
+    made = analysis._proposals
+    monkeypatch.setattr(analysis, "calibrate", calibrate)
+    monkeypatch.setattr(analysis, "_proposals", proposals)
+    analyse(model, mean_square, [(x, target)], (x[:2],), line_search_samples=48, **OPTIONS)
+    counts = [sum(batch.samples for batch in batches) for batches in kept["rounds"]]
+    assert counts == [round(32 * share) for share in ROUNDS]
+    assert counts == sorted(counts)
+    signs = kept["proposals"].sign_data
+    assert sum(batch.samples for batch in signs) == 32 * SHARE
+    # Half of them unseen, and the smaller sets a part of the larger.
+    for batches in (*kept["rounds"], signs):
+        inputs = torch.cat([batch.inputs[0] for batch in batches])
+        half = len(inputs) // 2
+        torch.testing.assert_close(inputs, torch.cat([x[96 : 96 + half], x[:half]]), rtol=0, atol=0)

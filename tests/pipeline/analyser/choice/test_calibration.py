@@ -120,12 +120,13 @@ def test_an_exploding_loss_takes_every_step_back() -> None:
 def test_trials_stop_once_groups_differ_by_more_than_noise() -> None:
     candidates = [offered(f"group {n}", [-1.0]) for n in range(2)]
     asked = {}
-    for noise in (0.01, 3.0):
+    for noise in (0.01, 0.6, 3.0):
         surface = Surface([1.0, 3.0], [[1.0, 0.0], [0.0, 1.0]], noise)
         calibration = calibrate(candidates, surface.trials(), [], [batches(8), batches(8)])
         asked[noise] = surface.asked
         assert all(error > 0 for error in calibration.error.values())
-    assert asked == {0.01: 16, 3.0: 64}
+    # Two micro-batches of each set at least, and then one after the other.
+    assert asked == {0.01: 16, 0.6: 24, 3.0: 64}
 
 
 def test_a_group_that_lowers_nothing_comes_last() -> None:

@@ -32,6 +32,9 @@ SECOND = -PER_OCTAVE // 2
 FARTHEST = PER_OCTAVE
 """How many powers above the largest step the next one is without a vertex; with one, at most twice."""
 
+LEAST = PER_OCTAVE // 2
+"""How many powers above the largest step the next one is at least, as the loss may fall for longer."""
+
 WALL = 4
 """A loss that rises beyond the best step as this power of ε is no parabola in ε²."""
 
@@ -118,6 +121,8 @@ def following(changes: dict[int, float]) -> int | None:
     elif above is None:
         vertex = _vertex(points[place - 2 : place + 1])
         further = best + FARTHEST if vertex is None else min(_power(math.sqrt(vertex)), best + 2 * FARTHEST)
+        if further >= best + NEAR:
+            further = max(further, best + LEAST)
     elif changes[above] < -changes[best] * on_grid(above - best) ** WALL:
         vertex = _vertex(points[place - 1 : place + 2])
         # The middle one is the least of three, so that there is none only if all are equal.

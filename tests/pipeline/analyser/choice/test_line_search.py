@@ -104,6 +104,16 @@ def test_a_loss_that_only_falls_is_followed_as_far_as_there_are_steps() -> None:
     assert found.best.epsilon == pytest.approx(0.4 * on_grid(3 * FARTHEST), rel=0.03)
 
 
+@pytest.mark.parametrize("start", [0.1, 0.12, 0.22])
+def test_a_loss_that_flattens_before_it_rises_takes_few_steps(start: float) -> None:
+    # Vertices are below the least, -1.032 at 0.38: what is left there is a seventh at most.
+    found = line_search(
+        lambda e, o: -1 + math.exp(-((e / 0.15) ** 2)) - 0.1 * e + (e / 0.6) ** 12, start=start
+    )
+    assert found.best.change < -1.032 * 6 / 7
+    assert len(found.trials) <= 4
+
+
 def test_the_prediction_is_not_asked_so_that_it_may_be_wrong() -> None:
     # A sixth power stands for all that a parabola in ε² leaves out.
     found = line_search(lambda e, o: -(e**2) + (e / 0.3) ** 6 / 30, start=0.4)

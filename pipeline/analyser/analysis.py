@@ -87,6 +87,7 @@ def analysis_of(
         if not prepared.program.groups:
             return _factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
+        subject = _for_sizes_of(samples, subject)
         seen.expect(_estimate(samples, options, seen.product, 0.0).work)
         seen.phase("spectra")
         spectra = _measure(subject, samples, options, seen)
@@ -191,6 +192,16 @@ def _samples(batches: Iterable[Any], subject: Subject, options: AnalysisOptions)
     )
     count, held_out_count = (int(total) for total in counts)
     return Samples(data, held_out, count, held_out_count, seconds)
+
+
+def _for_sizes_of(samples: Samples, subject: Subject) -> Subject:
+    """The subject; kernels are displaced as a whole if inputs have other sizes than the example inputs."""
+    program = subject.prepared.program
+    here = sum(not program.have_traced_sizes(b.inputs) for b in (*samples.data, *samples.held_out))
+    (others,) = subject.peers.totals(here, device=subject.device)
+    if not others:
+        return subject
+    return replace(subject, prepared=replace(subject.prepared, program=program.with_whole_kernels()))
 
 
 # Measure.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.schemes import ROWS
@@ -113,9 +114,11 @@ def _displacements(
     for block in group.blocks:
         part = delta[:, start : start + block.dimension]
         start += block.dimension
+        values = part.reshape(len(moved), block.rows.shape[1], *block.others)
+        if block.window is not None:
+            kernel = block.shape[-len(block.window.taps) :]
+            values = block.window.filled(torch.from_numpy(values), kernel).numpy()
         displacements[block.tensor] = Displacement(
-            block.axis,
-            np.array(moved, dtype=np.int64),
-            np.ascontiguousarray(part.reshape(len(moved), block.rows.shape[1], *block.others)),
+            block.axis, np.array(moved, dtype=np.int64), np.ascontiguousarray(values)
         )
     return displacements

@@ -44,6 +44,8 @@ from growpipe.analyser.program.activations import ACTIVATIONS
 from growpipe.analyser.program.aten import CONVOLUTIONS, NORMS, REINDEXING, aten, operator_name
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
+from growpipe.analyser.program.fold_norms import FoldedNorm, scaled
+from growpipe.analyser.program.kernel_window import KernelWindow
 from growpipe.analyser.program.program import Program
 from growpipe.analyser.program.values import storage_of, tensors_in
 
@@ -79,10 +81,12 @@ class Bends:
     Attributes:
         sources: by node that bends what moves among its arguments.
         needed: the nodes whose tangents reach a bend, in the order of the program.
+        folded: by mixing producer whose weight alone moves the normalisation behind it, if they can be one.
     """
 
     sources: Mapping[Node, tuple[Node, ...]]
     needed: tuple[Node, ...]
+    folded: Mapping[Node, FoldedNorm]
 
 
 def bends_of(program: Program, group: BoundGroup) -> Bends | None:
@@ -99,7 +103,14 @@ def bends_of(program: Program, group: BoundGroup) -> Bends | None:
     needed = _needed(path, set().union(*sources.values()), group)
     if any(operator_name(node) in _SELECTING for node in needed):
         return None
-    return Bends(sources, needed)
+    folded = program.folded_norms(lambda made, norm: _may_fold(made, norm, group))
+    return Bends(sources, needed, {one.made: one for one in folded})
+
+
+def _may_fold(made: Node, norm: Node, group: BoundGroup) -> bool:
+    """Whether the weight of a mixing producer is all that moves of it and of the normalisation behind it."""
+    moving = [s for node in (made, norm) for s in node.all_input_nodes if group.varies(s, node)]
+    return made in group.cut and moving == [made.args[1], made]
 
 
 def producer_inputs(group: BoundGroup) -> set[Node]:
@@ -152,7 +163,7 @@ class BentPath:
     Attributes:
         program: the program.
         group: the group.
-        needed: the nodes whose tangents reach a bend, in the order of the program.
+        path: where it bends.
         captured: what the batch leaves constant.
         bends: by node that bends what moves among its arguments, and the rule.
         selected: by max pooling the positions that it takes its values from.
@@ -160,7 +171,7 @@ class BentPath:
 
     program: Program
     group: BoundGroup
-    needed: tuple[Node, ...]
+    path: Bends
     captured: Captured
     bends: Mapping[Node, tuple[tuple[Node, ...], Bend]]
     selected: Mapping[Node, Tensor]
@@ -170,7 +181,7 @@ class BentPath:
         """From what a batch leaves constant: one run of the path and one backward pass."""
         at = list(bends.sources)
         if not at:
-            return BentPath(program, group, (), captured, {}, {})
+            return BentPath(program, group, bends, captured, {}, {})
         names = dict.fromkeys(block.tensor for block in group.blocks)
         theta = {name: program.tensor(name).detach().requires_grad_() for name in names}
         with torch.enable_grad():
@@ -193,7 +204,7 @@ class BentPath:
                 rules[node] = sources, rule
             pools = [node for node in bends.needed if operator_name(node) == "max_pool2d"]
             selected = {node: _selected(node, values) for node in pools}
-        return BentPath(program, group, bends.needed, captured, rules, selected)
+        return BentPath(program, group, bends, captured, rules, selected)
 
     @cached_property
     def nbytes(self) -> int:
@@ -229,7 +240,7 @@ class BentPath:
         tangents: dict[Node, Any] = {
             node: direction[name] for node, name in program.names.items() if name in direction
         }
-        for node in self.needed:
+        for node in self.path.needed:
             if node not in tangents:
                 tangents[node] = self._tangent(node, tangents)
         return tangents
@@ -265,6 +276,11 @@ class BentPath:
         """The tangent behind a mixing producer or a convolution; that of a constant bias is 0."""
         bias, weight = _PRODUCERS[node.target]
         arguments: list[Any] = list(map_arg(node.args, read))
+        window = self._window(node.args[weight])
+        if window is not None:
+            arguments[3:5] = [*(arguments[3:4] or [1]), window.padding]
+        if node in self.path.folded:
+            arguments[weight] = scaled(arguments[weight], self.path.folded[node].factor)
         moves = [isinstance(a, Node) and self.group.varies(a, node) for a in node.args]
         if bias is not None and bias < len(moves) and not moves[bias]:
             if node.target is aten.addmm.default:
@@ -274,8 +290,15 @@ class BentPath:
             arguments[weight] = torch.zeros_like(arguments[weight])
         return self.program.apply(node, *arguments)
 
+    def _window(self, weight: Any) -> KernelWindow | None:
+        """The part of a convolution's kernel that moves; None for all of it."""
+        return self.group.windows.get(self.program.names.get(weight, ""))
+
     def _scaled(self, node: Node, read: Callable[[Node], Any]) -> Any:
         """The tangent behind a batch normalisation."""
+        folded = self.path.folded.get(node.all_input_nodes[0])
+        if folded is not None:
+            return folded.passed(read(folded.made))
         arguments: list[Any] = [read(a) if isinstance(a, Node) else a for a in node.args]
         x, weight, var = arguments[0], arguments[1], arguments[4]
         scale = torch.rsqrt(var + arguments[NORMS[node.target]])

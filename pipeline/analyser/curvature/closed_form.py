@@ -215,7 +215,10 @@ class Skeleton:
                 steps.append(_Filters(Convolution.of(weight, *rest[1:]), weight))
         linear = chain.producer.target is aten.linear.default
         geometry: tuple[Any, ...] = chain.producer.args[3:]
-        return Skeleton(None if linear else Convolution.of(produced, *geometry), gain, tuple(steps))
+        convolution = None if linear else Convolution.of(produced, *geometry)
+        if convolution is not None and block.window is not None:
+            convolution = replace(convolution, padding=block.window.padding)
+        return Skeleton(convolution, gain, tuple(steps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,11 +278,11 @@ class ClosedForm:
         """S·v of all channels, in the type of v.
 
         Args:
-            direction: v, of the producer's weight's shape.
+            direction: v, of the shape of what is displaced of the producer's weight.
             inputs: the producer's input of this batch.
 
         Returns:
-            The sum over the batch, of the weight's shape.
+            The sum over the batch, of the same shape.
         """
         with torch.no_grad():
             x = inputs.to(direction.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.captured import Captured
+from growpipe.analyser.program.kernel_window import KernelWindow
 from growpipe.analyser.program.program import Program
 
 __all__ = ["Linearised"]
@@ -22,12 +23,14 @@ class Linearised:
     Attributes:
         theta: the group's displaced tensors, by name.
         gradients: ∇_θ by name; without a graph where it does not depend on θ.
+        windows: by name the part of a kernel that is displaced, if that is not all.
         nbytes: about its memory besides what the batch leaves constant: as much again for the forward and
             for the backward run.
     """
 
     theta: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
+    windows: Mapping[str, KernelWindow]
     nbytes: int
 
     @staticmethod
@@ -44,11 +47,15 @@ class Linearised:
             name: torch.zeros_like(theta[name]) if gradient is None else gradient
             for name, gradient in zip(names, gradients, strict=True)
         }
-        return Linearised(theta, filled, 2 * batch.nbytes)
+        return Linearised(theta, filled, group.windows, 2 * batch.nbytes)
 
     def product(self, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """S·v by name, of the tensors' shapes, from v by name; what is absent is zero."""
-        live = [(g, direction[name]) for name, g in self.gradients.items() if g.requires_grad]
+        whole = {
+            name: self.windows[name].filled(v, self.theta[name].shape[2:]) if name in self.windows else v
+            for name, v in direction.items()
+        }
+        live = [(g, whole[name]) for name, g in self.gradients.items() if g.requires_grad]
         if not live:
             return {}
         results = torch.autograd.grad(
@@ -58,4 +65,8 @@ class Linearised:
             retain_graph=True,
             allow_unused=True,
         )
-        return {name: r for name, r in zip(self.theta, results, strict=True) if r is not None}
+        return {
+            name: self.windows[name].of(r) if name in self.windows else r
+            for name, r in zip(self.theta, results, strict=True)
+            if r is not None
+        }

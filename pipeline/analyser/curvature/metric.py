@@ -29,7 +29,8 @@ from growpipe.analyser.curvature.factors import Root, root_of
 from growpipe.analyser.curvature.moments import Matrix, Moment, Patches, added, restricted
 from growpipe.analyser.curvature.operator import SplittingProducts, split
 from growpipe.analyser.program.aten import CONVOLUTIONS, MATRIX_PRODUCTS, NORMS, aten
-from growpipe.analyser.program.binding import Block, BoundGroup
+from growpipe.analyser.program.binding import BoundGroup
+from growpipe.analyser.program.block import Block
 from growpipe.analyser.program.captured import Captured
 from growpipe.analyser.program.program import Program
 from growpipe.graph_ops.errors import CheckFailed, UsageError
@@ -242,7 +243,7 @@ def _root(operator: SplittingProducts, i: int, j: int, moment: Moment, samples: 
     # A dead channel's own block may vanish: it is damped by the mean of the others.
     floor = damping * torch.maximum(mean, 1e-6 * mean.mean())
     tensor = operator.program.tensor(block.tensor)
-    length = block.gather(tensor).double().square().sum(1).mean() / block.rows.shape[1]
+    length = block.whole().gather(tensor).double().square().sum(1).mean() / block.rows.shape[1]
     # Inputs that are numerically zero would give displacements without bound.
     scale = torch.where(length > 0, length, torch.ones_like(length))
     floor = torch.maximum(floor, 1 / (FARTHEST**2 * scale))
@@ -345,6 +346,8 @@ def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank:
         x = x.unsqueeze(0)
     if groups == 1 and block.mixing:
         patches = _patches(_some(x, rows), w, stride, padding, dilation, rank)
+        if block.window is not None:
+            patches = block.window.of(patches)
         return _second_moment(_sample(patches, rows, 1 + rank))
     # Which of the convolution's groups each entry belongs to; all entries of a channel must see one input.
     inputs = block.rows // (w.shape[0] // groups)

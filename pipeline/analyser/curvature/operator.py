@@ -255,11 +255,11 @@ class SplittingProducts:
         return sum(work[i] * count for i, count in vectors.items()) / (BLOCK * sum(work) or 1)
 
     def _direction(self, position: int, vectors: Tensor) -> dict[str, Tensor]:
-        """One vector per channel as tensors of the parameters' shapes."""
+        """One vector per channel as tensors, each of the shape of what is displaced of its parameter."""
         group = self.groups[position]
         direction: dict[str, Tensor] = {}
         for block, values in zip(group.blocks, split(group, vectors), strict=True):
-            scattered = block.scatter(values)
+            scattered = block.part(values)
             held = direction.get(block.tensor)
             direction[block.tensor] = scattered if held is None else held + scattered
         return direction

@@ -95,7 +95,7 @@ class SplittingOperator(LinearOperator):
                 device=device,
                 dtype=prepared.dtype,
             )
-            program, limit = prepared.program, chosen.spectra.memory_limit
+            program, limit = prepared.program.with_whole_kernels(), chosen.spectra.memory_limit
             check_mean_loss(lambda x, y: program.loss(x, y, loss_fn), data[0])
             limit = default_memory(program, data[0].inputs, device) if limit is None else limit
             self._products = SplittingProducts(program, limit)

@@ -7,86 +7,31 @@ reachability, without a second table of rules.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from growpipe.analyser.program.aten import SUMS_OVER_CHANNELS
+from growpipe.analyser.program.block import Block
 from growpipe.analyser.program.displaced_entries import DisplacedEntries
+from growpipe.analyser.program.kernel_window import KernelWindow, kernel_windows
 from growpipe.graph_ops.axes.dims import channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroup, Member
 
-__all__ = ["DISPLACEABLE", "Block", "BoundGroup", "Edge", "bind_groups", "placeholders"]
+__all__ = ["DISPLACEABLE", "BoundGroup", "Edge", "bind_groups", "placeholders"]
 
 Edge = tuple[Node, Node]
 """A consumer edge: the mixing consumer, and the node whose value enters it."""
 
 DISPLACEABLE = ("weights", "filters", "biases", "affine")
 """Weights of mixing producers, depthwise filters, the biases of both, batch-norm scale and shift."""
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """The part of a group's θ that lies in one tensor.
-
-    Attributes:
-        tensor: the parameter's name.
-        axis: the axis of the tensor on which the channels stand.
-        rows: int64 [width, entries], the entries of that axis that belong to each channel.
-        shape: the shape of the tensor.
-        mixing: whether the tensor mixes its producer's inputs (a filter bank, a matrix); otherwise it acts
-            on each channel alone (a depthwise filter, a bias, an affine entry).
-    """
-
-    tensor: str
-    axis: int
-    rows: Tensor
-    shape: tuple[int, ...]
-    mixing: bool
-
-    @property
-    def width(self) -> int:
-        return self.rows.shape[0]
-
-    @property
-    def others(self) -> tuple[int, ...]:
-        """The lengths of all other axes."""
-        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
-
-    @property
-    def dimension(self) -> int:
-        """The number of entries of one channel, d."""
-        return self.rows.shape[1] * math.prod(self.others)
-
-    @cached_property
-    def _in_order(self) -> bool:
-        """Whether the channels stand one after the other and fill the axis: no entry has to be looked up."""
-        return torch.equal(self.rows.reshape(-1).cpu(), torch.arange(self.shape[self.axis]))
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The entries of every channel: [width, d] from a tensor of ``shape``; may share its memory."""
-        moved = tensor.movedim(self.axis, 0)
-        if self._in_order:
-            return moved.reshape(self.width, self.dimension)
-        return moved[self.rows.to(tensor.device)].reshape(self.width, self.dimension)
-
-    def scatter(self, values: Tensor) -> Tensor:
-        """The inverse of `gather`: a tensor of ``shape`` from [width, d], zero where no channel is."""
-        if self._in_order:
-            return values.reshape(self.shape[self.axis], *self.others).movedim(0, self.axis)
-        rows = self.rows.reshape(-1).to(values.device)
-        moved = values.new_zeros((self.shape[self.axis], *self.others))
-        moved[rows] = values.reshape(len(rows), *self.others)
-        return moved.movedim(0, self.axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +69,15 @@ class BoundGroup:
     def dimension(self) -> int:
         """The number of displaced entries per channel, d."""
         return sum(block.dimension for block in self.blocks)
+
+    @cached_property
+    def windows(self) -> dict[str, KernelWindow]:
+        """By name of a tensor the part of its kernel that is displaced, if that is not all."""
+        return {block.tensor: block.window for block in self.blocks if block.window is not None}
+
+    def whole(self) -> BoundGroup:
+        """The same group with all taps of all kernels displaced."""
+        return replace(self, blocks=tuple(block.whole() for block in self.blocks))
 
     @property
     def entries(self) -> int:
@@ -200,8 +154,9 @@ def bind_groups(
         )
     nodes = list(program.graph_module.graph.nodes)
     names = {node: aliases.get(name, name) for node, name in placeholders(program).items()}
+    windows = kernel_windows(nodes, names)
     constant = _constant_nodes(nodes, names)
-    bound = (_bind(nodes, names, constant, group, layouts, displace) for group in groups)
+    bound = (_bind(nodes, names, constant, windows, group, layouts, displace) for group in groups)
     return tuple(group for group in bound if group is not None)
 
 
@@ -223,6 +178,7 @@ def _bind(
     nodes: Sequence[Node],
     names: Mapping[Node, str],
     constant: Mapping[Node, frozenset[str]],
+    windows: Mapping[str, KernelWindow],
     group: ChannelGroup,
     layouts: Mapping[str, TensorLayout],
     displace: Sequence[str],
@@ -235,6 +191,7 @@ def _bind(
         nodes: of the program, in topological order.
         names: the parameter behind every placeholder that is not a user input.
         constant: see `_constant_nodes`.
+        windows: see `kernel_windows`.
         group: the group to find.
         layouts: of every tensor of the group.
         displace: a selection of `DISPLACEABLE`.
@@ -243,7 +200,7 @@ def _bind(
         CheckFailed: a producer or consumer of the group is not in the program.
     """
     _require_tensors(group, set(names.values()))
-    blocks = _blocks(group, layouts, displace, set(names.values()))
+    blocks = _blocks(group, layouts, windows, displace, set(names.values()))
     entries = DisplacedEntries([(block.tensor, block.axis, block.rows) for block in blocks], names)
     reach = _trace(nodes, names, constant, group, entries)
     if any(user.op == "output" for node in reach.sums for user in node.users):
@@ -281,7 +238,11 @@ def _tensors(group: ChannelGroup, role: str) -> set[str]:
 
 
 def _blocks(
-    group: ChannelGroup, layouts: Mapping[str, TensorLayout], displace: Sequence[str], known: set[str]
+    group: ChannelGroup,
+    layouts: Mapping[str, TensorLayout],
+    windows: Mapping[str, KernelWindow],
+    displace: Sequence[str],
+    known: set[str],
 ) -> tuple[Block, ...]:
     """The group's θ: one block per displaced axis of a tensor.
 
@@ -299,6 +260,7 @@ def _blocks(
             torch.from_numpy(channel_rows(layouts[tensor].axes[axis].dim, group.name)),
             layouts[tensor].shape,
             mixing,
+            windows.get(tensor),
         )
         for tensor, axis, mixing in places
     )

@@ -53,15 +53,27 @@ class Convolution:
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x * w, without bias: [N, out, ...]."""
+        if self._is_matrix_product(x.shape, w.shape):
+            return (x.flatten(1) @ w.flatten(1).mT).reshape(len(x), len(w), *[1] * (x.ndim - 2))
         y: Tensor = aten.convolution.default(
             x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
             self.groups,
         )  # fmt: skip
         return y
 
+    def _is_matrix_product(self, inputs: torch.Size, filters: torch.Size) -> bool:
+        """Whether the kernel covers the whole map once.
+
+        Kernels of convolutions first bring filters into another order; here these are larger than the maps.
+        """
+        plain = not self.transposed and self.groups == 1 and not any(self.padding)
+        return plain and inputs[1:] == filters[1:]
+
     def backward(self, g: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
         """The gradient of ⟨g, x * w⟩ by the input (0) or by the weight (1), whose own values are not read."""
         stride, extra = self.stride, self.output_padding
+        if which == 1 and self._is_matrix_product(x.shape, w.shape):
+            return (g.flatten(1).mT @ x.flatten(1)).reshape(w.shape)
         if which == 1 and reads_every_nth(w.shape[2:], stride, self.padding):
             # The same gradient; torch's own may write beyond its memory, see `memory_format`.
             if self.transposed:

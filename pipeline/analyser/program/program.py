@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -289,6 +290,16 @@ class Program:
             sizes,
         )
         return captured, loss
+
+    def have_traced_sizes(self, inputs: Any) -> bool:
+        """Whether the inputs of a batch have the sizes of the example inputs, but for axis 0."""
+        return self._inputs.have_traced_sizes(inputs)
+
+    def with_whole_kernels(self) -> Program:
+        """The same program with all taps of its kernels displaced, whatever the sizes of the inputs."""
+        other = copy.copy(self)
+        other.groups = tuple(group.whole() for group in self.groups)
+        return other
 
     def samples(self, inputs: Any) -> int:
         """The number of samples of a batch."""

@@ -9,6 +9,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import Node
 
+from growpipe.analyser.program.kernel_window import fixed_sizes
 from growpipe.analyser.program.values import innermost
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import UsageError
@@ -64,3 +65,9 @@ class UserInputs:
                     "is not a tensor must be the same in both"
                 )
         return innermost(values) if self._channels_last else values
+
+    def have_traced_sizes(self, inputs: Any) -> bool:
+        """Whether the inputs of a batch have the sizes with which the program was traced, but for axis 0."""
+        traced = {node: fixed_sizes(node) for node in self._nodes}
+        values = self.of(inputs)
+        return all(sizes is None or values[node].shape[1:] == sizes for node, sizes in traced.items())

@@ -30,7 +30,7 @@ from growpipe.analyser.samples import Samples, check_mean_loss, collect, resized
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import growing
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
-from growpipe.analyser.watch import Estimate, Pace, Watch, bar
+from growpipe.analyser.watch import Estimate, Pace, Prices, Watch, bar
 from growpipe.budgets.budget import Expenses, GrowthBudget
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.cost.cost import CostModel
@@ -88,7 +88,7 @@ def analysis_of(
             return _factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
         subject = _for_sizes_of(samples, subject)
-        seen.expect(_estimate(samples, options, seen.product, 0.0).work)
+        seen.expect(_estimate(samples, options, seen.prices, 0.0).work)
         seen.phase("spectra")
         spectra = _measure(subject, samples, options, seen)
         seen.phase("trials")
@@ -211,17 +211,17 @@ def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch
     """The extreme eigenpairs of every channel."""
     program, limit = subject.prepared.program, options.spectra.memory_limit
 
-    def known(product: float, metric: float) -> None:
-        watch.product = product
-        estimate = _estimate(samples, options, product, metric)
+    def known(prices: Prices, metric: float) -> None:
+        watch.prices = prices
+        estimate = _estimate(samples, options, prices, metric)
         estimate.announce(samples.count)
         watch.expect(estimate.work)
 
     pace = Pace(samples.seconds, known)
 
-    def done(count: float) -> None:
-        pace.done(count)
-        watch.advance(watch.product * count)
+    def done(count: int, share: float, visited: bool) -> None:
+        pace.done(operator.products, count, share, visited)
+        watch.advance(watch.prices.of(count, share, visited))
 
     operator = SplittingProducts(
         program,
@@ -236,14 +236,15 @@ def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch
         _scheme(options),
         options.spectra,
     )
+    pace.ended()
     operator.drop_graphs()
     return spectra
 
 
-def _estimate(samples: Samples, options: AnalysisOptions, product: float, metric: float) -> Estimate:
+def _estimate(samples: Samples, options: AnalysisOptions, prices: Prices, metric: float) -> Estimate:
     """What the analysis takes, see `Estimate.of`."""
     there = samples.count, samples.held_out_count
-    return Estimate.of(*there, options, sum(ROUNDS), samples.seconds, product, metric)
+    return Estimate.of(*there, options, sum(ROUNDS), samples.seconds, prices, metric)
 
 
 def _scheme(options: AnalysisOptions) -> Scheme:

@@ -17,16 +17,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.progress import console, log
 
-__all__ = ["LOSS", "PRODUCT", "SLOPES", "Estimate", "Pace", "Watch", "bar"]
+__all__ = ["LOSS", "Estimate", "Pace", "Prices", "Watch", "bar"]
 
-PRODUCT, SLOPES, LOSS = 0.8, 1.2, 0.5
-"""What a sample takes: in a block of products; in a shared trial, as a multiple of that; in the loss of a
-grown network.
+SLOPES, LOSS = 0.7, 0.5
+"""What a sample takes in a shared trial, in visits with a block of products; and in the loss of a grown
+network, in training steps. Measured on the networks of ``benchmarks/analyser/price.py`` on one CPU core."""
 
-The first is a guess until the first products are measured, see `Pace`. All three were measured on the
-networks of ``benchmarks/analyser/price.py`` on one CPU core."""
-
-FIRST_VISITS, LAST_VISITS = 4, 2
+FIRST_PASSES, LAST_PASSES = 5, 1.5
 """How often products run over the first analysis set, and over what comes after it."""
 
 STEPS = 5
@@ -36,14 +33,38 @@ LONG = 60.0
 """An analysis that is expected to take more seconds says so."""
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What the spectra take per sample, in samples of a training step. The defaults are a guess.
+
+    Attributes:
+        product: a block of products for all groups, if what it needs of the sample is kept.
+        visit: the passes through the network that make what products need.
+        again: which share of the samples is visited again by every further block of products.
+    """
+
+    product: float = 0.6
+    visit: float = 0.9
+    again: float = 0.0
+
+    def of(self, samples: int, share: float, visited: bool) -> float:
+        """What products over some samples take, see `SplittingProducts.done`."""
+        return samples * (self.product * share + self.visit * visited)
+
+    @property
+    def slopes(self) -> float:
+        """What a shared trial takes."""
+        return SLOPES * (self.product + self.visit)
+
+
 class Watch:
     """Sees an analysis at work. This one does nothing.
 
     Attributes:
-        product: what a block of products takes per sample, in samples of a training step.
+        prices: what the spectra take per sample.
     """
 
-    product = PRODUCT
+    prices = Prices()
 
     def phase(self, name: str) -> None:
         """A phase begins: export, spectra, trials, choice, line search, plan."""
@@ -55,30 +76,94 @@ class Watch:
         """So much work there is in all, at most."""
 
 
+@dataclass
+class _Pass:
+    """One pass of products over the analysis set.
+
+    Attributes:
+        began: when its first micro-batch was done.
+        products: its samples, times their share of a block of products for all groups.
+        visits: its samples that were visited.
+        samples: all of them.
+    """
+
+    began: float
+    products: float = 0.0
+    visits: int = 0
+    samples: int = 0
+
+
 class Pace:
-    """What products and the metric take, from the first two micro-batches of the spectra.
+    """What products, visits and the metric take, from the first two passes of the spectra.
+
+    What is kept of a micro-batch is made by a visit in the first pass, so that later ones cost less.
 
     Args:
         seconds: what one sample of a training step takes.
-        known: called once both are known, with what a block of products takes per sample and what the metric
-            of the first analysis set took, in samples of a training step.
+        known: called once the prices are known, with them and with what the metric of the first analysis set
+            took, in samples of a training step.
     """
 
-    def __init__(self, seconds: float, known: Callable[[float, float], None]) -> None:
+    def __init__(self, seconds: float, known: Callable[[Prices, float], None]) -> None:
         self._seconds, self._known = seconds, known
-        self._times = [time.perf_counter()]
+        self._began = time.perf_counter()
+        self._first = 0.0, 0
+        self._passes: list[_Pass] = []
+        self._number: int | None = None
 
-    def done(self, samples: float) -> None:
-        """Products over so many samples are done. Those over 0 samples tell nothing: S was known to be 0."""
-        if len(self._times) == 3 or samples <= 0:
+    def done(self, number: int, samples: int, share: float, visited: bool) -> None:
+        """Products over a micro-batch are done. Those of groups with S = 0 alone tell nothing.
+
+        Args:
+            number: of the pass.
+            samples: see `SplittingProducts.done`.
+            share: likewise.
+            visited: likewise.
+        """
+        if len(self._passes) == 3 or share <= 0:
             return
-        self._times.append(time.perf_counter())
-        if len(self._times) == 3:
-            began, first, second = self._times
-            took = second - first
-            # The metric comes before the first products.
-            metric = max(0.0, first - began - took)
-            self._known(took / samples / self._seconds, metric / self._seconds)
+        if number != self._number:
+            self._number = number
+            self._passes.append(_Pass(time.perf_counter()))
+            if len(self._passes) == 1:
+                self._first = samples * share, samples * visited
+            if len(self._passes) == 3:
+                self._tell()
+                return
+        latest = self._passes[-1]
+        latest.products += samples * share
+        latest.visits += samples * visited
+        latest.samples += samples
+
+    def ended(self) -> None:
+        """The spectra are done, perhaps after fewer passes."""
+        if 0 < len(self._passes) < 3:
+            now = time.perf_counter()
+            self._passes += [_Pass(now) for _ in range(3 - len(self._passes))]
+            self._tell()
+
+    def _tell(self) -> None:
+        """Solve for the two prices that explain how long the two passes took."""
+        first, second, third = self._passes
+        took = second.began - first.began, third.began - second.began
+        guess = Prices()
+        ratio = guess.visit / guess.product
+        # Both equations say the same if the second pass visits what the first one did.
+        scale = first.products * second.visits - second.products * first.visits
+        if abs(scale) > 0.2 * second.products * max(first.visits, 1):
+            visit = (first.products * took[1] - second.products * took[0]) / scale
+            product = (took[1] - second.visits * visit) / second.products
+        else:
+            product = -1.0
+        if product <= 0 or visit < 0:
+            product = sum(took) / sum(one.products + ratio * one.visits for one in (first, second))
+            visit = ratio * product
+        # The metric comes before the first micro-batch.
+        metric = first.began - self._began - self._first[0] * product - self._first[1] * visit
+        prices = Prices(
+            product / self._seconds, visit / self._seconds, second.visits / max(1, second.samples)
+        )
+        self._known(prices, max(0.0, metric) / self._seconds)
 
 
 @dataclass(frozen=True)
@@ -108,7 +193,7 @@ class Estimate:
         options: AnalysisOptions,
         rounds: float,
         seconds: float,
-        product: float = PRODUCT,
+        prices: Prices = Prices(),
         metric: float = 0.0,
     ) -> Estimate:
         """From the samples that there are.
@@ -119,7 +204,7 @@ class Estimate:
             options: of the analysis.
             rounds: how often the samples of the steps are seen.
             seconds: what one sample of a training step takes.
-            product: what a block of products takes per sample, in samples of a training step.
+            prices: what the spectra take per sample.
             metric: what the metric of the first analysis set takes.
         """
         trials, spectra = options.trials, options.spectra
@@ -128,8 +213,10 @@ class Estimate:
         def products(count: int) -> float:
             first = min(count, max(4 * min(spectra.micro_batch, -(-count // 4)), count // 8))
             # The metric of a larger set takes new roots, and the moments of what is new.
-            work = FIRST_VISITS * product * first + metric
-            return work if first == count else work + LAST_VISITS * product * count + 2 * metric
+            passes = FIRST_PASSES * prices.product + (1 + (FIRST_PASSES - 1) * prices.again) * prices.visit
+            work = first * passes + metric
+            further = LAST_PASSES * count * (prices.product + prices.visit) + 2 * metric
+            return work if first == count else work + further
 
         realised = trials.ranking == "realised"
         slopes = min(there, trials.step_samples) * rounds + min(there, trials.ranking_samples)
@@ -137,7 +224,7 @@ class Estimate:
         return Estimate(
             products(samples),
             products(samples // 2),
-            SLOPES * product * slopes if realised else 0.0,
+            prices.slopes * slopes if realised else 0.0,
             LOSS * STEPS * min(there, trials.line_search_samples) if searched else 0.0,
             min(spectra.micro_batch, samples),
             seconds,

@@ -21,7 +21,7 @@ from growpipe.analyser.program.values import module_takes_channels_last, run_mod
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import ROWS, Scheme
 from growpipe.analyser.spectra.spectra import Spectra
-from growpipe.analyser.watch import LOSS, SLOPES, Watch
+from growpipe.analyser.watch import LOSS, Watch
 from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow_into
@@ -152,7 +152,7 @@ class Proposals:
                 own = steps[first:last].tolist()
                 found.append(part.slopes(batch.inputs, batch.target, subject.loss_fn, own)[1].cpu().numpy())
                 first = last
-            self.watch.advance(SLOPES * self.watch.product * batch.samples)
+            self.watch.advance(self.watch.prices.slopes * batch.samples)
             return np.concatenate(found)
 
         def total(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

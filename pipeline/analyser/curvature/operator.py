@@ -50,9 +50,6 @@ What is not kept of a micro-batch is computed again once per block. That costs m
 _ELEMENTWISE = 64
 """What the activations of a channel take at one position, in multiply-adds of a product."""
 
-_VISIT = 0.3
-"""The share of a visit in what products of a block of vectors for all groups take, about."""
-
 _Sums = dict[int, list[dict[str, Tensor]]]
 _Product = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -71,8 +68,8 @@ class SplittingProducts:
         closed_forms: use the closed forms of chains and bent paths, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes; nothing by default.
         products: how often products were computed, each time of a block of vectors.
-        done: is told the samples of every micro-batch that products were computed over, times their share of
-            what a block of vectors for all groups takes. A visit of a batch that is not kept is part of that.
+        done: is told of every micro-batch that products were computed over its samples, their share of what a
+            block of vectors for all groups takes, and whether the batch was visited since it was not kept.
     """
 
     program: Program
@@ -80,7 +77,7 @@ class SplittingProducts:
     storage: torch.dtype | None = None
     closed_forms: bool = True
     reduce: Callable[[Tensor], Tensor] | None = None
-    done: Callable[[float], None] | None = None
+    done: Callable[[int, float, bool], None] | None = None
     products: int = field(default=0, init=False)
     _positions: list[int] = field(default_factory=list, init=False, repr=False)
 
@@ -222,7 +219,7 @@ class SplittingProducts:
                 self._accumulate(halves[batch.half], directions, batch, chosen)
                 self._keeping.settle(batch, live)
             if self.done is not None:
-                self.done(batch.samples * (share if kept else _VISIT + (1 - _VISIT) * share))
+                self.done(batch.samples, share, bool(live) and not kept)
         directions.clear()  # the sums alone are wanted now
         give_back(self._visits.device)
         if self.reduce is not None:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from growpipe.analyser import analyse, watch
 from growpipe.analyser.analysis import analysis_of
 from growpipe.analyser.options import AnalysisOptions
-from growpipe.analyser.watch import Estimate, Pace, Watch
+from growpipe.analyser.watch import Estimate, Pace, Prices, Watch
 
 
 class Seen(Watch):
@@ -69,20 +69,79 @@ def test_a_long_analysis_says_what_it_will_take(
     assert "the analysis takes up to about" in capsys.readouterr().err
 
 
-def test_the_pace_of_an_analysis_is_that_of_its_second_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 5.0, 7.0])
-    monkeypatch.setattr(watch.time, "perf_counter", lambda: next(times))
-    found: list[tuple[float, float]] = []
-    pace = Pace(0.01, lambda product, metric: found.append((product, metric)))
-    for samples in (100, 0, 100, 50, 0, 50):  # groups with S = 0 cost nothing and are no measure
-        pace.done(samples)
-    # Two seconds for a hundred samples of 0.01 s; three of the first five seconds went before the products.
-    assert found == [(pytest.approx(2.0), pytest.approx(300.0))]
+class Clock:
+    """Time that goes on when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(watch.time, "perf_counter", lambda: self.now)
+
+    def passes(
+        self, pace: Pace, prices: Prices, visited: list[list[bool]], share: float, advance: float
+    ) -> None:
+        """Passes over micro-batches of 100 samples at these prices; one sample of a training step is 0.01 s.
+
+        Args:
+            pace: is told.
+            prices: of product and visit.
+            visited: by pass and micro-batch whether it is visited.
+            share: of the products.
+            advance: the seconds between two passes.
+        """
+        for number, batches in enumerate(visited, 1):
+            for one in batches:
+                self.now += 0.01 * prices.of(100, share, one)
+                pace.done(number, 100, share, one)
+                pace.done(number, 100, 0.0, False)  # groups with S = 0 cost nothing and are no measure
+            self.now += advance
+
+
+@pytest.mark.parametrize("share", [1.0, 0.2])
+@pytest.mark.parametrize(
+    ("second", "again"), [([False] * 4, 0.0), ([False, False, True, True], 0.5), ([False, True] * 2, 0.5)]
+)
+def test_the_pace_tells_products_from_visits(
+    monkeypatch: pytest.MonkeyPatch, share: float, second: list[bool], again: float
+) -> None:
+    clock, found = Clock(monkeypatch), []
+    pace = Pace(0.01, lambda prices, metric: found.append((prices, metric)))
+    clock.now += 3.0
+    true = Prices(0.5, 0.9)
+    # The interval of a pass is one micro-batch late, which must not matter much.
+    clock.passes(pace, true, [[True] * 4, second, second, second], share, 0.0)
+    ((prices, metric),) = found
+    assert prices.again == again
+    spent = sum(true.of(100, share, one) for one in [True] * 4 + second)
+    told = sum(prices.of(100, share, one) for one in [True] * 4 + second)
+    assert told == pytest.approx(spent, rel=0.25)
+    assert metric == pytest.approx(300.0, abs=0.3 * true.of(100, share, True) + 1e-6)
+
+
+def test_the_pace_of_passes_that_visit_alike_splits_by_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, found = Clock(monkeypatch), []
+    pace = Pace(0.01, lambda prices, metric: found.append((prices, metric)))
+    guess = Prices()
+    true = Prices(2 * guess.product, 2 * guess.visit)
+    clock.passes(pace, true, [[True] * 3] * 4, 1.0, 0.0)
+    ((prices, metric),) = found
+    assert (prices.product, prices.visit, prices.again) == pytest.approx((true.product, true.visit, 1.0))
+    assert metric == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_goes_on_between_passes_is_part_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, found = Clock(monkeypatch), []
+    pace = Pace(0.01, lambda prices, metric: found.append((prices, metric)))
+    clock.passes(pace, Prices(0.5, 0.0), [[False] * 4] * 3, 1.0, 2.0)
+    ((prices, _),) = found
+    # 400 samples took 2 s and then 2 s more.
+    assert prices.product == pytest.approx(1.0)
 
 
 def test_dear_products_and_a_dear_metric_make_a_dear_analysis() -> None:
     options = AnalysisOptions.of(None, None, None, {})
-    cheap = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, product=0.5, metric=10.0)
-    dear = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, product=1.0, metric=20.0)
+    cheap = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, prices=Prices(0.5, 0.4), metric=10.0)
+    dear = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, prices=Prices(1.0, 0.8), metric=20.0)
     assert (dear.spectra, dear.trials) == pytest.approx((2 * cheap.spectra, 2 * cheap.trials))
     assert dear.line_search == cheap.line_search
+    forgetful = Estimate.of(2048, 256, options, 10, 0.05, Prices(0.5, 0.4, again=1.0), 10.0)
+    assert forgetful.spectra > cheap.spectra

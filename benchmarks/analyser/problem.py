@@ -17,7 +17,7 @@ from growpipe.analyser.options import GrowthOptions, SpectraOptions
 from growpipe.analyser.preparation import Subject, default_memory, prepare
 from growpipe.analyser.samples import collect
 from growpipe.analyser.schemes import scheme_of
-from growpipe.analyser.spectra.analysis_set import growing
+from growpipe.analyser.spectra.analysis_set import GrowingSet
 from growpipe.analyser.spectra.drive import Apply
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
 from growpipe.parallel.processes import processes
@@ -142,7 +142,7 @@ def spectra_of(
         max_samples=samples, micro_batch=MICRO_BATCH, device=bench.device, dtype=torch.float32,
     )  # fmt: skip
     return measure_spectra(
-        growing(bench.operator(0, **keep), data, subject),
+        GrowingSet(bench.operator(0, **keep), data, subject),
         metric,
         scheme_of("m4", 3.0),
         SpectraOptions(**options),

@@ -28,7 +28,7 @@ from growpipe.analyser.preparation import Subject, default_memory, device_of, pr
 from growpipe.analyser.report import AddedCost, Analysis, AnalysisReport
 from growpipe.analyser.samples import Samples, check_mean_loss, collect, resized
 from growpipe.analyser.schemes import Scheme, scheme_of
-from growpipe.analyser.spectra.analysis_set import growing
+from growpipe.analyser.spectra.analysis_set import GrowingSet
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
 from growpipe.analyser.watch import Estimate, Pace, Prices, Watch, bar
 from growpipe.budgets.budget import Expenses, GrowthBudget
@@ -231,7 +231,7 @@ def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch
         done=done,
     )
     spectra = measure_spectra(
-        growing(operator, samples.data, subject),
+        GrowingSet(operator, samples.data, subject),
         GrowingMetric(options.growth.metric, options.growth.damping),
         _scheme(options),
         options.spectra,

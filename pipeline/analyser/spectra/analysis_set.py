@@ -1,42 +1,74 @@
-"""Analysis sets that grow: an eighth of the samples at first."""
+"""Analysis sets that grow: few samples to find directions, then an eighth of all, then what is asked for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.options import MIN_SAMPLES
 from growpipe.analyser.preparation import Subject
 from growpipe.analyser.samples import MicroBatch
 
-__all__ = ["growing"]
+__all__ = ["GrowingSet"]
 
 
-def growing(
-    operator: SplittingProducts, data: Sequence[MicroBatch], subject: Subject
-) -> Callable[[int], SplittingProducts | None]:
-    """The operator on an eighth of the data at first, then on as many samples as are asked for, up to all.
+@dataclass(eq=False)
+class GrowingSet:
+    """The micro-batches of this process, which an operator takes bit by bit.
 
-    Args:
+    From random weights the search for eigenvectors takes several products, and from good directions one or
+    two. So it begins on a coarse set, half of the first micro-batch of each half of the data, whose products
+    cost least. Sets are the same for one process and for two, and every process has a part of each.
+
+    Attributes:
         operator: without data so far; it is given micro-batches.
-        data: the micro-batches of this process.
+        data: the micro-batches.
         subject: the loss, the processes and the device are used.
+        is_coarse: whether the present set only finds directions.
     """
-    taken, count = 0, data[0].count
-    least = max(4, 2 * subject.peers.world, count // 8)
-    (total,) = subject.peers.totals(sum(batch.samples for batch in data), device=subject.device)
 
-    def grow(samples: int) -> SplittingProducts | None:
-        nonlocal taken
-        # Both halves in every process, and the same sets for one process and two.
-        asked = math.ceil(samples * count / total / least) * least
-        wanted = min(count, max(taken + least, asked))
-        if taken == count:
+    operator: SplittingProducts
+    data: Sequence[MicroBatch]
+    subject: Subject
+    is_coarse: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._count = self.data[0].count
+        self._least = max(4, 2 * self.subject.peers.world, self._count // 8)
+        own = sum(batch.samples for batch in self.data)
+        (self._total,) = self.subject.peers.totals(own, device=self.subject.device)
+        self._taken = 0
+
+    def begin(self) -> SplittingProducts:
+        """The operator on the first set."""
+        first = [batch for batch in self.data if batch.number < max(2, self.subject.peers.world)]
+        # Of few samples directions are noise.
+        few = sum(batch.samples < 2 * MIN_SAMPLES for batch in first)
+        self.is_coarse = not sum(self.subject.peers.totals(few, device=self.subject.device))
+        for batch in first if self.is_coarse else ():
+            self._add(batch.halves()[0])
+        return self.operator if self.is_coarse else self._take(self._least)
+
+    def grow(self, samples: int) -> SplittingProducts | None:
+        """The operator on at least so many samples over all processes, or on all there are.
+
+        After a coarse set it is on an eighth of the data at least. None if it has all of them already.
+        """
+        if self._taken == self._count:
             return None
-        for batch in data:
-            if taken <= batch.number < wanted:
-                operator.add(batch.inputs, batch.target, subject.loss_fn, half=batch.number % 2)
-        taken = wanted
-        return operator
+        asked = math.ceil(samples * self._count / self._total / self._least) * self._least
+        return self._take(min(self._count, max(self._taken + self._least, asked)))
 
-    return grow
+    def _take(self, wanted: int) -> SplittingProducts:
+        """The operator on the first ``wanted`` micro-batches."""
+        for batch in self.data:
+            if self._taken <= batch.number < wanted:
+                begun = self.is_coarse and batch.number < max(2, self.subject.peers.world)
+                self._add(batch.halves()[1] if begun else batch)
+        self._taken, self.is_coarse = wanted, False
+        return self.operator
+
+    def _add(self, batch: MicroBatch) -> None:
+        self.operator.add(batch.inputs, batch.target, self.subject.loss_fn, half=batch.number % 2)

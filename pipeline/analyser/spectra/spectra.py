@@ -17,10 +17,10 @@ from growpipe.analyser.curvature.metric import Metric
 from growpipe.analyser.curvature.operator import BLOCK, SplittingProducts
 from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.schemes import ROWS, Scheme
+from growpipe.analyser.spectra.analysis_set import GrowingSet
 from growpipe.analyser.spectra.drive import LEAST, random_starts
 from growpipe.analyser.spectra.recurrence import Ends
 from growpipe.analyser.spectra.solvers import FloatArray, Solution, Start, solve
-from growpipe.graph_ops.errors import UsageError
 
 __all__ = ["AnalysisStage", "Directions", "GroupReport", "Spectra", "measure_spectra"]
 
@@ -160,7 +160,7 @@ class _Found:
 
 
 def measure_spectra(
-    grow: Callable[[int], SplittingProducts | None],
+    sets: GrowingSet,
     make_metric: Callable[[SplittingProducts], Metric],
     scheme: Scheme,
     options: SpectraOptions,
@@ -168,43 +168,40 @@ def measure_spectra(
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
 
     On each set the extreme eigenpairs are found, from a random start, then from those of the set before (see
-    `refinement`). On two disjoint halves of the set, q = vᵀSv gives standard errors ``|q₁ − q₂| / 2`` and two
-    rankings of the candidates. From their rank correlation ρ (Spearman's) the ranking by the whole set has
-    the split-half reliability ``R = 2ρ / (1 + ρ)``, the correlation to expect with another set as large (the
-    Spearman-Brown formula). It is stable when R reaches ``stability``; else the next set is
-    ``stability (1 − R) / (R (1 − stability))`` times as large, by the same formula, and a tenth more, but
-    half as large again at least.
+    `refinement`). A coarse set is not judged. On two disjoint halves of any other, q = vᵀSv gives standard
+    errors ``|q₁ − q₂| / 2`` and two rankings of the candidates. From their rank correlation ρ (Spearman's)
+    the ranking by the whole set has the split-half reliability ``R = 2ρ / (1 + ρ)``, the correlation to
+    expect with another set as large (the Spearman-Brown formula). It is stable when R reaches ``stability``;
+    else the next set is ``stability (1 − R) / (R (1 − stability))`` times as large, by the same formula, and
+    a tenth more, but half as large again at least.
 
     Args:
-        grow: given a number of samples, over all processes, the operator on at least as many, or on all there
-            are; None when it has all of them already. The first set is asked for by 0.
+        sets: the analysis sets.
         make_metric: measures the metric on a set.
         scheme: gives the candidates.
         options: how the eigenpairs are found, and when the sets stop growing.
-
-    Raises:
-        UsageError: there is no analysis set at all.
     """
     stages: list[AnalysisStage] = []
-    found: _Found | None = None
-    operator = grow(0)
-    names: list[str] = []
-    sketched: tuple[str, ...] = ()
-    while operator is not None:
-        names = [group.name for group in operator.groups]
+    operator, found = sets.begin(), None
+    while True:
         metric = make_metric(operator)
-        sketched = metric.sketched
         start = _start(operator, metric, found, options)
         found = None  # its memory is wanted for the products
         found, stage = _measure_set(operator, metric, start, scheme, options)
         stages.append(stage)
-        if stage.rank_reliability >= options.stability:
+        wanted = 0
+        if not sets.is_coarse:
+            if stage.rank_reliability >= options.stability:
+                break
+            further = _further(stage.rank_reliability, options.stability)
+            wanted = math.ceil(stage.samples * max(1.5, 1.1 * further))
+        larger = sets.grow(wanted)
+        if larger is None:
             break
-        further = _further(stage.rank_reliability, options.stability)
-        operator = grow(math.ceil(stage.samples * max(1.5, 1.1 * further)))
-    if found is None:
-        raise UsageError("there is no analysis set; give batches")
-    return replace(_spectra(names, found, scheme, stages, options.stability), sketched=sketched)
+        operator = larger
+    names = [group.name for group in operator.groups]
+    found_spectra = _spectra(names, found, scheme, stages, options.stability)
+    return replace(found_spectra, sketched=metric.sketched)
 
 
 def _measure_set(

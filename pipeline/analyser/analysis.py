@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,23 +23,22 @@ from growpipe.analyser.choice.shared_trials import ROUNDS
 from growpipe.analyser.choice.spending import Spending, spend
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.factor_plans import added_cost, factors_alone, with_factors
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare, trial_batch
-from growpipe.analyser.report import AddedCost, Analysis, AnalysisReport
+from growpipe.analyser.report import Analysis, AnalysisReport
 from growpipe.analyser.samples import Samples, check_mean_loss, collect, resized
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import GrowingSet
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
 from growpipe.analyser.watch import Estimate, Pace, Prices, Watch, bar
-from growpipe.budgets.budget import Expenses, GrowthBudget
+from growpipe.budgets.budget import GrowthBudget
 from growpipe.data.loader_items import as_tuple
-from growpipe.graph_ops.cost.cost import CostModel
 from growpipe.graph_ops.errors import NothingToSplit
-from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
-from growpipe.graph_ops.plan.whole_factors import factor_splits
+from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.parallel.processes import processes
-from growpipe.torch_module.export import GrowthExport, named_tensors
-from growpipe.torch_module.outputs import LossFunction, evaluation_mode, own_precision, to_numpy
+from growpipe.torch_module.export import GrowthExport
+from growpipe.torch_module.outputs import LossFunction, evaluation_mode, own_precision
 
 __all__ = ["analysis_of"]
 
@@ -85,7 +84,7 @@ def analysis_of(
         subject = Subject(model, loss_fn, prepared, peers, device)
         limits = replace(limits, joined=prepared.fit.joined)
         if not prepared.program.groups:
-            return _factors_alone(subject, budget, options)
+            return factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
         subject = _for_sizes_of(samples, subject)
         seen.expect(_estimate(samples, options, seen.prices, 0.0).work)
@@ -95,11 +94,11 @@ def analysis_of(
         proposals = _proposals(subject, samples, spectra, options, seen)
         choice = _choose(subject, spectra, proposals, limits, options)
         if choice is None:
-            return _factors_alone(subject, budget, options)
+            return factors_alone(subject, budget, options)
         seen.phase("line search")
         found, step = _step(proposals, choice, options.growth.epsilon)
         seen.phase("plan")
-        plan = proposals.sealed(_with_factors(choice.plan(proposals, step), subject, options.spectra.seed))
+        plan = proposals.sealed(with_factors(choice.plan(proposals, step), subject, options.spectra.seed))
         realised = _realised(proposals, plan, found, samples, options.trials.line_search_samples)
         subject.peers.agree("the plan", f"{plan.content_hash} {realised}")
     selection = choice.spending.selection
@@ -115,7 +114,7 @@ def analysis_of(
         selection=selection.notes,
         budget_spent=choice.spending.spent,
         cost=choice.spending.cost,
-        added=_added(subject.prepared.groups.cost, plan.widths),
+        added=added_cost(subject.prepared.groups.cost, plan.widths),
         calibration=None if choice.calibration is None else choice.calibration.trials(),
         rigid=subject.prepared.fit.rigid,
         joined=subject.prepared.fit.joined_names,
@@ -131,17 +130,6 @@ def analysis_of(
         plan.predicted_change or 0.0, realised, plan.epsilon,
     )  # fmt: skip
     return Analysis(replace(plan, realised_change=realised, notes={"analysis": report.notes()}), report)
-
-
-def _added(cost: CostModel, widths: Mapping[str, int]) -> dict[str, AddedCost]:
-    """What the growth of each group costs if no other group grows."""
-    parameters, macs = cost.parameters(), cost.macs()
-    return {
-        name: AddedCost(
-            int(cost.parameters({name: width}) - parameters), int(cost.macs({name: width}) - macs)
-        )
-        for name, width in widths.items()
-    }
 
 
 @contextmanager
@@ -330,59 +318,6 @@ def _choose(
     if not selection.widths:
         raise NothingToSplit(f"nothing is left to split: {selection.notes}")
     return _Choice(spending, calibration, proposals.signs(selection.rows))
-
-
-def _with_factors(plan: SplitPlan, subject: Subject, seed: int) -> SplitPlan:
-    """The plan with the groups that grow by a factor: exact copies, which change nothing of the rest."""
-    prepared = subject.prepared
-    if not prepared.factors:
-        return plan
-    splits = (*plan.groups, *factor_splits(prepared.groups, prepared.factors, seed))
-    names = [split.group for split in splits]
-    own = named_tensors(subject.model)
-    layouts = {name: at for name, at in prepared.groups.restricted(names).items() if name in own}
-    return replace(plan, groups=splits, layouts=layouts, module_sizes=prepared.fit.sizes_of(names))
-
-
-def _factors_alone(subject: Subject, budget: GrowthBudget | None, options: AnalysisOptions) -> Analysis:
-    """The plan of the factors that were asked for, if nothing else splits: it needs no data.
-
-    Raises:
-        NothingToSplit: the budget has no room for them.
-    """
-    prepared, seed = subject.prepared, options.spectra.seed
-    groups, own = prepared.groups, {group.name: group.width for group in prepared.groups.groups}
-    empty = SplitPlan((), {}, 0.0, groups.graph_hash, "", "factors")
-    plan = _with_factors(empty, subject, seed)
-    expenses = Expenses(groups.cost, own, budget)
-    if not expenses.affordable(plan.widths):
-        raise NothingToSplit("the budget has no room for the factors; give a larger one")
-    tensors = named_tensors(subject.model)
-    found = hash_parameters(plan.layouts, lambda name: to_numpy(tensors[name]))
-    report = AnalysisReport(
-        stages=(),
-        ranking_stable=True,
-        groups={},
-        samples=0,
-        held_out=0,
-        displaced=options.growth.displace,
-        damping=None,
-        sketched=(),
-        selection="no split lowers the loss; the channels are copied as the factors say",
-        budget_spent=expenses.spent(plan.widths, [{name: 1} for name in plan.widths]),
-        cost=None if budget is None or budget.cost is None else budget.cost.of({**own, **plan.widths}),
-        added=_added(groups.cost, plan.widths),
-        calibration=None,
-        rigid=prepared.fit.rigid,
-        joined=prepared.fit.joined_names,
-        factors=prepared.factors,
-        base_loss=None,
-        epsilon=options.growth.epsilon,
-        line_search=None,
-        seed=seed,
-    )
-    subject.peers.agree("the plan", plan.content_hash)
-    return Analysis(replace(plan, parameters_hash=found, notes={"analysis": report.notes()}), report)
 
 
 # Step.

@@ -68,7 +68,7 @@ REACH = 4.0
 SETTLED = 0.8
 """The share of the variance between groups that is no noise, at which the trials stop.
 
-More is not worth its price: plans by half of the samples are as good on others."""
+More is not worth its price on networks of four groups: plans by half of the samples are as good on others."""
 
 NODES = ((1 - 1 / math.sqrt(3)) / 2, (1 + 1 / math.sqrt(3)) / 2)
 """Gauss's two nodes on the unit interval; their weights are equal."""

@@ -16,7 +16,8 @@ from growpipe.analyser.choice.orientation import STEP, Orientation
 from growpipe.analyser.choice.plan_splits import Rows, Signs, Step, split_groups
 from growpipe.analyser.choice.shared_trials import SharedTrials
 from growpipe.analyser.preparation import Subject
-from growpipe.analyser.program.split_network import Pair, split_networks
+from growpipe.analyser.program.copies import Pair
+from growpipe.analyser.program.split_network import split_networks
 from growpipe.analyser.program.values import module_takes_channels_last, run_module
 from growpipe.analyser.samples import MicroBatch
 from growpipe.analyser.schemes import ROWS, Scheme
@@ -164,14 +165,14 @@ class Proposals:
     def _pair(self, group: str, rows: npt.NDArray[np.int64], signs: npt.NDArray[np.floating]) -> Pair:
         """The copies of a group's channels by rows of two copies; a channel that stays is twice itself."""
         minus, plus = self.spectra.directions.minus[group], self.spectra.directions.plus[group]
-        weights, displacements = np.full((2, len(rows)), 0.5), np.zeros((2, *minus.shape), minus.dtype)
+        weights, displacement = np.full((2, len(rows)), 0.5), np.zeros_like(minus)
         for channel in np.flatnonzero(rows >= 0):
-            for place, one in enumerate(ROWS[rows[channel]].offspring(self.scheme.c)):
-                weights[place, channel] = one.weight
-                turned = float(signs[channel]) * one.plus
-                displacements[place, channel] = one.minus * minus[channel] + turned * plus[channel]
+            first, second = ROWS[rows[channel]].offspring(self.scheme.c)
+            weights[:, channel] = first.weight, second.weight
+            turned = float(signs[channel]) * first.plus
+            displacement[channel] = first.minus * minus[channel] + turned * plus[channel]
         to = self.subject.device
-        return Pair(torch.from_numpy(weights).to(to), torch.from_numpy(displacements).to(to))
+        return Pair(torch.from_numpy(weights).to(to), torch.from_numpy(displacement).to(to))
 
     def loss(self, plan: SplitPlan | None, data: Sequence[MicroBatch]) -> float:
         """The mean loss of the module grown by a plan, or as it is, over the data of all processes."""

@@ -9,6 +9,8 @@ Groups that are nested, such as the heads of an attention and the channels withi
     ½ Σ_± (q ± ε xδᵀ) (k ± ε yηᵀ)ᵀ = q kᵀ + ε² (xδᵀ) (yηᵀ)ᵀ
 
 whatever copy of its head a query or key belongs to. So they have no copies: the scores get a further term.
+Such channels are means of their copies: the others stay as they are, and with ``w_i`` = ½ the displacements
+are opposite.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch.fx.node import map_arg
 
 from growpipe.analyser.program.aten import CONVOLUTIONS, aten
 from growpipe.analyser.program.binding import BoundGroup, Edge
+from growpipe.analyser.program.copies import Pair, displaced, mixed
 from growpipe.analyser.program.fold_norms import scaled
 from growpipe.analyser.program.lifetimes import last_uses
 from growpipe.analyser.program.pairs import Pairs, find_pairs
@@ -34,7 +37,7 @@ from growpipe.graph_ops.axes.dims import Dim, atoms_of, channel_rows
 from growpipe.graph_ops.axes.layouts import TensorLayout
 from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["Pair", "SplitNetwork", "apart", "split_networks"]
+__all__ = ["SplitNetwork", "apart", "split_networks"]
 
 _COPIES = range(2)
 
@@ -42,47 +45,19 @@ _Read = Callable[[Node, Node, int], Any]
 """``(source, user, copy) →`` the value of a node as one copy of another one sees it."""
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """The two copies of every channel of a group.
-
-    Attributes:
-        weights: w_i, float64 [2, width]; the two of a channel sum to 1.
-        displacements: δ_i, [2, width, d].
-    """
-
-    weights: Tensor
-    displacements: Tensor
-
-    @property
-    def uniform(self) -> bool:
-        """Whether every channel is the mean of its copies."""
-        return bool((self.weights == 0.5).all())
-
-    @property
-    def opposite(self) -> bool:
-        """Whether the second copy of every channel goes where the first one does not."""
-        return torch.equal(self.displacements[1], -self.displacements[0])
-
-    def halved(self) -> Pair:
-        """The same with the channels that are no mean of their copies left as they are."""
-        even = (self.weights == 0.5).all(0)
-        return Pair(torch.full_like(self.weights, 0.5), self.displacements * even[None, :, None])
-
-
 def split_networks(
     program: Program, pairs: Mapping[str, Pair], layouts: Mapping[str, TensorLayout]
 ) -> list[SplitNetwork]:
     """All groups split into pairs, in as few networks as it takes; see `SplitNetwork`."""
     groups = [group for group in program.groups if group.name in pairs]
-    without = {group.name for group in groups if _without_copies(program, group, pairs[group.name])}
+    without = {group.name for group in groups if _without_copies(program, group)}
     parts = apart([group.name for group in groups], layouts, without)
     return [SplitNetwork(program, {name: pairs[name] for name in part}, layouts) for part in parts]
 
 
-def _without_copies(program: Program, group: BoundGroup, pair: Pair) -> Pairs | None:
+def _without_copies(program: Program, group: BoundGroup) -> Pairs | None:
     """Queries and keys that add a term to their scores; None if the group needs copies."""
-    return find_pairs(program, group) if group.sums and pair.halved().opposite else None
+    return find_pairs(program, group) if group.sums else None
 
 
 def apart(
@@ -136,14 +111,14 @@ class _Producer:
     Attributes:
         position: of its group.
         weight: the node of its weight.
-        deltas: δ of each copy, of the weight's shape.
-        opposite: whether the second δ is the first one with its sign changed.
+        delta: δ of the first copy, of the weight's shape.
+        ratio: r of what it makes, which broadcasts to that; None if it is −1 everywhere.
     """
 
     position: int
     weight: Node
-    deltas: Sequence[Tensor]
-    opposite: bool
+    delta: Tensor
+    ratio: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +136,11 @@ class _Term:
     producers: Mapping[Node, tuple[Node, Tensor]]
 
     @staticmethod
-    def of(position: int, pairs: Pairs, deltas: Mapping[str, Sequence[Tensor]]) -> _Term:
-        """From δ of each copy by tensor."""
+    def of(position: int, pairs: Pairs, deltas: Mapping[str, Tensor]) -> _Term:
+        """From δ of the first copy by tensor."""
         producers: dict[Node, tuple[Node, Tensor]] = {}
         for side in (pairs.query, pairs.key):
-            producers[side.producer] = side.source, side.rows(deltas[side.tensor][0]).mT
+            producers[side.producer] = side.source, side.rows(deltas[side.tensor]).mT
         return _Term(position, pairs.scores, producers)
 
 
@@ -190,10 +165,11 @@ class SplitNetwork:
         self._layouts = layouts
         self.pairs = {group.name: self._usable(group, pairs[group.name]) for group in self.groups}
         self._deltas = [self._displacements(group) for group in self.groups]
+        self._ratios = [self._ratios_of(group) for group in self.groups]
         self._on_path: dict[Node, list[int]] = {}
         self._terms: dict[Node, list[_Term]] = {}
         for position, group in enumerate(self.groups):
-            without = _without_copies(program, group, self.pairs[group.name])
+            without = _without_copies(program, group)
             for node in group.path:
                 if without is None:
                     self._on_path.setdefault(node, []).append(position)
@@ -201,7 +177,7 @@ class SplitNetwork:
                 term = _Term.of(position, without, self._deltas[position])
                 for node in without.nodes:
                     self._terms.setdefault(node, []).append(term)
-        self._mixed = {edge: self._factors(edge) for group in self.groups for edge in group.edges}
+        self._shares = {edge: self._share(edge) for group in self.groups for edge in group.edges}
         self._producers = {n: found for n in self._on_path if (found := self._producer(n)) is not None}
         folded = program.folded_norms(self._folds)
         self._folded = {one.made: one for one in folded}
@@ -215,11 +191,24 @@ class SplitNetwork:
         )
         return pair if known else pair.halved()
 
-    def _displacements(self, group: BoundGroup) -> dict[str, list[Tensor]]:
-        """By tensor δ of each copy, of the tensor's shape."""
-        parts = self.pairs[group.name].displacements.split(group.sizes, dim=-1)
-        blocks = zip(group.blocks, parts, strict=True)
-        return {block.tensor: [block.scatter(part[i]) for i in _COPIES] for block, part in blocks}
+    def _displacements(self, group: BoundGroup) -> dict[str, Tensor]:
+        """By tensor δ of the first copy, of the tensor's shape."""
+        parts = self.pairs[group.name].displacement.split(group.sizes, dim=-1)
+        return {block.tensor: block.scatter(part) for block, part in zip(group.blocks, parts, strict=True)}
+
+    def _ratios_of(self, group: BoundGroup) -> dict[str, Tensor] | None:
+        """By tensor r along the axis on which its channels stand; None where all are −1."""
+        pair = self.pairs[group.name]
+        if pair.uniform:
+            return None
+        found = {}
+        for block in group.blocks:
+            like = self.program.tensor(block.tensor)
+            ratio = like.new_full((block.shape[block.axis],), -1.0)
+            rows = block.rows.to(like.device)
+            ratio[rows.reshape(-1)] = pair.ratio.to(like).repeat_interleave(rows.shape[1])
+            found[block.tensor] = ratio.reshape(-1, *[1] * (len(block.shape) - 1 - block.axis))
+        return found
 
     def _input_axis(self, consumer: Node) -> tuple[int, TensorLayout] | None:
         """The axis of a consumer's input on which its channels stand, and the layout of its weight."""
@@ -232,8 +221,8 @@ class SplitNetwork:
         grouped = len(consumer.args) > 6 and consumer.args[6] != 1
         return (1, layout) if consumer.target in CONVOLUTIONS and not grouped else None
 
-    def _factors(self, edge: Edge) -> list[Tensor] | None:
-        """w_i at a consumer's input, of its number of axes; None where all are ½."""
+    def _share(self, edge: Edge) -> Tensor | None:
+        """w_2 at a consumer's input, which broadcasts to it; None where all are ½."""
         consumer, source = edge
         here = [group for group in self.groups if edge in group.edges]
         if all(self.pairs[group.name].uniform for group in here):
@@ -242,13 +231,13 @@ class SplitNetwork:
         assert found is not None
         axis, layout = found
         like = self.program.tensor(here[0].blocks[0].tensor)
-        weights = torch.full((2, layout.shape[1]), 0.5, dtype=like.dtype)
+        share = torch.full((layout.shape[1],), 0.5, dtype=like.dtype)
         for group in here:
             rows = torch.from_numpy(channel_rows(layout.axes[1].dim, group.name))
-            own = self.pairs[group.name].weights.to(weights)
-            weights[:, rows.reshape(-1)] = own.repeat_interleave(rows.shape[1], dim=1)
+            own = self.pairs[group.name].weights[1].to(share)
+            share[rows.reshape(-1)] = own.repeat_interleave(rows.shape[1])
         behind = source.meta["val"].ndim - 2 if axis == 1 else 0
-        return [w.reshape(-1, *[1] * behind).to(like.device) for w in weights]
+        return share.reshape(-1, *[1] * behind).to(like.device)
 
     def slopes(
         self, inputs: Any, target: Any, loss_fn: LossFunction, steps: Sequence[float]
@@ -267,11 +256,18 @@ class SplitNetwork:
         reference = self.program.tensor(self.groups[0].blocks[0].tensor)
         with torch.enable_grad():
             moved = torch.tensor(steps, dtype=reference.dtype, device=reference.device).requires_grad_()
-            loss = scalar_loss(loss_fn(self._output(inputs, moved), target))
+            loss = scalar_loss(loss_fn(self._output(inputs, moved, steps), target))
             (slopes,) = torch.autograd.grad(loss.reshape(()), moved)
         return float(loss.detach()), slopes.double()
 
-    def _output(self, inputs: Any, steps: Tensor) -> Any:
+    def _output(self, inputs: Any, steps: Tensor, sizes: Sequence[float]) -> Any:
+        """The output.
+
+        Args:
+            inputs: those of the batch.
+            steps: ε of every group.
+            sizes: the values of ``steps``.
+        """
         program = self.program
         values: dict[Node, Any] = program.start(inputs)
         own = steps.unbind()
@@ -293,7 +289,7 @@ class SplitNetwork:
 
         for node in program.nodes:
             if node in self._producers:
-                values[node] = self._copies(node, read, own)
+                values[node] = self._copies(node, read, own, sizes)
             elif node in self._on_path:
                 values[node] = _Copies(tuple(self._call(node, read, copy) for copy in _COPIES))
             else:
@@ -361,16 +357,14 @@ class SplitNetwork:
         name = self.program.names[source]
         for position in positions:
             if name in self._deltas[position]:
-                value = value + steps[position] * self._deltas[position][name][copy]
+                moved, ratios = steps[position] * self._deltas[position][name], self._ratios[position]
+                value = value + (moved if copy == 0 else -moved if ratios is None else ratios[name] * moved)
         return value
 
     def _mix(self, value: _Copies, edge: Edge) -> Any:
         """What a consumer reads of the copies."""
         first, second = value.values
-        factors = self._mixed.get(edge)
-        if not isinstance(first, Tensor):
-            return first
-        return (first + second) * 0.5 if factors is None else first * factors[0] + second * factors[1]
+        return mixed(first, second, self._shares.get(edge)) if isinstance(first, Tensor) else first
 
     def _producer(self, node: Node) -> _Producer | None:
         """A producer of one group whose weight alone moves; None for any other node."""
@@ -383,8 +377,11 @@ class SplitNetwork:
         varying = [s for s in node.all_input_nodes if self.groups[position].varies(s, node)]
         if not isinstance(weight, Node) or varying != [weight] or weight not in self.program.names:
             return None
-        deltas = self._deltas[position][self.program.names[weight]]
-        return _Producer(position, weight, deltas, self.pairs[self.groups[position].name].opposite)
+        name, ratios = self.program.names[weight], self._ratios[position]
+        # Output channels are axis 0 of the weight, and stand before the axes of space.
+        behind = [1] * CONVOLUTIONS.get(node.target, 0)
+        ratio = None if ratios is None else ratios[name].reshape(-1, *behind)
+        return _Producer(position, weight, self._deltas[position][name], ratio)
 
     def _folds(self, made: Node, norm: Node) -> bool:
         """Whether a producer and the normalisation behind it may run as one.
@@ -398,19 +395,14 @@ class SplitNetwork:
             moving.discard(self._producers[made].weight)
         return not moving and self._on_path.get(made) == self._on_path.get(norm)
 
-    def _copies(self, node: Node, read: _Read, steps: Sequence[Tensor]) -> _Copies:
-        """The copies of one of `_producers`, by what its displacement adds to it: ``u + ε δ·p``.
-
-        A pair of opposite displacements is one product.
-        """
+    def _copies(self, node: Node, read: _Read, steps: Sequence[Tensor], sizes: Sequence[float]) -> _Copies:
+        """The copies of one of `_producers`, by what its displacement adds to it."""
         producer, folded = self._producers[node], self._folded.get(node)
-        step = steps[producer.position]
+        position, delta = producer.position, producer.delta
         x, bias, *rest = map_arg((node.args[0], *(node.args[2:] or (None,))), lambda s: read(s, node, 0))
-        weight, deltas = self.program.parameter(producer.weight), producer.deltas
+        weight = self.program.parameter(producer.weight)
         if folded is not None:
-            weight, bias = folded.weight, folded.offset
-            deltas = [scaled(delta, folded.factor) for delta in deltas]
+            weight, bias, delta = folded.weight, folded.offset, scaled(delta, folded.factor)
         still = self.program.apply(node, x, weight, bias, *rest)
-        first = self.program.apply(node, x, deltas[0], None, *rest) * step
-        second = -first if producer.opposite else self.program.apply(node, x, deltas[1], None, *rest) * step
-        return _Copies((still + first, still + second))
+        moved = self.program.apply(node, x, delta, None, *rest)
+        return _Copies(displaced(still, moved, steps[position], sizes[position], producer.ratio))

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import prepare
-from growpipe.analyser.program.split_network import Pair, SplitNetwork, split_networks
+from growpipe.analyser.program.copies import Pair
+from growpipe.analyser.program.split_network import SplitNetwork, split_networks
 from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit, SplitPlan
 from growpipe.torch_module.export import named_tensors
@@ -33,9 +34,7 @@ def networks_of(problem: Problem, opposite: bool, without: Sequence[str] = ()) -
     pairs = {}
     for group in problem.prepared.program.groups:
         weights = torch.tensor([WEIGHTS[c % 3 if not opposite else 0] for c in range(group.width)])
-        delta = torch.randn(2, group.width, group.dimension, generator=generator, dtype=torch.float64)
-        if opposite:
-            delta[1] = -delta[0]
+        delta = torch.randn(group.width, group.dimension, generator=generator, dtype=torch.float64)
         if group.name not in without:
             pairs[group.name] = Pair(weights.double().T, delta)
     return split_networks(problem.prepared.program, pairs, layouts)
@@ -46,7 +45,7 @@ def grown_loss(problem: Problem, network: SplitNetwork, steps: list[float]) -> f
     groups, splits = problem.prepared.groups, []
     for group, step in zip(network.groups, steps, strict=True):
         pair, width = network.pairs[group.name], group.width
-        delta = step * pair.displacements.reshape(2 * width, -1)
+        delta = step * torch.cat([pair.displacement, pair.ratio[:, None] * pair.displacement])
         parts = delta.split(group.sizes, dim=-1)
         splits.append(
             GroupSplit(
@@ -106,8 +105,8 @@ def test_channels_that_are_no_means_stay_where_a_consumer_hides_them() -> None:
     (network,) = networks_of(problem, opposite=False)
     hidden = network.pairs["down.weight"]
     assert hidden.uniform
-    assert (hidden.displacements[:, 1] == 0).all()
-    assert (hidden.displacements[:, 0] != 0).all()
+    assert (hidden.displacement[1] == 0).all()
+    assert (hidden.displacement[0] != 0).all()
     assert not network.pairs["up.weight"].uniform
 
 
@@ -140,5 +139,7 @@ def test_heads_and_the_queries_and_keys_within_them_split_at_once(fused: bool) -
     (network,) = networks_of(problem, opposite=True, without=("v.weight",))
     assert [bool(group.sums) for group in network.groups] == [False, True, False]
     check(problem, network)
-    # With displacements that are not opposite, queries and keys have copies of their own.
-    assert len(networks_of(problem, opposite=False, without=("v.weight",))) == 2
+    # Queries and keys that are no means of their copies stay as they are.
+    (network,) = networks_of(problem, opposite=False, without=("v.weight",))
+    assert not network.pairs[network.groups[1].name].displacement[1].any()
+    check(problem, network)

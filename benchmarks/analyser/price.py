@@ -47,7 +47,7 @@ class Clocks(Watch):
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
-        self.work = self.expected = 0.0
+        self.work, self.expected = 0.0, (0.0, 0.0)
         self._phase: str | None = None
         self._began = self._now()
 
@@ -72,8 +72,8 @@ class Clocks(Watch):
     def advance(self, work: float) -> None:
         self.work += work
 
-    def expect(self, work: float) -> None:
-        self.expected = work
+    def expect(self, least: float, most: float, seconds: float) -> None:
+        self.expected = least * seconds, most * seconds
 
 
 def measure(name: str, samples: int, device: torch.device, ranking: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def measure(name: str, samples: int, device: torch.device, ranking: str) -> dict
         "seconds": clocks.seconds,
         "export_again_seconds": again,
         "share": sum(clocks.seconds.values()) / (seconds * EPOCH),
-        "announced": clocks.expected * seconds,
+        "announced": clocks.expected,
         "counted": clocks.work * seconds,
         "stages": [[s.samples, round(s.products_per_group, 1)] for s in report.stages],
         "epsilon": analysis.plan.epsilon,
@@ -171,9 +171,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "",
         "`python -m benchmarks.analyser.price`: `analyse` as a user calls it, everything counted, as a share",
         f"of {EPOCH:,} samples of training at the same batch. *again*: the export in a process that has",
-        "exported before; a run gives the export that it has. *announced*: what the analysis said after its",
-        "first products that it would take at most, without the export. *peak*: of the memory of the whole",
-        "process, against that before the analysis.",
+        "exported before; a run gives the export that it has. *announced*: what the analysis said after the",
+        "first products of the first set that it judges, without the export: at least, if the ranking is",
+        "stable there, and at most. *peak*: of the memory of the whole process, against that before.",
         "",
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",
@@ -187,13 +187,20 @@ def summary(rows: list[dict[str, Any]]) -> str:
             cells += [
                 str(row["groups"]), str(row["largest_dimension"]), f"{1000 * row['step_seconds']:.0f}",
                 *shares, f"**{row['share']:.3f}**", "" if wanted is None else f"{wanted:.2f}",
-                f"{row['announced'] / epoch:.3f}", f"{row['product']['ratio']:.2f}",
+                announced(row), f"{row['product']['ratio']:.2f}",
                 f"{row['peak'] / row['peak_training']:.1f}",
             ]  # fmt: skip
         else:
             cells.append(row["failure"])
         lines.append("| " + " | ".join(cells + [""] * (len(columns) - len(cells))) + " |")
     return "\n".join(lines)
+
+
+def announced(row: dict[str, Any]) -> str:
+    """What was announced, as shares of an epoch; rows of earlier revisions have the larger end alone."""
+    told = row["announced"]
+    ends = told if isinstance(told, list) else [told]
+    return " to ".join(f"{end / row['epoch_seconds']:.3f}" for end in ends)
 
 
 def main() -> None:

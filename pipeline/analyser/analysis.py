@@ -23,6 +23,7 @@ from growpipe.analyser.choice.shared_trials import ROUNDS
 from growpipe.analyser.choice.spending import Spending, spend
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
+from growpipe.analyser.estimate import Estimate
 from growpipe.analyser.factor_plans import added_cost, factors_alone, with_factors
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare, trial_batch
@@ -31,7 +32,7 @@ from growpipe.analyser.samples import Samples, check_mean_loss, collect, resized
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import GrowingSet
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
-from growpipe.analyser.watch import Estimate, Pace, Prices, Watch, bar
+from growpipe.analyser.watch import Pace, Prices, Watch, bar
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import NothingToSplit
@@ -87,7 +88,7 @@ def analysis_of(
             return factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
         subject = _for_sizes_of(samples, subject)
-        seen.expect(_estimate(samples, options, seen.prices, 0.0).work)
+        _expect(seen, _estimate(samples, options, seen.prices, 0.0))
         seen.phase("spectra")
         spectra = _measure(subject, samples, options, seen)
         seen.phase("trials")
@@ -202,12 +203,17 @@ def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch
     def known(prices: Prices, metric: float) -> None:
         watch.prices = prices
         estimate = _estimate(samples, options, prices, metric)
-        estimate.announce(samples.count)
-        watch.expect(estimate.work)
+        _expect(watch, estimate)
+        if not sets.is_coarse:
+            estimate.announce(samples.count)
 
-    pace = Pace(samples.seconds, known)
+    pace, is_coarse = Pace(samples.seconds, known), False
 
     def done(count: int, share: float, visited: bool) -> None:
+        nonlocal is_coarse
+        if is_coarse and not sets.is_coarse:
+            pace.restart()  # a sample of the small batches of a coarse set costs more
+        is_coarse = sets.is_coarse
         pace.done(operator.products, count, share, visited)
         watch.advance(watch.prices.of(count, share, visited))
 
@@ -218,8 +224,9 @@ def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch
         reduce=None if subject.peers.world == 1 else subject.peers.total,
         done=done,
     )
+    sets = GrowingSet(operator, samples.data, subject)
     spectra = measure_spectra(
-        GrowingSet(operator, samples.data, subject),
+        sets,
         GrowingMetric(options.growth.metric, options.growth.damping),
         _scheme(options),
         options.spectra,
@@ -233,6 +240,10 @@ def _estimate(samples: Samples, options: AnalysisOptions, prices: Prices, metric
     """What the analysis takes, see `Estimate.of`."""
     there = samples.count, samples.held_out_count
     return Estimate.of(*there, options, sum(ROUNDS), samples.seconds, prices, metric)
+
+
+def _expect(watch: Watch, estimate: Estimate) -> None:
+    watch.expect(estimate.least, estimate.most, estimate.seconds)
 
 
 def _scheme(options: AnalysisOptions) -> Scheme:

@@ -1,4 +1,4 @@
-"""How far an analysis is, what it will take, and who wants to know.
+"""How far an analysis is, what its work costs, and who wants to know.
 
 Work is counted in samples of a training step: what one forward pass and both backward passes of a sample
 cost. The counts tell when a bar moves and what a long analysis is said to take. No result depends on them.
@@ -14,23 +14,13 @@ from dataclasses import dataclass
 from rich.errors import LiveError
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from growpipe.analyser.options import AnalysisOptions
-from growpipe.progress import console, log
+from growpipe.progress import console
 
-__all__ = ["LOSS", "Estimate", "Pace", "Prices", "Watch", "bar"]
+__all__ = ["LOSS", "Pace", "Prices", "Watch", "bar"]
 
 SLOPES, LOSS = 0.7, 0.5
 """What a sample takes in a shared trial, in visits with a block of products; and in the loss of a grown
 network, in training steps. Measured on the networks of ``benchmarks/analyser/price.py`` on one CPU core."""
-
-FIRST_PASSES, LAST_PASSES = 5, 1.5
-"""How often products run over the first analysis set, and over what comes after it."""
-
-STEPS = 5
-"""How many losses a line search takes: that without a step, and those of the steps that it tries."""
-
-LONG = 60.0
-"""An analysis that is expected to take more seconds says so."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +62,8 @@ class Watch:
     def advance(self, work: float) -> None:
         """So much more work is done."""
 
-    def expect(self, work: float) -> None:
-        """So much work there is in all, at most."""
+    def expect(self, least: float, most: float, seconds: float) -> None:
+        """So much work there is in all, and so long each unit of it takes."""
 
 
 @dataclass
@@ -106,7 +96,7 @@ class Pace:
 
     def __init__(self, seconds: float, known: Callable[[Prices, float], None]) -> None:
         self._seconds, self._known = seconds, known
-        self._began = time.perf_counter()
+        self._began = self._latest = time.perf_counter()
         self._first = 0.0, 0
         self._passes: list[_Pass] = []
         self._number: int | None = None
@@ -120,6 +110,7 @@ class Pace:
             share: likewise.
             visited: likewise.
         """
+        self._latest = time.perf_counter()
         if len(self._passes) == 3 or share <= 0:
             return
         if number != self._number:
@@ -134,6 +125,11 @@ class Pace:
         latest.products += samples * share
         latest.visits += samples * visited
         latest.samples += samples
+
+    def restart(self) -> None:
+        """Measure again from the last products on: what follows them is another set."""
+        self._passes.clear()
+        self._number, self._began = None, self._latest
 
     def ended(self) -> None:
         """The spectra are done, perhaps after fewer passes."""
@@ -166,94 +162,6 @@ class Pace:
         self._known(prices, max(0.0, metric) / self._seconds)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What an analysis will take at most, in samples of a training step.
-
-    Attributes:
-        spectra: for the spectra.
-        halved: for the spectra of half of the samples.
-        trials: for the shared trials.
-        line_search: for the search of ε.
-        batch: the samples that are worked on at once.
-        seconds: what one sample of a training step takes.
-    """
-
-    spectra: float
-    halved: float
-    trials: float
-    line_search: float
-    batch: int
-    seconds: float
-
-    @staticmethod
-    def of(
-        samples: int,
-        held_out: int,
-        options: AnalysisOptions,
-        rounds: float,
-        seconds: float,
-        prices: Prices = Prices(),
-        metric: float = 0.0,
-    ) -> Estimate:
-        """From the samples that there are.
-
-        Args:
-            samples: those for the spectra.
-            held_out: those that the spectra do not see.
-            options: of the analysis.
-            rounds: how often the samples of the steps are seen.
-            seconds: what one sample of a training step takes.
-            prices: what the spectra take per sample.
-            metric: what the metric of the first analysis set takes.
-        """
-        trials, spectra = options.trials, options.spectra
-        there = samples + held_out
-
-        def products(count: int) -> float:
-            first = min(count, max(4 * min(spectra.micro_batch, -(-count // 4)), count // 8))
-            # The metric of a larger set takes new roots, and the moments of what is new.
-            passes = FIRST_PASSES * prices.product + (1 + (FIRST_PASSES - 1) * prices.again) * prices.visit
-            work = first * passes + metric
-            further = LAST_PASSES * count * (prices.product + prices.visit) + 2 * metric
-            return work if first == count else work + further
-
-        realised = trials.ranking == "realised"
-        slopes = min(there, trials.step_samples) * rounds + min(there, trials.ranking_samples)
-        searched = options.growth.epsilon is None
-        return Estimate(
-            products(samples),
-            products(samples // 2),
-            prices.slopes * slopes if realised else 0.0,
-            LOSS * STEPS * min(there, trials.line_search_samples) if searched else 0.0,
-            min(spectra.micro_batch, samples),
-            seconds,
-        )
-
-    @property
-    def work(self) -> float:
-        """All of it."""
-        return self.spectra + self.trials + self.line_search
-
-    def sentence(self, samples: int) -> str:
-        """What a long analysis says first."""
-        steps = max(1, round(self.work / self.batch))
-        saved = (self.spectra - self.halved) / self.work
-        return (
-            f"the analysis takes up to about {steps:,} training steps of {self.batch} samples, "
-            f"{_duration(self.seconds * self.work)}; max_samples={samples // 2} saves about {saved:.0%}"
-        )
-
-    def announce(self, samples: int) -> None:
-        """Say it if it is long."""
-        if self.seconds * self.work > LONG:
-            log(self.sentence(samples))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
 class _Bar(Watch):
     """A bar on the terminal."""
 
@@ -267,8 +175,8 @@ class _Bar(Watch):
     def advance(self, work: float) -> None:
         self._progress.update(self._task, advance=work)
 
-    def expect(self, work: float) -> None:
-        self._progress.update(self._task, total=work)
+    def expect(self, least: float, most: float, seconds: float) -> None:
+        self._progress.update(self._task, total=most)
 
 
 @contextmanager

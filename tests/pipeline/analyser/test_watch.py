@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from growpipe.analyser import analyse, watch
+from growpipe.analyser import analyse, estimate, watch
 from growpipe.analyser.analysis import analysis_of
+from growpipe.analyser.estimate import Estimate
 from growpipe.analyser.options import AnalysisOptions
-from growpipe.analyser.watch import Estimate, Pace, Prices, Watch
+from growpipe.analyser.watch import Pace, Prices, Watch
 
 
 class Seen(Watch):
@@ -18,7 +19,8 @@ class Seen(Watch):
 
     def __init__(self) -> None:
         self.phases: list[str] = []
-        self.done = self.expected = 0.0
+        self.done = 0.0
+        self.expected: list[tuple[float, float]] = []
 
     def phase(self, name: str) -> None:
         self.phases.append(name)
@@ -26,8 +28,9 @@ class Seen(Watch):
     def advance(self, work: float) -> None:
         self.done += work
 
-    def expect(self, work: float) -> None:
-        self.expected = work
+    def expect(self, least: float, most: float, seconds: float) -> None:
+        assert seconds > 0
+        self.expected.append((least, most))
 
 
 def problem(samples: int) -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -43,30 +46,56 @@ def test_an_analysis_tells_its_phases_and_about_how_much_it_does() -> None:
     analysis = analysis_of(model, cross_entropy, batches, (batches[0][0][:2],), options, None, seen)
     assert seen.phases == ["export", "spectra", "trials", "line search", "plan"]
     assert analysis.report.samples == 256
-    assert 0.3 < seen.done / seen.expected < 3.0
+    least, most = seen.expected[-1]
+    assert 0.5 * least < seen.done < 2.0 * most
+
+
+def test_the_pace_of_a_coarse_set_is_not_that_of_the_analysis() -> None:
+    model, batches = problem(2048)
+    expected = []
+    for micro_batch in (64, 128):  # batches of 128 samples have a coarse set
+        seen = Seen()
+        options = AnalysisOptions.of(
+            None,
+            None,
+            None,
+            {"max_samples": 1024, "stability": 1.0, "micro_batch": micro_batch, "solver": "lanczos"},
+        )
+        analysis = analysis_of(model, cross_entropy, batches, (batches[0][0][:2],), options, None, seen)
+        expected.append(len(seen.expected))
+        assert (analysis.report.stages[0].samples == 128) == (micro_batch == 128)
+    # A guess, then what was measured; and measured again behind the coarse set.
+    assert expected == [2, 3]
 
 
 def test_a_long_analysis_says_what_it_will_take(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = AnalysisOptions.of(None, None, None, {})
-    estimate = Estimate.of(2048, 512, options, rounds=4, seconds=0.05)
+    told = Estimate.of(2048, 512, options, rounds=4, seconds=0.05)
     half = Estimate.of(1024, 512, options, rounds=4, seconds=0.05)
-    steps = round(estimate.work / 128)
-    assert estimate.sentence(2048) == (
-        f"the analysis takes up to about {steps:,} training steps of 128 samples, "
-        f"{0.05 * estimate.work / 60:.0f} min; max_samples=1024 saves about "
-        f"{1 - half.work / estimate.work:.0%}"
+    steps = [round(work / 128) for work in (told.least, told.most)]
+    minutes = [0.05 * work / 60 for work in (told.least, told.most)]
+    assert told.sentence(2048) == (
+        f"the analysis takes about {steps[0]:,} to {steps[1]:,} training steps of 128 samples, "
+        f"{minutes[0]:.0f} to {minutes[1]:.0f} min, fewer the sooner the ranking of splits is stable; "
+        f"max_samples=1024 saves up to about {1 - half.most / told.most:.0%}"
     )
-    assert half.work < 0.85 * estimate.work
+    assert told.least < 0.6 * told.most
+    assert half.most < 0.85 * told.most
     predicted = AnalysisOptions.of(None, None, None, {"ranking": "predicted", "epsilon": 0.1})
-    assert Estimate.of(2048, 0, predicted, rounds=4, seconds=0.05).work == estimate.spectra
+    spectra = Estimate.of(2048, 0, predicted, rounds=4, seconds=0.05)
+    assert (spectra.least, spectra.most) == (told.first, told.spectra)
+    # All samples are in the first set.
+    few = Estimate.of(16, 0, predicted, rounds=4, seconds=0.01)
+    assert few.least == few.most
+    assert f"about {round(few.most / 16)} training steps of 16 samples, " in few.sentence(16)
     model, batches = problem(64)
     analyse(model, cross_entropy, batches, (batches[0][0][:2],))
     assert "training steps" not in capsys.readouterr().err
-    monkeypatch.setattr(watch, "LONG", 0.0)
+    monkeypatch.setattr(estimate, "LONG", 0.0)
     analyse(model, cross_entropy, batches, (batches[0][0][:2],))
-    assert "the analysis takes up to about" in capsys.readouterr().err
+    assert "the analysis takes about" in capsys.readouterr().err
 
 
 class Clock:
@@ -137,11 +166,26 @@ def test_what_goes_on_between_passes_is_part_of_products(monkeypatch: pytest.Mon
     assert prices.product == pytest.approx(1.0)
 
 
+def test_a_restarted_pace_forgets_what_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, found = Clock(monkeypatch), []
+    pace = Pace(0.01, lambda prices, metric: found.append((prices, metric)))
+    clock.passes(pace, Prices(7.0, 0.0), [[False] * 2] * 4, 1.0, 0.0)
+    clock.now += 5.0  # the metric of the next set
+    pace.restart()
+    clock.passes(pace, Prices(0.5, 0.0), [[False] * 4] * 3, 1.0, 0.0)
+    dear, (prices, metric) = found
+    assert dear[0].product == pytest.approx(7.0)
+    assert prices.product == pytest.approx(0.5)
+    assert metric == pytest.approx(500.0)
+
+
 def test_dear_products_and_a_dear_metric_make_a_dear_analysis() -> None:
     options = AnalysisOptions.of(None, None, None, {})
     cheap = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, prices=Prices(0.5, 0.4), metric=10.0)
     dear = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, prices=Prices(1.0, 0.8), metric=20.0)
-    assert (dear.spectra, dear.trials) == pytest.approx((2 * cheap.spectra, 2 * cheap.trials))
+    assert (dear.first, dear.spectra, dear.trials) == pytest.approx(
+        (2 * cheap.first, 2 * cheap.spectra, 2 * cheap.trials)
+    )
     assert dear.line_search == cheap.line_search
     forgetful = Estimate.of(2048, 256, options, 10, 0.05, Prices(0.5, 0.4, again=1.0), 10.0)
     assert forgetful.spectra > cheap.spectra

@@ -21,6 +21,7 @@ from growpipe.analyser.choice.plan_splits import Signs, Step, is_asymmetric
 from growpipe.analyser.choice.proposals import Proposals
 from growpipe.analyser.choice.shared_trials import ROUNDS
 from growpipe.analyser.choice.spending import Spending, spend
+from growpipe.analyser.curvature.heap import give_back
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.estimate import Estimate
@@ -92,11 +93,13 @@ def analysis_of(
         seen.phase("spectra")
         spectra = _measure(subject, samples, options, seen)
         seen.phase("trials")
+        give_back(device, allowed=0)
         proposals = _proposals(subject, samples, spectra, options, seen)
         choice = _choose(subject, spectra, proposals, limits, options)
         if choice is None:
             return factors_alone(subject, budget, options)
         seen.phase("line search")
+        give_back(device, allowed=0)
         found, step = _step(proposals, choice, options.growth.epsilon)
         seen.phase("plan")
         plan = proposals.sealed(with_factors(choice.plan(proposals, step), subject, options.spectra.seed))

@@ -122,6 +122,11 @@ class SplittingProducts:
                 self._positions.append(max(1, entries // (group.width * captured.samples)))
 
     @property
+    def device(self) -> torch.device:
+        """Where products are computed."""
+        return self._visits.device
+
+    @property
     def kept_bytes(self) -> int:
         """The memory of what is kept of the micro-batches between products, without runs of paths."""
         return sum(batch.kept.nbytes for batch in self._batches if batch.kept is not None)
@@ -198,11 +203,11 @@ class SplittingProducts:
             Twice, by position of the group [block, width, d]; the second is zero where a half is empty.
         """
         self.products += 1
-        give_back(self._visits.device)
+        give_back(self.device)
         pairs = vectors.items() if isinstance(vectors, Mapping) else vectors
         directions = {position: [self._direction(position, v) for v in block] for position, block in pairs}
         share = self._share({i: len(block) for i, block in directions.items()})
-        weights = torch.zeros(2, dtype=torch.float64, device=self._visits.device)
+        weights = torch.zeros(2, dtype=torch.float64, device=self.device)
         halves: tuple[_Sums, _Sums] = tuple(  # type: ignore[assignment]
             {
                 position: [{n: torch.zeros_like(t) for n, t in d.items()} for d in block]
@@ -221,7 +226,7 @@ class SplittingProducts:
             if self.done is not None:
                 self.done(batch.samples, share, bool(live) and not kept)
         directions.clear()  # the sums alone are wanted now
-        give_back(self._visits.device)
+        give_back(self.device)
         if self.reduce is not None:
             weights = self.reduce(weights)
         first, second = (float(w) for w in weights)

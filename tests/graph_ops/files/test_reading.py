@@ -258,6 +258,7 @@ ELSEWHERE = {
     "graph_ops/files/load_save.py": "the border for models, with limits of its own",
     "graph_ops/files/protobuf_size.py": "maps what load_save has opened",
     "graph_ops/onnx_tools/process_main.py": "its own /proc",
+    "pipeline/analyser/curvature/heap.py": "its own /proc",
     "pipeline/checks/child/messages.py": "messages of our own child",
     "pipeline/checks/child/operations.py": "its own /proc, and a profile that it has just written",
     "pipeline/tracking/trackers.py": "a picture that the border has opened",

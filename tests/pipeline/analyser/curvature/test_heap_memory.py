@@ -14,30 +14,54 @@ CPU = torch.device("cpu")
 
 
 class Library:
-    """glibc with so many free bytes; every trim frees them."""
+    """glibc, and the memory of a process that has so much allocated, free and of others.
 
-    def __init__(self, free: int) -> None:
-        self.free, self.trims = free, 0
+    As in glibc, free memory that was given back still counts as free.
+    """
+
+    def __init__(self, used: int, free: int, others: int) -> None:
+        self.used, self.free, self.others = used, free, others
+        self.trims = self.given = 0
 
     def mallinfo2(self) -> SimpleNamespace:
-        return SimpleNamespace(fordblks=self.free)
+        return SimpleNamespace(uordblks=self.used, hblkhd=0, fordblks=self.free)
 
     def malloc_trim(self, pad: int) -> int:
-        self.free, self.trims = pad, self.trims + 1
+        self.given, self.trims = self.free, self.trims + 1
         return 1
 
+    def memory(self) -> int:
+        return self.used + self.free - self.given + self.others
 
-def test_much_free_memory_is_given_back_once_and_little_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    much, little = Library(heap.ALLOWED + 1), Library(heap.ALLOWED)
-    for library in (much, little):
-        monkeypatch.setattr(heap, "_glibc", lambda library=library: library)
-        heap.give_back(CPU)
-        heap.give_back(CPU)
-    assert (much.trims, little.trims) == (1, 0)
-    elsewhere = Library(2 * heap.ALLOWED)
-    monkeypatch.setattr(heap, "_glibc", lambda: elsewhere)
+
+@pytest.mark.parametrize("others", [0, 10 * heap.ALLOWED])
+def test_much_free_memory_is_given_back_once_and_little_is_kept(others: int) -> None:
+    library = Library(used=heap.ALLOWED, free=heap.ALLOWED, others=others)
+    own = heap.Heap(library, library.memory)
+    own.give_back(heap.ALLOWED)
+    assert library.trims == 0
+    library.free += 1
+    own.give_back(heap.ALLOWED)
+    own.give_back(heap.ALLOWED)
+    assert library.trims == 1
+    # A pass takes some of what was given back, and frees it again.
+    library.given -= heap.ALLOWED // 2
+    own.give_back(heap.ALLOWED)
+    assert library.trims == 1
+    own.give_back(0)
+    assert library.trims == 2
+    library.free += 2 * heap.ALLOWED
+    own.give_back(heap.ALLOWED)
+    assert library.trims == 3
+
+
+def test_memory_of_a_device_is_no_business_of_the_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(used=0, free=2 * heap.ALLOWED, others=0)
+    monkeypatch.setattr(heap, "_heap", lambda: heap.Heap(library, library.memory))
     heap.give_back(torch.device("meta"))
-    assert elsewhere.trims == 0
+    assert library.trims == 0
+    heap.give_back(CPU)
+    assert library.trims == 1
 
 
 def test_a_c_library_without_such_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,9 +69,11 @@ def test_a_c_library_without_such_functions_is_left_alone(monkeypatch: pytest.Mo
     for library in (SimpleNamespace(), other):
         monkeypatch.setattr(heap.ctypes, "CDLL", lambda name, library=library: library)
         heap._glibc.cache_clear()
+        heap._heap.cache_clear()
         heap.give_back(CPU)  # would call what is not there
-        assert heap._glibc() is None
+        assert heap._heap() is None
     heap._glibc.cache_clear()
+    heap._heap.cache_clear()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux")
@@ -61,3 +87,11 @@ def test_glibc_tells_what_is_used_and_free() -> None:
     assert told.uordblks > 0
     assert more.uordblks + more.fordblks == more.arena
     assert len(held) <= more.uordblks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells the memory of a process")
+def test_the_memory_of_the_process_is_what_it_has_written_to() -> None:
+    before = heap._own_memory()
+    held = bytearray(b"x" * 50_000_000)
+    assert 45_000_000 < heap._own_memory() - before < 120_000_000
+    assert len(held) == 50_000_000

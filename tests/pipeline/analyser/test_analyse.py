@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -344,3 +345,28 @@ def test_no_splittable_group():
     data = [(torch.randn(32, 4), torch.randint(0, 2, (32,)))]
     with pytest.raises(NothingToSplit, match="Linear has no splittable channel group"):
         analyse(model, cross_entropy, data, (torch.randn(2, 4),))
+
+
+def denormal() -> float:
+    return (torch.tensor(2e-38) * 0.5).item()
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU always computes with denormals")
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_denormals_count_as_zero_while_it_runs(problem, flushed, fails):
+    model, batches = problem
+    found = []
+
+    def loss_fn(output, target):
+        found.append(denormal())
+        return "no number" if fails else cross_entropy(output, target)
+
+    torch.set_flush_denormal(flushed)
+    try:
+        with pytest.raises(UsageError) if fails else nullcontext():
+            analyse(model, loss_fn, batches, (batches[0][0][:2],), epsilon=0.1, ranking="predicted")
+        assert set(found) == {0.0}
+        assert (denormal() == 0) == flushed
+    finally:
+        torch.set_flush_denormal(False)

@@ -256,7 +256,7 @@ def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch
 
 def _estimate(samples: Samples, options: AnalysisOptions, prices: Prices, metric: float) -> Estimate:
     """What the analysis takes, see `Estimate.of`."""
-    there = samples.count, samples.held_out_count
+    there = samples.count, samples.held_out_count, max(batch.samples for batch in samples.data)
     return Estimate.of(*there, options, sum(ROUNDS), samples.seconds, prices, metric)
 
 

@@ -47,6 +47,7 @@ class Estimate:
     def of(
         samples: int,
         held_out: int,
+        batch: int,
         options: AnalysisOptions,
         rounds: float,
         seconds: float,
@@ -58,13 +59,14 @@ class Estimate:
         Args:
             samples: those for the spectra.
             held_out: those that the spectra do not see.
+            batch: those that are worked on at once.
             options: of the analysis.
             rounds: how often the samples of the steps are seen.
             seconds: what one sample of a training step takes.
             prices: what the spectra take per sample; a guess by default.
             metric: what the metric of the first analysis set takes.
         """
-        trials, spectra = options.trials, options.spectra
+        trials = options.trials
         prices = Prices() if prices is None else prices
         there = samples + held_out
 
@@ -73,9 +75,9 @@ class Estimate:
 
         def products(count: int) -> tuple[float, float]:
             """On the first set that is judged, and on all."""
-            batch = min(spectra.micro_batch, -(-count // 4))
-            first = min(count, max(4 * batch, count // 8))
-            coarse = batch if batch >= 2 * COARSE else 0
+            piece = min(batch, -(-count // 4))
+            first = min(count, max(4 * piece, count // 8))
+            coarse = piece if piece >= 2 * COARSE else 0
             least, most = NEXT_PASSES if coarse else (FIRST_PASSES, FIRST_PASSES)
             begun = passes(coarse, FIRST_PASSES) + metric
             # The metric of a larger set takes new roots, and the moments of what is new.
@@ -91,7 +93,7 @@ class Estimate:
             products(samples // 2)[1],
             prices.slopes * slopes if realised else 0.0,
             LOSS * STEPS * min(there, trials.line_search_samples) if searched else 0.0,
-            min(spectra.micro_batch, samples),
+            batch,
             seconds,
         )
 

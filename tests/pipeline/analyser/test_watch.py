@@ -72,8 +72,8 @@ def test_a_long_analysis_says_what_it_will_take(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = AnalysisOptions.of(None, None, None, {})
-    told = Estimate.of(2048, 512, options, rounds=4, seconds=0.05)
-    half = Estimate.of(1024, 512, options, rounds=4, seconds=0.05)
+    told = Estimate.of(2048, 512, 128, options, rounds=4, seconds=0.05)
+    half = Estimate.of(1024, 512, 128, options, rounds=4, seconds=0.05)
     steps = [round(work / 128) for work in (told.least, told.most)]
     minutes = [0.05 * work / 60 for work in (told.least, told.most)]
     assert told.sentence(2048) == (
@@ -84,10 +84,13 @@ def test_a_long_analysis_says_what_it_will_take(
     assert told.least < 0.6 * told.most
     assert half.most < 0.85 * told.most
     predicted = AnalysisOptions.of(None, None, None, {"ranking": "predicted", "epsilon": 0.1})
-    spectra = Estimate.of(2048, 0, predicted, rounds=4, seconds=0.05)
+    spectra = Estimate.of(2048, 0, 128, predicted, rounds=4, seconds=0.05)
     assert (spectra.least, spectra.most) == (told.first, told.spectra)
+    # A loader of small batches: the first set is an eighth.
+    small = Estimate.of(2048, 0, 32, predicted, rounds=4, seconds=0.05)
+    assert small.least < 0.6 * small.most
     # All samples are in the first set.
-    few = Estimate.of(16, 0, predicted, rounds=4, seconds=0.01)
+    few = Estimate.of(16, 0, 16, predicted, rounds=4, seconds=0.01)
     assert few.least == few.most
     assert f"about {round(few.most / 16)} training steps of 16 samples, " in few.sentence(16)
     model, batches = problem(64)
@@ -181,11 +184,13 @@ def test_a_restarted_pace_forgets_what_was_before(monkeypatch: pytest.MonkeyPatc
 
 def test_dear_products_and_a_dear_metric_make_a_dear_analysis() -> None:
     options = AnalysisOptions.of(None, None, None, {})
-    cheap = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, prices=Prices(0.5, 0.4), metric=10.0)
-    dear = Estimate.of(2048, 256, options, rounds=10, seconds=0.05, prices=Prices(1.0, 0.8), metric=20.0)
+    cheap = Estimate.of(
+        2048, 256, 128, options, rounds=10, seconds=0.05, prices=Prices(0.5, 0.4), metric=10.0
+    )
+    dear = Estimate.of(2048, 256, 128, options, 10, 0.05, Prices(1.0, 0.8), metric=20.0)
     assert (dear.first, dear.spectra, dear.trials) == pytest.approx(
         (2 * cheap.first, 2 * cheap.spectra, 2 * cheap.trials)
     )
     assert dear.line_search == cheap.line_search
-    forgetful = Estimate.of(2048, 256, options, 10, 0.05, Prices(0.5, 0.4, again=1.0), 10.0)
+    forgetful = Estimate.of(2048, 256, 128, options, 10, 0.05, Prices(0.5, 0.4, again=1.0), 10.0)
     assert forgetful.spectra > cheap.spectra

@@ -36,6 +36,7 @@ from growpipe.analyser.preparation import prepare
 from growpipe.analyser.spectra.drive import random_start
 from growpipe.analyser.watch import Watch
 from growpipe.torch_module.export import export_growth_form
+from growpipe.torch_module.outputs import denormals_as_zero
 
 EPOCH = 50_000
 PHASES = ("export", "spectra", "trials", "line search", "plan")
@@ -152,10 +153,11 @@ def product(model: torch.nn.Module, task: Any, device: torch.device, seconds: fl
     prepared = prepare(model, (task.inputs[:2],), GrowthOptions(), device)
     operator = SplittingProducts(prepared.program)
     x, y = task.inputs[: task.batch].to(device), task.targets[: task.batch].to(device)
-    operator.add((x,), y, task.loss)
     vectors = random_start(operator.zeros(), 0)
-    operator.apply(vectors)
-    took = statistics.median(clock(device, lambda: operator.apply(vectors)) for _ in range(5))
+    with denormals_as_zero():  # as in an analysis
+        operator.add((x,), y, task.loss)
+        operator.apply(vectors)
+        took = statistics.median(clock(device, lambda: operator.apply(vectors)) for _ in range(5))
     chains = sum(find_chain(group) is not None for group in operator.groups)
     return {"ratio": took / (seconds * task.batch), "chains": chains}
 

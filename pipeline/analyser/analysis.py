@@ -40,7 +40,7 @@ from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.parallel.processes import processes
 from growpipe.torch_module.export import GrowthExport
-from growpipe.torch_module.outputs import LossFunction, evaluation_mode, own_precision
+from growpipe.torch_module.outputs import LossFunction, denormals_as_zero, evaluation_mode, own_precision
 
 __all__ = ["analysis_of"]
 
@@ -80,7 +80,7 @@ def analysis_of(
         own_precision(),
         evaluation_mode(model),
         _tf32(options.spectra.tf32),
-        _denormals_as_zero(),
+        denormals_as_zero(),
     ):
         seen.phase("export")
         prepared = prepare(model, _examples(example_inputs), options.growth, device)
@@ -146,20 +146,6 @@ def _tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-@contextmanager
-def _denormals_as_zero() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0 on the CPU inside; the user's setting afterwards.
-
-    Gradients that hardly reach a layer are full of them, and some CPUs take many times as long for each.
-    """
-    before = not (torch.tensor(2e-38) * 0.5).item()
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
 
 
 # Prepare.

@@ -17,6 +17,7 @@ from growpipe.graph_ops.arrays import AnyArray
 
 __all__ = [
     "LossFunction",
+    "denormals_as_zero",
     "evaluation_mode",
     "filled",
     "output_tensors",
@@ -120,3 +121,17 @@ def own_precision() -> Iterator[None]:
     """Every operator in the type of its inputs inside, whatever ``torch.autocast`` says outside."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0 on the CPU inside; the user's setting afterwards.
+
+    Gradients that hardly reach a layer are full of them, and some CPUs take many times as long for each.
+    """
+    before = not (torch.tensor(2e-38, dtype=torch.float32, device="cpu") * 0.5).item()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

@@ -20,7 +20,7 @@ from growpipe.graph_ops.arrays import FloatArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.suggestions import did_you_mean
 from growpipe.torch_module.export import GrowthExport
-from growpipe.torch_module.outputs import LossFunction, to_numpy
+from growpipe.torch_module.outputs import LossFunction, denormals_as_zero, own_precision, to_numpy
 
 __all__ = ["SplittingOperator"]
 
@@ -86,7 +86,7 @@ class SplittingOperator(LinearOperator):
         device = device_of(model, chosen.spectra.device)
         model = copy.deepcopy(model).eval()
         inputs = example_inputs if isinstance(example_inputs, GrowthExport) else as_tuple(example_inputs)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), own_precision(), denormals_as_zero():
             prepared = prepare(model, inputs, chosen.growth, device)
             data, _ = collect(
                 batches,
@@ -181,7 +181,7 @@ class SplittingOperator(LinearOperator):
             positions[name]: torch.from_numpy(np.array(block, dtype=self.dtype)).to(device)
             for name, block in blocks.items()
         }
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), own_precision(), denormals_as_zero():
             whole, _ = self._products.apply_halves(vectors)
         return {name: whole[positions[name]].cpu().numpy() for name in blocks}
 

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from growpipe.data.loader_items import joined_samples, samples_of, to_device
 from growpipe.graph_ops.errors import UsageError
 from growpipe.torch_module.export import export_growth_form
-from growpipe.torch_module.outputs import evaluation_mode, output_tensors, to_numpy, to_torch
+from growpipe.torch_module.outputs import (
+    denormals_as_zero,
+    evaluation_mode,
+    output_tensors,
+    to_numpy,
+    to_torch,
+)
 
 Pair = namedtuple("Pair", ["scores", "hidden"])
 
@@ -111,3 +117,21 @@ def test_batches_are_joined_in_every_container_if_they_fit() -> None:
         {"x": parts[1]["x"]},
     ):
         assert joined_samples(parts[0], other, (1, 3)) is None
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU always computes with denormals")
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_denormals_count_as_zero_inside_and_as_before_outside(flushed, default):
+    def denormal() -> float:
+        return (torch.tensor(2e-38, dtype=torch.float32) * 0.5).item()
+
+    torch.set_flush_denormal(flushed)
+    torch.set_default_dtype(default)
+    try:
+        with denormals_as_zero():
+            assert denormal() == 0
+        assert (denormal() == 0) == flushed
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_default_dtype(torch.float32)

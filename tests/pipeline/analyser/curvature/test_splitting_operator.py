@@ -96,3 +96,24 @@ def test_its_example_runs():
     torch.manual_seed(0)
     found = doctest.testmod(splitting_operator)
     assert (found.failed, found.attempted > 5) == (0, True)
+
+
+def test_the_settings_around_it_do_not_change_products():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    x, y = torch.randn(64, 4), torch.randint(0, 2, (64,))
+    denormals = []
+
+    def loss_fn(output, target):
+        denormals.append((torch.tensor(2e-38) * 0.5).item())
+        return cross_entropy(output, target)
+
+    def product():
+        operator = SplittingOperator(model, loss_fn, [(x, y)], (x[:2],), memory_limit=0)
+        return operator @ np.ones(operator.shape[0], np.float32)
+
+    plain = product()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = product()
+    assert np.array_equal(plain, mixed)
+    assert set(denormals) == {0.0}

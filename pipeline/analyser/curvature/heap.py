@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Heap:
         memory: tells the bytes of memory that the process has for itself.
     """
 
-    def __init__(self, library: Any, memory: Any) -> None:
+    def __init__(self, library: Any, memory: Callable[[], int]) -> None:
         self._library, self._memory = library, memory
         self._left: int | None = None
 
@@ -61,7 +62,7 @@ class Heap:
     def _unallocated(self) -> int:
         """The memory of the process that glibc has not allocated: what is free, and what others have."""
         known = self._library.mallinfo2()
-        return int(self._memory() - known.uordblks - known.hblkhd)
+        return self._memory() - int(known.uordblks + known.hblkhd)
 
 
 class _Allocations(ctypes.Structure):

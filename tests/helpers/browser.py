@@ -122,7 +122,8 @@ def browser_page() -> Iterator[Page]:
     program = chromium()
     to_browser, ours = os.pipe()
     theirs, from_browser = os.pipe()[::-1]
-    with tempfile.TemporaryDirectory(prefix="browser-") as profile:
+    # Processes that the browser has started may write to its profile for a moment longer than it runs.
+    with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
         flags = (
             "headless=new remote-debugging-pipe no-sandbox disable-gpu no-first-run disable-extensions "
             "disable-background-networking disable-component-update disable-dev-shm-usage hide-scrollbars "

@@ -176,9 +176,8 @@ class SplittingOperator(LinearOperator):
     def _apply(self, blocks: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """S·v of some groups: [k, width, d] to the same."""
         positions = {name: position for position, name in enumerate(self.shapes)}
-        device = self._products.zeros()[0].device
         vectors: dict[int, Tensor] = {
-            positions[name]: torch.from_numpy(np.array(block, dtype=self.dtype)).to(device)
+            positions[name]: torch.from_numpy(np.array(block, dtype=self.dtype)).to(self._products.device)
             for name, block in blocks.items()
         }
         with torch.inference_mode(False), torch.enable_grad(), own_precision(), denormals_as_zero():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+ENVIRONMENT = {"environ", "getenv"}
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"growpipe": "pipeline", "growpipe.graph_ops": "graph_ops", "growpipe.models": "models"}
 
@@ -165,6 +166,19 @@ def test_rooms_form_no_import_cycle() -> None:
 def test_no_module_is_long() -> None:
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
     assert {name: length for name, length in lengths.items() if length > LONGEST_MODULE} == {}
+
+
+def test_no_default_comes_from_the_environment() -> None:
+    found = []
+    for name, path in MODULES.items():
+        constants = [
+            statement
+            for statement in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(statement, ast.Assign | ast.AnnAssign)
+        ]
+        nodes = (node for constant in constants for node in ast.walk(constant))
+        found += [name for node in nodes if isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT]
+    assert found == []
 
 
 @pytest.mark.parametrize("folder", COMPLEX)

@@ -110,8 +110,9 @@ class SpectraOptions(Options):
         max_steps: the largest number of products of Lanczos per channel and analysis set.
         stability: the analysis set stops growing once the ranking of the candidates has this split-half
             reliability (see `growpipe.analyser.spectra.spectra`). 1 uses all ``max_samples``.
-        noise_share: an error bound of this share of a group's standard errors is enough as well (both in root
-            mean square over the group's channels), since the rest is noise of the data. A larger analysis set
+        noise_share: an error bound of this share of a group's standard errors is enough as well, since the
+            rest is noise of the data. Both are those of what splits are worth, in root mean square over the
+            group's channels: with a c near 1 the error of λ+ counts little. A larger analysis set
             then first takes its second block of products over the set before (see
             `growpipe.analyser.spectra.refinement`). 0 leaves ``tolerance`` alone.
         max_samples: the samples of the largest analysis set.

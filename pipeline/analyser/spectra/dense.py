@@ -67,7 +67,7 @@ class Columns:
         values, vectors = torch.linalg.eigh(self.matrices)
         low, high = (values[:, k].cpu() for k in (0, -1))
         minus, plus = (vectors[:, :, k].to(self._like.dtype) for k in (0, -1))
-        return Ends(low, high, torch.zeros_like(low), minus, plus, minus, plus)
+        return Ends(low, high, torch.zeros_like(low), torch.zeros_like(low), minus, plus, minus, plus)
 
 
 def dense_extremes(apply: Apply, like: Sequence[Tensor]) -> Extremes:

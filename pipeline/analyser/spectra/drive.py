@@ -130,15 +130,17 @@ class StoppingRule:
 
     Attributes:
         tolerance: the bound on the error, as a share of the spectral radius.
-        noise: by position of a group and its estimate the standard errors of the eigenvalues as shares of the
-            spectral radii, in root mean square. None if they are not known.
-        noise_share: a group is also done when its error bounds are this share of ``noise``, in root mean
-            square; 0 leaves ``tolerance`` alone.
+        noise: by position of a group and its estimate the standard errors of ``low · λ− − high · λ+`` as
+            shares of the spectral radii, in root mean square. None if they are not known.
+        noise_share: a group is also done when the bounds on the errors of ``low · λ− − high · λ+`` are this
+            share of ``noise``, in root mean square; 0 leaves ``tolerance`` alone.
+        weights: ``low`` and ``high``: how much λ− and λ+ count, neither below 0.
     """
 
     tolerance: float
     noise: Callable[[int, Estimate], float] | None = None
     noise_share: float = 0.0
+    weights: tuple[float, float] = (1.0, 1.0)
 
     def met(self, position: int, known: Estimate) -> bool:
         shares = known.shares()
@@ -146,7 +148,9 @@ class StoppingRule:
             return True
         if self.noise is None or self.noise_share <= 0:
             return False
-        return float(shares.square().mean().sqrt()) <= self.noise_share * self.noise(position, known)
+        return float(
+            known.weighted_shares(*self.weights).square().mean().sqrt()
+        ) <= self.noise_share * self.noise(position, known)
 
 
 LEAST = 4

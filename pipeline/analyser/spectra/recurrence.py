@@ -20,22 +20,36 @@ class Estimate:
     Attributes:
         low: λ−, float64 [width].
         high: λ+, float64 [width].
-        error: a bound on the error of λ at the worse end, float64 [width].
+        low_error: a bound on the error of λ−, float64 [width].
+        high_error: a bound on the error of λ+, float64 [width].
         minus_in: v− in the basis of the vectors the operator was applied to, [width, k].
         plus_in: v+, likewise.
     """
 
     low: Tensor
     high: Tensor
-    error: Tensor
+    low_error: Tensor
+    high_error: Tensor
     minus_in: Tensor
     plus_in: Tensor
 
+    @property
+    def error(self) -> Tensor:
+        """A bound on the error of λ at the worse end, float64 [width]."""
+        return torch.maximum(self.low_error, self.high_error)
+
     def shares(self) -> Tensor:
         """The error bounds as shares of the spectral radii, of channels that have one; float64."""
+        return self._shares(self.error)
+
+    def weighted_shares(self, low: float, high: float) -> Tensor:
+        """Bounds on the error of ``low · λ− − high · λ+`` as shares of the spectral radii, see `shares`."""
+        return self._shares(low * self.low_error + high * self.high_error)
+
+    def _shares(self, error: Tensor) -> Tensor:
         radius = torch.maximum(self.low.abs(), self.high.abs())
         live = radius > 0
-        return self.error[live] / radius[live]
+        return error[live] / radius[live]
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +236,7 @@ class Recurrence:
             values, coordinates, bound = self.ritz()
             # Copies, which do not hold on to all the others.
             minus, plus = (self._there(coordinates[:, :, end].clone()) for end in (0, -1))
-            self._estimate = Estimate(values[:, 0], values[:, -1], bound.amax(dim=1), minus, plus)
+            self._estimate = Estimate(values[:, 0], values[:, -1], *bound.unbind(1), minus, plus)
         return self._estimate
 
     def _there(self, coordinates: Tensor) -> Tensor:
@@ -240,7 +254,8 @@ class Recurrence:
         return Ends(
             known.low,
             known.high,
-            known.error,
+            known.low_error,
+            known.high_error,
             known.minus_in,
             known.plus_in,
             self.vectors(known.minus_in),

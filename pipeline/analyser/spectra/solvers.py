@@ -114,6 +114,7 @@ def solve(
     start: Start,
     options: SpectraOptions,
     *,
+    weights: tuple[float, float] = (1.0, 1.0),
     raw: bool = False,
 ) -> Solution:
     """The extreme eigenpairs of every channel.
@@ -121,9 +122,9 @@ def solve(
     Groups are solved in portions one after the other if that is no more work. What a portion needs of the
     metric, its bases and its products are there for that portion only.
 
-    Lanczos is done with a group when its error bounds are within ``tolerance`` of the spectral radii, or
-    ``noise_share`` times its standard errors, as shares of the spectral radii and in root mean square over
-    its channels.
+    Lanczos is done with a group when its error bounds are within ``tolerance`` of the spectral radii. It is
+    done as well when the bounds on the errors of ``low · λ− − high · λ+`` are ``noise_share`` times the
+    standard errors of that, as shares of the spectral radii and in root mean square over the channels.
 
     If the start vectors are the ends of an earlier, smaller set, the second block of products is taken over
     that set first (see `refinement`). A group is done with them when its bounds are within ``TRUST`` times
@@ -134,6 +135,7 @@ def solve(
         metric: the metric.
         start: where the search begins.
         options: solver, tolerance, max_steps and noise_share are used.
+        weights: ``low`` and ``high``: how much λ− and λ+ count, neither below 0.
         raw: whether eigenvectors are given in parameter coordinates, rather than in whitened ones.
 
     Raises:
@@ -146,7 +148,7 @@ def solve(
     contrasts: Contrasts = ([], [])
     for portion in _portions(operator, expected):
         own = {position: next(vectors) for position in portion}
-        found, pairs = _Sweep(operator, metric, own, solvers, start.earlier, options).solution()
+        found, pairs = _Sweep(operator, metric, own, solvers, start.earlier, options, weights).solution()
         for side, pair in zip(contrasts, zip(*pairs, strict=True), strict=True):
             side.extend(pair)
         parts.append(_in_parameters(metric, portion, found) if raw else found)
@@ -248,9 +250,10 @@ class _Sweep:
         solvers: Sequence[str],
         earlier: int | None,
         options: SpectraOptions,
+        weights: tuple[float, float],
     ) -> None:
         self._operator, self._metric, self._options = operator, metric, options
-        self._earlier = earlier
+        self._earlier, self._weights = earlier, weights
         self._differences: dict[int, list[Tensor]] = {i: [] for i in start}
         self._completions: dict[int, Completion] = {}
         self._runs: dict[int, Iteration] = {}
@@ -266,7 +269,7 @@ class _Sweep:
 
     def solution(self) -> tuple[Extremes, list[tuple[FloatArray, FloatArray]]]:
         """The extremes in whitened coordinates, and by group the contrasts of both ends."""
-        rule = StoppingRule(self._options.tolerance, self._noise, self._options.noise_share)
+        rule = StoppingRule(self._options.tolerance, self._noise, self._options.noise_share, self._weights)
         extremes = drive(self._apply, self._runs, rule)
         pairs = [
             _contrasts(columns, ends)
@@ -319,17 +322,22 @@ class _Sweep:
     def _noise(self, position: int, known: Estimate) -> float:
         run = self._runs[position]
         factor = TRUST if isinstance(run, Refinement) and run.tried else 1.0
-        return factor * _relative_noise(known, *_contrasts(self._differences[position], known))
+        low, high = _contrasts(self._differences[position], known)
+        return factor * _relative_noise(known, self._weights[0] * low - self._weights[1] * high)
 
 
-def _relative_noise(known: Estimate, low_contrast: FloatArray, high_contrast: FloatArray) -> float:
-    """The root mean square of the standard errors of one group's ends, as shares of the spectral radii."""
+def _relative_noise(known: Estimate, contrast: FloatArray) -> float:
+    """The root mean square of the standard errors of one group's channels, as shares of the spectral radii.
+
+    Args:
+        known: the ends.
+        contrast: by channel the difference between the halves of the data of what the errors are those of.
+    """
     radius = np.maximum(np.abs(known.low.numpy()), np.abs(known.high.numpy()))
     live = radius > 0
     if not live.any():
         return 0.0
-    squares = [(contrast[live] / (2 * radius[live])) ** 2 for contrast in (low_contrast, high_contrast)]
-    return float(np.sqrt(np.mean(squares)))
+    return float(np.sqrt(np.mean((contrast[live] / (2 * radius[live])) ** 2)))
 
 
 def _contrasts(columns: Sequence[Tensor], known: Estimate) -> tuple[FloatArray, FloatArray]:

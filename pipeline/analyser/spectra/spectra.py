@@ -210,7 +210,7 @@ def _measure_set(
     operator: SplittingProducts, metric: Metric, start: Start, scheme: Scheme, options: SpectraOptions
 ) -> tuple[_Found, AnalysisStage]:
     """The ends on one analysis set, and what the set cost and showed."""
-    solution = solve(operator, metric, start, options, raw=True)
+    solution = solve(operator, metric, start, options, weights=scheme.weights, raw=True)
     ends = solution.extremes
     agreement = _agreement(solution, scheme)
     stage = AnalysisStage(

@@ -13,7 +13,7 @@ from growpipe.analyser.curvature.metric import InputMetric, make_metric
 from growpipe.analyser.curvature.operator import split
 from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.program.activations import ACTIVATIONS, Surrogate
-from growpipe.analyser.spectra.drive import lanczos, random_start
+from growpipe.analyser.spectra.drive import StoppingRule, drive, lanczos, random_start
 from growpipe.analyser.spectra.recurrence import Recurrence
 from growpipe.analyser.spectra.solvers import Start, solve
 from growpipe.graph_ops.errors import CheckFailed, UsageError
@@ -151,6 +151,31 @@ def test_lanczos_ends_at_half_the_noise():
         lanczos(apply, start, tolerance=1e-3, max_steps=40, noise=lambda *_: 0.0, noise_share=0.5).steps
         == exact.steps
     )
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
+def test_the_noise_rule_asks_for_the_ends_by_their_weights(weights):
+    """An end that counts little needs no products of its own; what counts meets the bound."""
+    matrix = symmetric(40, 60, 5)
+    values = torch.linalg.eigvalsh(matrix)
+
+    def apply(vectors):
+        return {0: torch.einsum("cij,...cj->...ci", matrix, vectors[0])}
+
+    def found(weights):
+        rule = StoppingRule(1e-9, lambda *_: 1.0, 0.02, weights)
+        start = random_start([matrix[:, 0]], 1)[0]
+        return drive(apply, {0: Recurrence(start, 60)}, rule)
+
+    low, high = weights
+    one, both = found(weights), found((1.0, 1.0))
+    assert one.steps < both.steps
+    radius = torch.maximum(values[:, 0].abs(), values[:, -1].abs())
+    off = low * (one.low[0] - values[:, 0]) + high * (values[:, -1] - one.high[0])
+    assert float((off / radius).square().mean().sqrt()) <= 0.02
+    ends = one.groups[0]
+    bound = (low * ends.low_error + high * ends.high_error) / torch.maximum(ends.low.abs(), ends.high.abs())
+    assert float(bound.square().mean().sqrt()) <= 0.02
 
 
 @pytest.mark.parametrize("name", ["chain", "residual", "squeeze-excite", "attention"])

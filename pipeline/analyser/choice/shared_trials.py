@@ -53,7 +53,7 @@ __all__ = ["NODES", "REACH", "ROUNDS", "SETTLED", "START", "SharedTrials"]
 START = 0.2
 """The first step of every group, in the metric's unit."""
 
-ROUNDS = (0.5, 0.5, 0.5, 1.0, 1.0)
+ROUNDS = (0.5, 0.5, 0.5, 0.5, 1.0)
 """The share of the samples for the steps that each round sees.
 
 The first rounds need not be exact, as the next ones go on from there. But on a quarter of the samples they

@@ -40,7 +40,7 @@ from scipy.optimize import least_squares
 from benchmarks.common.command import run_command
 from benchmarks.common.record import append, summarise
 from growpipe.analyser import analyse
-from growpipe.analyser.choice.line_search import line_search
+from growpipe.analyser.choice.line_search import Trial, line_search
 from growpipe.analyser.schemes import ROWS, Scheme, best_rows, scheme_of
 from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.models import rbf
@@ -168,13 +168,17 @@ def split(network: Network, toy: Toy, scheme: Scheme) -> tuple[Network, dict[str
         )
 
     before = network.loss(toy)
-    found = line_search(
-        lambda epsilon, orientation: grown(epsilon, orientation).loss(toy) - before,
-        orientations=(1.0,) if row.symmetric else (1.0, -1.0),
-    ).best
+
+    def searched(orientation: float) -> Trial:
+        return line_search(lambda epsilon: grown(epsilon, orientation).loss(toy) - before).best
+
+    orientations = (1.0,) if row.symmetric else (1.0, -1.0)
+    found, orientation = min(
+        ((searched(sign), sign) for sign in orientations), key=lambda pair: pair[0].change
+    )
     predicted = 0.5 * found.epsilon**2 * float(best[chosen]) / float(np.var(toy.targets))
     facts = {"epsilon": found.epsilon, "predicted": predicted, "realised": found.change}
-    return grown(found.epsilon, found.orientation), facts
+    return grown(found.epsilon, orientation), facts
 
 
 def run(start: Network, toy: Toy, scheme: Scheme, neurons: int, weights: bool) -> dict[str, Any]:

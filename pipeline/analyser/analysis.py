@@ -15,9 +15,9 @@ from torch import nn
 
 from growpipe.analyser.choice.calibration import Calibration, calibrate
 from growpipe.analyser.choice.growth_limits import GrowthLimits
-from growpipe.analyser.choice.line_search import START, LineSearch, fixed_step, line_search
+from growpipe.analyser.choice.line_search import START, LineSearch, line_search
 from growpipe.analyser.choice.orientation import SHARE
-from growpipe.analyser.choice.plan_splits import Signs, Step, is_asymmetric
+from growpipe.analyser.choice.plan_splits import Signs, Step
 from growpipe.analyser.choice.proposals import Proposals
 from growpipe.analyser.choice.shared_trials import ROUNDS
 from growpipe.analyser.choice.spending import Spending, spend
@@ -339,29 +339,17 @@ def _choose(
 
 
 def _step(proposals: Proposals, choice: _Choice, epsilon: float | None) -> tuple[LineSearch | None, Step]:
-    """How far the chosen splits go, and the trials that found it."""
+    """How far the chosen splits go, and the trials that found it; None if the step was given."""
+    if epsilon is not None:  # it is every group's
+        return None, Step(epsilon, choice.signs)
     calibration = choice.calibration
-    # A step that was given is everyone's.
-    lengths = calibration.lengths() if calibration is not None and epsilon is None else {}
+    lengths = {} if calibration is None else calibration.lengths()
 
-    def at(size: float, orientation: float) -> Step:
-        signs = {name: orientation * sign for name, sign in choice.signs.items()}
-        return Step(size, signs, lengths)
+    def change(size: float) -> float:
+        return proposals.change(choice.plan(proposals, Step(size, choice.signs, lengths)))
 
-    # The signs hold as far as the third order goes: at a large step the opposite ones may be better.
-    orientations = (1.0, -1.0) if is_asymmetric(choice.spending.selection.rows) else (1.0,)
-    if epsilon is not None and (len(orientations) == 1 or epsilon == 0):
-        return None, at(epsilon, 1.0)
-
-    def change(size: float, orientation: float) -> float:
-        return proposals.change(choice.plan(proposals, at(size, orientation)))
-
-    if epsilon is not None:
-        found = fixed_step(change, epsilon, orientations)
-    else:
-        start = START if calibration is None else calibration.largest or START
-        found = line_search(change, orientations=orientations, start=start)
-    return found, at(found.best.epsilon, found.best.orientation)
+    found = line_search(change, start=START if calibration is None else calibration.largest or START)
+    return found, Step(found.best.epsilon, choice.signs, lengths)
 
 
 def _realised(

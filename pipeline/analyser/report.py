@@ -95,8 +95,7 @@ class AnalysisReport:
         if found is None:
             return {"epsilon": self.epsilon, "searched": False}
         trials = [
-            [trial.epsilon, trial.orientation, trial.change if math.isfinite(trial.change) else None]
-            for trial in found.trials
+            [trial.epsilon, trial.change if math.isfinite(trial.change) else None] for trial in found.trials
         ]
         return {"searched": self.epsilon is None, "lowered_the_loss": found.lowered, "trials": trials}
 

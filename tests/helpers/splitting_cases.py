@@ -6,13 +6,16 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from growpipe.analyser.choice.plan_splits import Rows
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import GrowthOptions
 from growpipe.analyser.preparation import Prepared, prepare
+from growpipe.analyser.schemes import ROWS
 from growpipe.torch_module.export import GrowthExport, export_growth_form, named_tensors
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -352,3 +355,8 @@ def _exported(name: str) -> tuple[Problem, dict[str, Tensor], Tensor]:
     export = export_growth_form(model, (x[:2],))
     weights = {key: value.clone() for key, value in named_tensors(model).items()}
     return Problem(model, loss_fn, x, y, None, export), weights, torch.get_rng_state()
+
+
+def is_asymmetric(rows: Rows) -> bool:
+    """Whether any chosen split depends on the sign of v+."""
+    return any(not ROWS[row].symmetric for chosen in rows.values() for row in np.unique(chosen) if row >= 0)

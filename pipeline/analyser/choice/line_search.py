@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from growpipe.graph_ops.errors import UsageError
 
-__all__ = ["START", "LineSearch", "Trial", "fixed_step", "following", "line_search", "on_grid"]
+__all__ = ["START", "LineSearch", "Trial", "following", "line_search", "on_grid"]
 
 START = 0.4
 """Where the search begins, unless a better place is known."""
@@ -43,16 +43,12 @@ NEAR = 2
 
 Then ε² differs by less than 15 %, so that the loss differs by about 2 % of what there is to gain."""
 
-TURN = 1.1
-"""The other orientation is followed to its own best step if it gains so many times as much at this one."""
-
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One evaluated step: ε, the factor of every v+ (−1 turns all of them round), and the change of loss."""
+    """One evaluated step: ε and the change of loss."""
 
     epsilon: float
-    orientation: float
     change: float
 
 
@@ -73,14 +69,10 @@ class LineSearch:
     @staticmethod
     def of(trials: Sequence[Trial]) -> LineSearch:
         """From all trials."""
-        found = _best(trials)
+        found = min(trials, key=lambda t: (t.change, t.epsilon))
         if found.change < 0:
             return LineSearch(found, tuple(trials), True)
         return LineSearch(min(trials, key=lambda t: (t.epsilon, t.change)), tuple(trials), False)
-
-
-def _best(trials: Sequence[Trial]) -> Trial:
-    return min(trials, key=lambda t: (t.change, t.epsilon, -t.orientation))
 
 
 def on_grid(power: int) -> float:
@@ -147,23 +139,14 @@ def _below(least: int, tried: int, points: Sequence[tuple[float, float]]) -> int
 
 
 def line_search(
-    change: Callable[[float, float], float],
-    *,
-    orientations: Sequence[float] = (1.0,),
-    start: float = START,
-    most: int = 8,
-    smallest: float = 1e-4,
+    change: Callable[[float], float], *, start: float = START, most: int = 8, smallest: float = 1e-4
 ) -> LineSearch:
-    """The ε (and the orientation of v+) of least realised loss.
-
-    The first orientation is followed to its best step, see `following`; any other is tried there, and
-    followed if it is better by far (see `TURN`).
+    """The ε of least realised loss; see `following` for the way to it.
 
     Args:
-        change: ``(ε, orientation) →`` the change of loss; not finite counts as infinitely bad.
-        orientations: the factors of every v+ to try: 1 and −1, where a split is not symmetric.
+        change: ``ε →`` the change of loss; not finite counts as infinitely bad.
         start: the search begins at the step of the grid that is nearest to this one.
-        most: how many steps are tried at most, for each orientation, once one lowers the loss.
+        most: how many steps are tried at most, once one lowers the loss.
         smallest: no step below this is tried.
 
     Raises:
@@ -172,27 +155,11 @@ def line_search(
     if not start > 0:
         raise UsageError(f"a line search must start at a positive step, not {start}")
     trials: list[Trial] = []
-    for orientation in orientations:
-        changes: dict[int, float] = {}
-        gained = _best(trials).change if trials else 0.0
-        power: int | None = _power(LineSearch.of(trials).best.epsilon if trials else start)
-        while power is not None and (on_grid(power) >= smallest or not changes):
-            trials.append(_tried(change, on_grid(power), orientation))
-            changes[power] = trials[-1].change
-            if gained < 0 and not changes[power] < TURN * gained and len(changes) == 1:
-                break
-            least = min(changes.values())
-            power = None if least < 0 and len(changes) >= most else following(changes)
+    changes: dict[int, float] = {}
+    power: int | None = _power(start)
+    while power is not None and (on_grid(power) >= smallest or not changes):
+        value = change(on_grid(power))
+        changes[power] = value if math.isfinite(value) else math.inf
+        trials.append(Trial(on_grid(power), changes[power]))
+        power = None if min(changes.values()) < 0 and len(changes) >= most else following(changes)
     return LineSearch.of(trials)
-
-
-def fixed_step(
-    change: Callable[[float, float], float], epsilon: float, orientations: Sequence[float]
-) -> LineSearch:
-    """Each orientation at a step that was given; see `line_search`."""
-    return LineSearch.of([_tried(change, epsilon, orientation) for orientation in orientations])
-
-
-def _tried(change: Callable[[float, float], float], epsilon: float, orientation: float) -> Trial:
-    value = change(epsilon, orientation)
-    return Trial(epsilon, orientation, value if math.isfinite(value) else math.inf)

@@ -15,7 +15,7 @@ from growpipe.analyser.spectra.spectra import Directions
 from growpipe.graph_ops.plan.grow_tensor import Displacement
 from growpipe.graph_ops.plan.split_plan import GroupSplit
 
-__all__ = ["Rows", "Signs", "Step", "is_asymmetric", "split_groups"]
+__all__ = ["Rows", "Signs", "Step", "split_groups"]
 
 Rows = Mapping[str, npt.NDArray[np.int64]]
 """By group int64 [width], the row of `ROWS` per channel, -1 for none."""
@@ -37,11 +37,6 @@ class Step:
     epsilon: float
     signs: Signs = field(default_factory=dict)
     lengths: Mapping[str, float] = field(default_factory=dict)
-
-
-def is_asymmetric(rows: Rows) -> bool:
-    """Whether any chosen split depends on the sign of v+."""
-    return any(row >= 0 and not ROWS[row].symmetric for chosen in rows.values() for row in chosen)
 
 
 def split_groups(

@@ -78,7 +78,7 @@ def test_plan_lowers_the_loss_and_the_model_comes_back_as_it_was(problem):
     assert set(report["groups"]) == {"conv.weight", "hidden.weight"}
     trials = report["line_search"]["trials"]
     assert 2 <= len(trials) <= 8
-    assert min(trials, key=lambda trial: trial[2])[0] == plan.epsilon
+    assert min(trials, key=lambda trial: trial[1])[0] == plan.epsilon
 
 
 def test_an_autoencoder_whose_inputs_are_mostly_zero_gets_a_plan():

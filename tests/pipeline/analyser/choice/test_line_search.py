@@ -11,7 +11,6 @@ from growpipe.analyser.choice.line_search import (
     NEAR,
     PER_OCTAVE,
     LineSearch,
-    fixed_step,
     following,
     line_search,
     on_grid,
@@ -22,7 +21,7 @@ from growpipe.graph_ops.errors import UsageError
 def quartic(best: float, gain: float = 1.0):
     """The loss −2 gain (ε/best)² + gain (ε/best)⁴, least at ``best``, by how often it was asked."""
 
-    def change(epsilon: float, orientation: float) -> float:
+    def change(epsilon: float) -> float:
         square = (epsilon / best) ** 2
         return gain * (square**2 - 2 * square)
 
@@ -65,14 +64,14 @@ def test_steps_are_whole_powers_apart_wherever_the_search_begins() -> None:
             power = PER_OCTAVE * math.log2(trial.epsilon)
             assert power == pytest.approx(round(power), abs=1e-9)
     exact = line_search(quartic(0.47), start=0.37)
-    rounded = line_search(lambda e, o: quartic(0.47)(e, o) * (1 + 1e-6 * math.sin(1e6 * e)), start=0.37)
+    rounded = line_search(lambda e: quartic(0.47)(e) * (1 + 1e-6 * math.sin(1e6 * e)), start=0.37)
     assert [t.epsilon for t in rounded.trials] == [t.epsilon for t in exact.trials]
 
 
 @pytest.mark.parametrize("wall", [0.02, 0.13, 0.3])
 @pytest.mark.parametrize("beyond", [math.inf, math.nan, 1e6])
 def test_the_search_comes_down_from_an_explosion(wall: float, beyond: float) -> None:
-    found = line_search(lambda e, o: -e if e < wall else beyond, start=3.2)
+    found = line_search(lambda e: -e if e < wall else beyond, start=3.2)
     assert found.lowered
     assert max(trial.epsilon for trial in found.trials) == pytest.approx(3.2, rel=0.03)
     assert wall / 2 < found.best.epsilon < wall
@@ -82,23 +81,23 @@ def test_the_search_comes_down_from_an_explosion(wall: float, beyond: float) -> 
 def test_the_search_gets_over_a_smaller_step_that_explodes() -> None:
     start = on_grid(-16)
     second = on_grid(-24)
-    found = line_search(lambda e, o: math.nan if e == second else quartic(0.6)(e, o), start=start)
+    found = line_search(lambda e: math.nan if e == second else quartic(0.6)(e), start=start)
     assert math.isfinite(found.best.change)
     assert found.best.change < -0.9
 
 
 def test_without_a_way_down_the_smallest_step_is_kept() -> None:
-    found = line_search(lambda e, o: e**2 if e < 0.3 else math.nan, start=0.8)
+    found = line_search(lambda e: e**2 if e < 0.3 else math.nan, start=0.8)
     assert not found.lowered
     assert found.best.epsilon == min(trial.epsilon for trial in found.trials)
     assert 1e-4 <= found.best.epsilon < 1e-2
     assert len(found.trials) <= 6
-    flat = line_search(lambda e, o: 0.0)
+    flat = line_search(lambda e: 0.0)
     assert not flat.lowered
 
 
 def test_a_loss_that_only_falls_is_followed_as_far_as_there_are_steps() -> None:
-    found = line_search(lambda e, o: -(e**3), start=0.4, most=5)
+    found = line_search(lambda e: -(e**3), start=0.4, most=5)
     assert len(found.trials) == 5
     # Two steps, and three that go as far beyond the largest one as is allowed without a vertex.
     assert found.best.epsilon == pytest.approx(0.4 * on_grid(3 * FARTHEST), rel=0.03)
@@ -107,63 +106,30 @@ def test_a_loss_that_only_falls_is_followed_as_far_as_there_are_steps() -> None:
 @pytest.mark.parametrize("start", [0.1, 0.12, 0.22])
 def test_a_loss_that_flattens_before_it_rises_takes_few_steps(start: float) -> None:
     # Vertices are below the least, -1.032 at 0.38: what is left there is a seventh at most.
-    found = line_search(
-        lambda e, o: -1 + math.exp(-((e / 0.15) ** 2)) - 0.1 * e + (e / 0.6) ** 12, start=start
-    )
+    found = line_search(lambda e: -1 + math.exp(-((e / 0.15) ** 2)) - 0.1 * e + (e / 0.6) ** 12, start=start)
     assert found.best.change < -1.032 * 6 / 7
     assert len(found.trials) <= 4
 
 
 def test_the_prediction_is_not_asked_so_that_it_may_be_wrong() -> None:
     # A sixth power stands for all that a parabola in ε² leaves out.
-    found = line_search(lambda e, o: -(e**2) + (e / 0.3) ** 6 / 30, start=0.4)
+    found = line_search(lambda e: -(e**2) + (e / 0.3) ** 6 / 30, start=0.4)
     least = (0.3**6 * 10) ** 0.25
     assert found.best.epsilon == pytest.approx(least, rel=0.1)
     assert len(found.trials) <= 4
 
 
-def test_the_other_orientation_is_tried_once_where_it_is_no_better() -> None:
-    found = line_search(lambda e, o: quartic(0.4)(e, o) + 0.01 * (o < 0), orientations=(1.0, -1.0), start=0.4)
-    assert [trial.orientation for trial in found.trials] == [1.0, 1.0, -1.0]
-    assert found.best.orientation == 1.0
-    # A little better is taken, and not followed.
-    found = line_search(lambda e, o: quartic(0.4)(e, o) - 0.01 * (o < 0), orientations=(1.0, -1.0), start=0.4)
-    assert [trial.orientation for trial in found.trials] == [1.0, 1.0, -1.0]
-    assert found.best.orientation == -1.0
-
-
-@pytest.mark.parametrize("best", [0.07, 0.5, 1.5])
-@pytest.mark.parametrize("start", [0.02, 0.4, 6.4])
-def test_a_better_orientation_is_followed_to_its_own_step(best: float, start: float) -> None:
-    def change(epsilon: float, orientation: float) -> float:
-        ratio = epsilon / best
-        return -(ratio**2) + ratio**4 / 2 + 0.3 * orientation * ratio**3
-
-    found = line_search(change, orientations=(1.0, -1.0), start=start)
-    # Least of −r² + r⁴/2 − 0.3 r³ is at r = (0.9 + √16.81) / 4.
-    least = best * (0.9 + math.sqrt(16.81)) / 4
-    assert found.best.orientation == -1.0
-    assert found.best.epsilon == pytest.approx(least, rel=0.1)
-    assert found.best.change == min(trial.change for trial in found.trials)
-
-
-def test_an_orientation_that_alone_lowers_the_loss_is_found() -> None:
-    found = line_search(lambda e, o: -o * e if e < 0.5 else math.inf, orientations=(-1.0, 1.0), start=0.4)
-    assert found.lowered
-    assert found.best.orientation == 1.0
-
-
-def test_a_step_that_was_given_is_tried_as_it_is() -> None:
-    found = fixed_step(lambda e, o: -0.1 if o < 0 else math.nan, 0.123, (1.0, -1.0))
-    assert [(trial.epsilon, trial.orientation) for trial in found.trials] == [(0.123, 1.0), (0.123, -1.0)]
-    assert found.best.orientation == -1.0
+def test_a_loss_that_is_not_finite_counts_as_infinitely_bad() -> None:
+    found = line_search(lambda e: -e if e < 0.3 else math.nan, start=0.4)
     assert found.trials[0].change == math.inf
+    assert found.lowered
+    assert found.best.epsilon < 0.3
 
 
 def test_what_was_tried_is_not_tried_again() -> None:
     # The vertex is at the power 0, where the loss exploded.
     square = quartic(1.0)
-    tried = {-8: square(on_grid(-8), 1.0), 0: math.inf, 8: square(on_grid(8), 1.0) - 0.5}
+    tried = {-8: square(on_grid(-8)), 0: math.inf, 8: square(on_grid(8)) - 0.5}
     assert following(tried) not in tried
 
 

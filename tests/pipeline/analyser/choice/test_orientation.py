@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from growpipe.analyser.choice.orientation import Orientation
-from growpipe.analyser.choice.plan_splits import Step, is_asymmetric, split_groups
+from growpipe.analyser.choice.plan_splits import Step, split_groups
 from growpipe.analyser.curvature.metric import Euclidean
 from growpipe.analyser.options import SpectraOptions
 from growpipe.analyser.samples import MicroBatch
@@ -17,7 +17,7 @@ from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow
 from growpipe.torch_module.outputs import to_numpy
-from tests.helpers.splitting_cases import build
+from tests.helpers.splitting_cases import build, is_asymmetric
 
 pytestmark = pytest.mark.slow
 

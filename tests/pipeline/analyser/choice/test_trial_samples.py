@@ -45,9 +45,9 @@ def test_a_step_is_tried_on_the_first_unseen_samples(problem, searched: int) -> 
                 mean_square(grown(x[some]), target[some]) - mean_square(model(x[some]), target[some])
             )
 
-    best = min(notes["line_search"]["trials"], key=lambda trial: trial[2])
+    best = min(notes["line_search"]["trials"], key=lambda trial: trial[1])
     assert best[0] == plan.epsilon
-    assert best[2] == pytest.approx(change(plan.epsilon, searched), rel=1e-9)
+    assert best[1] == pytest.approx(change(plan.epsilon, searched), rel=1e-9)
     # What the search did not see of the unseen samples judges the plan as well.
     assert plan.realised_change == pytest.approx(change(plan.epsilon, held_out), rel=1e-9)
 
@@ -63,14 +63,14 @@ def test_without_a_hold_out_a_step_is_tried_on_the_first_samples(problem) -> Non
         line_search_samples=40,
         **OPTIONS,
     )
-    least = min(plan.notes["analysis"]["line_search"]["trials"], key=lambda trial: trial[2])
+    least = min(plan.notes["analysis"]["line_search"]["trials"], key=lambda trial: trial[1])
     with torch.no_grad():
         grown = grow(model, plan)
         few, all_of_them = (
             float(mean_square(grown(x[:n]), target[:n]) - mean_square(model(x[:n]), target[:n]))
             for n in (40, 96)
         )
-    assert least[2] == pytest.approx(few, rel=1e-9)
+    assert least[1] == pytest.approx(few, rel=1e-9)
     assert plan.realised_change == pytest.approx(all_of_them, rel=1e-9)
 
 

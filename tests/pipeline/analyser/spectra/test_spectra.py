@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from growpipe.analyser.choice.plan_splits import Step, is_asymmetric, split_groups
+from growpipe.analyser.choice.plan_splits import Step, split_groups
 from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.metric import Euclidean, make_metric
 from growpipe.analyser.options import GrowthOptions, SpectraOptions
@@ -25,7 +25,7 @@ from growpipe.graph_ops.plan.split_plan import SplitPlan, hash_parameters
 from growpipe.torch_module.export import named_tensors
 from growpipe.torch_module.grow_module import grow
 from growpipe.torch_module.outputs import to_numpy
-from tests.helpers.splitting_cases import CASES, Problem, build
+from tests.helpers.splitting_cases import CASES, Problem, build, is_asymmetric
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import linear
 
 from growpipe.analyser.program.aten import aten
+from growpipe.analyser.program.pointwise import filter_gradient, is_faster, through_filters
 from growpipe.torch_module.memory_format import read_positions, reads_every_nth
 
 __all__ = ["Convolution", "blank", "conv_nd", "convolution"]
@@ -51,15 +53,22 @@ class Convolution:
             full(stride), full(padding), full(dilation), transposed, full(output_padding), groups
         )
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x * w, without bias: [N, out, ...]."""
+    def forward(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x * w + bias: [N, out, ...]."""
         if self._is_matrix_product(x.shape, w.shape):
-            return (x.flatten(1) @ w.flatten(1).mT).reshape(len(x), len(w), *[1] * (x.ndim - 2))
+            return linear(x.flatten(1), w.flatten(1), bias).reshape(len(x), len(w), *[1] * (x.ndim - 2))
+        if self._is_pointwise(w) and is_faster(x, len(w)):
+            return through_filters(x, w.flatten(1), bias)
         y: Tensor = aten.convolution.default(
-            x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
+            x, w, bias, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
             self.groups,
         )  # fmt: skip
         return y
+
+    def _is_pointwise(self, w: Tensor) -> bool:
+        """Whether every position of the result is a matrix times the same position of the input."""
+        steps = all(step == 1 for step in self.stride) and not any(self.padding)
+        return steps and not self.transposed and self.groups == 1 and w.shape[2:].numel() == 1
 
     def _is_matrix_product(self, inputs: torch.Size, filters: torch.Size) -> bool:
         """Whether the kernel covers the whole map once.
@@ -74,6 +83,10 @@ class Convolution:
         stride, extra = self.stride, self.output_padding
         if which == 1 and self._is_matrix_product(x.shape, w.shape):
             return (g.flatten(1).mT @ x.flatten(1)).reshape(w.shape)
+        if self._is_pointwise(w) and is_faster(g, w.shape[1]):
+            if which == 0:
+                return through_filters(g, w.flatten(1).mT)
+            return filter_gradient(g, x).reshape(w.shape)
         if which == 1 and reads_every_nth(w.shape[2:], stride, self.padding):
             # The same gradient; torch's own may write beyond its memory, see `memory_format`.
             if self.transposed:
@@ -175,11 +188,7 @@ class _Frozen(Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, conv: Convolution) -> Tensor:
         ctx.conv, ctx.shape = conv, x.shape
         ctx.save_for_backward(w)
-        y: Tensor = aten.convolution.default(
-            x, w, bias, conv.stride, conv.padding, conv.dilation, conv.transposed, conv.output_padding,
-            conv.groups,
-        )  # fmt: skip
-        return y
+        return conv.forward(x, w, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

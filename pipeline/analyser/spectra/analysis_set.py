@@ -59,12 +59,15 @@ class GrowingSet:
     def grow(self, samples: int) -> SplittingProducts | None:
         """The operator on at least so many samples over all processes, or on all there are.
 
-        After a coarse set it is on an eighth of the data at least. None if it has all of them already.
+        After a coarse set it is on an eighth of the data at least. A set of more than half of the data is all
+        of them: if it were not enough, it would cost more than it can save. None if the operator has all of
+        them already.
         """
         if self._taken == self._count:
             return None
         asked = math.ceil(samples * self._count / self._total / self._least) * self._least
-        return self._take(min(self._count, max(self._taken + self._least, asked)))
+        wanted = max(self._taken + self._least, asked)
+        return self._take(self._count if 2 * wanted > self._count else wanted)
 
     def _take(self, wanted: int) -> SplittingProducts:
         """The operator on the first ``wanted`` micro-batches."""

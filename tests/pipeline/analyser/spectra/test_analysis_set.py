@@ -95,3 +95,11 @@ def test_sets_grow_by_what_is_asked_for() -> None:
     found.grow(10**9)
     assert sum(operator.batches) == 32 * 32
     assert found.grow(0) is None
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(16, 16), (17, 32), (24, 32)])
+def test_a_set_of_more_than_half_of_the_data_is_all_of_them(asked: int, taken: int) -> None:
+    found, operator = sets(32, 32)
+    found.begin()
+    found.grow(asked * 32)
+    assert len(operator.batches) == taken

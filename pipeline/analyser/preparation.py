@@ -286,7 +286,7 @@ KEPT = 0.5
 
 With what a product takes on the way it then peaks below two training steps of that size."""
 
-ALWAYS_KEPT = 5 * 2**25
+ALWAYS_KEPT = 2**27
 """Bytes that are kept by default however small the network is: little is not worth computing again."""
 
 

@@ -13,7 +13,7 @@ import torch
 
 __all__ = ["Heap", "give_back"]
 
-ALLOWED = 2**28
+ALLOWED = 2**27
 """Bytes that may lie free: to give them back takes time, as the next tensors are given new ones."""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from growpipe.analyser.curvature.heap import give_back
 from growpipe.analyser.curvature.metric import Metric
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import SpectraOptions
@@ -147,6 +148,7 @@ def solve(
     parts: list[Extremes] = []
     contrasts: Contrasts = ([], [])
     for portion in _portions(operator, expected):
+        give_back(operator.device, allowed=0)  # what the last one had, for the roots of the metric
         own = {position: next(vectors) for position in portion}
         found, pairs = _Sweep(operator, metric, own, solvers, start.earlier, options, weights).solution()
         for side, pair in zip(contrasts, zip(*pairs, strict=True), strict=True):

@@ -13,7 +13,6 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from growpipe.analyser.candidates import Candidates
-from growpipe.analyser.curvature.heap import give_back
 from growpipe.analyser.curvature.metric import Metric
 from growpipe.analyser.curvature.operator import BLOCK, SplittingProducts
 from growpipe.analyser.options import SpectraOptions
@@ -186,7 +185,6 @@ def measure_spectra(
     operator, found = sets.begin(), None
     while True:
         metric = make_metric(operator)
-        give_back(operator.device, allowed=0)
         start = _start(operator, metric, found, options)
         found = None  # its memory is wanted for the products
         found, stage = _measure_set(operator, metric, start, scheme, options)

@@ -236,7 +236,7 @@ class Recurrence:
             values, coordinates, bound = self.ritz()
             # Copies, which do not hold on to all the others.
             minus, plus = (self._there(coordinates[:, :, end].clone()) for end in (0, -1))
-            self._estimate = Estimate(values[:, 0], values[:, -1], *bound.unbind(1), minus, plus)
+            self._estimate = Estimate(values[:, 0], values[:, -1], bound[:, 0], bound[:, 1], minus, plus)
         return self._estimate
 
     def _there(self, coordinates: Tensor) -> Tensor:

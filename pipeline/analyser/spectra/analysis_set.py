@@ -59,15 +59,16 @@ class GrowingSet:
     def grow(self, samples: int) -> SplittingProducts | None:
         """The operator on at least so many samples over all processes, or on all there are.
 
-        After a coarse set it is on an eighth of the data at least. A set of more than half of the data is all
-        of them: if it were not enough, it would cost more than it can save. None if the operator has all of
-        them already.
+        After a coarse set it is on an eighth of the data at least. A later set of half of the data or more is
+        all of them: if it were not enough, it would cost as much as it can save, and plans by more samples
+        are better. None if the operator has all of them already.
         """
         if self._taken == self._count:
             return None
         asked = math.ceil(samples * self._count / self._total / self._least) * self._least
         wanted = max(self._taken + self._least, asked)
-        return self._take(self._count if 2 * wanted > self._count else wanted)
+        every = wanted > self._count or (self._taken and 2 * wanted >= self._count)
+        return self._take(self._count if every else wanted)
 
     def _take(self, wanted: int) -> SplittingProducts:
         """The operator on the first ``wanted`` micro-batches."""

@@ -97,8 +97,8 @@ def test_sets_grow_by_what_is_asked_for() -> None:
     assert found.grow(0) is None
 
 
-@pytest.mark.parametrize(("asked", "taken"), [(16, 16), (17, 32), (24, 32)])
-def test_a_set_of_more_than_half_of_the_data_is_all_of_them(asked: int, taken: int) -> None:
+@pytest.mark.parametrize(("asked", "taken"), [(12, 12), (15, 32), (16, 32), (24, 32)])
+def test_a_set_of_half_of_the_data_or_more_is_all_of_them(asked: int, taken: int) -> None:
     found, operator = sets(32, 32)
     found.begin()
     found.grow(asked * 32)

@@ -97,7 +97,7 @@ class AnalysisReport:
         trials = [
             [trial.epsilon, trial.change if math.isfinite(trial.change) else None] for trial in found.trials
         ]
-        return {"searched": self.epsilon is None, "lowered_the_loss": found.lowered, "trials": trials}
+        return {"searched": True, "lowered_the_loss": found.lowered, "trials": trials}
 
 
 @dataclass(frozen=True, eq=False)

@@ -166,14 +166,14 @@ class Scheme:
     max_copies: int
     c: float
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.c) and self.c >= 1.0):
+            raise UsageError(f"c bounds the sum of |w_i| and is at least 1, not {self.c}")
+
     @property
     def weights(self) -> tuple[float, float]:
         """p and n: the quadruplet is worth ``p λ− − n λ+``, and the ends count likewise in the other rows."""
         return _p(self.c), _n(self.c)
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.c) and self.c >= 1.0):
-            raise UsageError(f"c bounds the sum of |w_i| and is at least 1, not {self.c}")
 
 
 SCHEMES = {"s2d": 2, "m2": 2, "m3": 3, "m4": 4}

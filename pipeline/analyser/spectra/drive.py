@@ -148,9 +148,8 @@ class StoppingRule:
             return True
         if self.noise is None or self.noise_share <= 0:
             return False
-        return float(
-            known.weighted_shares(*self.weights).square().mean().sqrt()
-        ) <= self.noise_share * self.noise(position, known)
+        error = float(known.weighted_shares(*self.weights).square().mean().sqrt())
+        return error <= self.noise_share * self.noise(position, known)
 
 
 LEAST = 4

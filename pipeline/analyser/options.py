@@ -119,8 +119,8 @@ class SpectraOptions(Options):
         micro_batch: the samples that are worked on at once.
         memory_limit: the bytes to keep between products, over all micro-batches. What does not fit is
             computed again at every product. None keeps half of what a forward pass of one micro-batch makes,
-            or 128 MiB if that is more, and at most half of the free memory: the analysis then peaks below two
-            training steps of that batch size. With more memory the spectra take less time.
+            or 128 MiB if that is more, and at most half of the free memory: the analysis then peaks at about
+            two training steps of that batch size at most. With more memory the spectra take less time.
         storage: the type of what is kept between products. ``"bfloat16"`` halves the memory; None is the
             model's own type.
         tf32: let a GPU multiply in TF32.

@@ -284,7 +284,7 @@ def device_of(model: nn.Module, device: str | torch.device | None) -> torch.devi
 KEPT = 0.5
 """How much an analysis keeps between products by default, in forward passes of one micro-batch.
 
-With what a product takes on the way it then peaks below two training steps of that size."""
+With what a product takes on the way it then peaks at about two training steps of that size at most."""
 
 ALWAYS_KEPT = 2**27
 """Bytes that are kept by default however small the network is: little is not worth computing again."""

@@ -67,8 +67,8 @@ class Convolution:
 
     def _is_pointwise(self, w: Tensor) -> bool:
         """Whether every position of the result is a matrix times the same position of the input."""
-        steps = all(step == 1 for step in self.stride) and not any(self.padding)
-        return steps and not self.transposed and self.groups == 1 and w.shape[2:].numel() == 1
+        dense = not self.transposed and self.groups == 1 and not any(self.padding)
+        return dense and w.shape[2:].numel() == 1 and all(step == 1 for step in self.stride)
 
     def _is_matrix_product(self, inputs: torch.Size, filters: torch.Size) -> bool:
         """Whether the kernel covers the whole map once.

@@ -67,8 +67,9 @@ class GrowingSet:
             return None
         asked = math.ceil(samples * self._count / self._total / self._least) * self._least
         wanted = max(self._taken + self._least, asked)
-        every = wanted > self._count or (self._taken and 2 * wanted >= self._count)
-        return self._take(self._count if every else wanted)
+        if self._taken and 2 * wanted >= self._count:
+            wanted = self._count
+        return self._take(min(self._count, wanted))
 
     def _take(self, wanted: int) -> SplittingProducts:
         """The operator on the first ``wanted`` micro-batches."""

@@ -44,7 +44,7 @@ def test_pointwise_convolutions_are_those_of_torch(size, innermost, biased):
 def test_matrix_products_stand_in_for_pointwise_convolutions_alone(frozen, innermost, monkeypatch):
     taken = []
     original = convolutions.through_filters
-    monkeypatch.setattr(convolutions, "through_filters", lambda *a: taken.append(len(a)) or original(*a))
+    monkeypatch.setattr(convolutions, "through_filters", lambda *a: taken.append(a) or original(*a))
     x = order(torch.randn(3, 4, 8, 8), innermost).requires_grad_()
     for kernel, options, counts in (
         (1, {}, True), (3, {}, False), (1, {"stride": 2}, False), (1, {"padding": 1}, False),
@@ -57,5 +57,13 @@ def test_matrix_products_stand_in_for_pointwise_convolutions_alone(frozen, inner
         assert bool(taken) == counts
         torch.autograd.grad(y, x, order(torch.randn_like(y), innermost))
         assert len(taken) == 2 * counts  # that of the gradient by the input
-    large = order(torch.randn(1, 4, 8, 8), innermost).expand(2, -1, -1, -1)
-    assert not pointwise.is_faster(large.bfloat16(), 4)  # sums would have its precision
+
+
+@pytest.mark.parametrize("innermost", [True, False])
+def test_a_matrix_product_stands_in_where_it_is_faster(innermost):
+    x = order(torch.randn(2, 4, 8, 8), innermost)
+    assert pointwise.is_faster(x, 4)
+    assert not pointwise.is_faster(x.bfloat16(), 4)  # sums would have its precision
+    assert not pointwise.is_faster(x[:1].expand(2, -1, -1, -1), 4)  # it would be copied first
+    assert pointwise.is_faster(x, 2**20) != innermost
+    assert pointwise.is_faster(order(x[:, :, :2], innermost), 4) == innermost

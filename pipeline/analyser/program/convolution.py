@@ -7,7 +7,7 @@ convolution and the two maps of its backward pass, and each of these has the oth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import linear
 
+from growpipe.analyser.program import patches, pointwise
 from growpipe.analyser.program.aten import aten
-from growpipe.analyser.program.pointwise import filter_gradient, is_faster, through_filters
+from growpipe.analyser.program.kernel_window import KernelWindow, window_of
+from growpipe.analyser.program.precision import rounds_factors
 from growpipe.torch_module.memory_format import read_positions, reads_every_nth
 
 __all__ = ["Convolution", "blank", "conv_nd", "convolution"]
+
+_WORTH_ROUNDING = 4096
+"""The entries of filters that are worth factors in bfloat16: with fewer the way there takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +60,45 @@ class Convolution:
 
     def forward(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """x * w + bias: [N, out, ...]."""
+        window = self._window(x.shape, w.shape)
+        if window is not None:
+            return replace(self, padding=window.padding).forward(x, window.of(w), bias)
         if self._is_matrix_product(x.shape, w.shape):
             return linear(x.flatten(1), w.flatten(1), bias).reshape(len(x), len(w), *[1] * (x.ndim - 2))
-        if self._is_pointwise(w) and is_faster(x, len(w)):
-            return through_filters(x, w.flatten(1), bias)
+        if self._is_pointwise(w) and pointwise.is_faster(x, len(w)):
+            return pointwise.through_filters(x, w.flatten(1), bias)
+        if self._is_by_patches(x, x.shape, w.shape, gradient=False):
+            return patches.through_filters(x, w, bias, *self._steps)
+        kind = x.dtype
+        if self._rounds(x, w.shape):
+            x, w, bias = x.bfloat16(), w.bfloat16(), None if bias is None else bias.bfloat16()
         y: Tensor = aten.convolution.default(
             x, w, bias, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
             self.groups,
         )  # fmt: skip
-        return y
-
-    def _is_pointwise(self, w: Tensor) -> bool:
-        """Whether every position of the result is a matrix times the same position of the input."""
-        dense = not self.transposed and self.groups == 1 and not any(self.padding)
-        return dense and w.shape[2:].numel() == 1 and all(step == 1 for step in self.stride)
-
-    def _is_matrix_product(self, inputs: torch.Size, filters: torch.Size) -> bool:
-        """Whether the kernel covers the whole map once.
-
-        Kernels of convolutions first bring filters into another order; here these are larger than the maps.
-        """
-        plain = not self.transposed and self.groups == 1 and not any(self.padding)
-        return plain and inputs[1:] == filters[1:]
+        return y.to(kind)
 
     def backward(self, g: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
         """The gradient of ⟨g, x * w⟩ by the input (0) or by the weight (1), whose own values are not read."""
-        stride, extra = self.stride, self.output_padding
-        if which == 1 and self._is_matrix_product(x.shape, w.shape):
-            return (g.flatten(1).mT @ x.flatten(1)).reshape(w.shape)
-        if self._is_pointwise(w) and is_faster(g, w.shape[1]):
+        window = self._window(x.shape, w.shape)
+        if window is not None:
+            found = replace(self, padding=window.padding).backward(g, x, window.of(w), which)
+            return found if which == 0 else window.filled(found, w.shape[2:])
+        if self._is_matrix_product(x.shape, w.shape):
             if which == 0:
-                return through_filters(g, w.flatten(1).mT)
-            return filter_gradient(g, x).reshape(w.shape)
+                return (g.flatten(1) @ w.flatten(1)).reshape(x.shape)
+            return (g.flatten(1).mT @ x.flatten(1)).reshape(w.shape)
+        if self._is_pointwise(w) and pointwise.is_faster(g, w.shape[1]):
+            if which == 0:
+                return pointwise.through_filters(g, w.flatten(1).mT)
+            return pointwise.filter_gradient(g, x).reshape(w.shape)
+        if which == 1 and self._is_by_patches(g, x.shape, w.shape, gradient=True):
+            return patches.filter_gradient(g, x, w.shape[2:], *self._steps)
+        return self._by_kernels(g, x, w, which)
+
+    def _by_kernels(self, g: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
+        """`backward` by torch's own kernels."""
+        stride, extra = self.stride, self.output_padding
         if which == 1 and reads_every_nth(w.shape[2:], stride, self.padding):
             # The same gradient; torch's own may write beyond its memory, see `memory_format`.
             if self.transposed:
@@ -96,12 +108,58 @@ class Convolution:
             else:
                 x = read_positions(x, stride)
             stride, extra = (1,) * len(stride), (0,) * len(stride)
+        kind = g.dtype
+        if self._rounds(g, w.shape):
+            # Of what the gradient is taken by the values are not read.
+            x = x.bfloat16() if which == 1 else torch.empty_like(x, dtype=torch.bfloat16)
+            w = w.bfloat16() if which == 0 else torch.empty_like(w, dtype=torch.bfloat16)
+            g = g.bfloat16()
         gradients = aten.convolution_backward.default(
             g, x, w, None, stride, self.padding, self.dilation, self.transposed, extra, self.groups,
             [which == 0, which == 1, False],
         )  # fmt: skip
         result: Tensor = gradients[which]
-        return result
+        return result.to(kind)
+
+    @property
+    def _is_dense(self) -> bool:
+        """Whether every output channel is made of all input channels."""
+        return not self.transposed and self.groups == 1
+
+    @property
+    def _steps(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        return self.stride, self.padding, self.dilation
+
+    def _window(self, inputs: torch.Size, filters: torch.Size) -> KernelWindow | None:
+        """The part of the kernel that meets the map, if that is not all of it."""
+        if self.transposed or not any(self.padding):
+            return None
+        return window_of(inputs[2:], filters[2:], *self._steps)
+
+    def _is_by_patches(
+        self, value: Tensor, inputs: torch.Size, filters: torch.Size, *, gradient: bool
+    ) -> bool:
+        """Whether products with input patches are faster, see `patches`."""
+        if not self._is_dense:
+            return False
+        positions = patches.output_sizes(inputs[2:], filters[2:], *self._steps).numel()
+        return patches.is_faster(value, filters.numel(), positions, gradient=gradient)
+
+    def _rounds(self, value: Tensor, filters: torch.Size) -> bool:
+        """Whether factors are to be bfloat16, and are worth the way there and back."""
+        return self.groups == 1 and filters.numel() >= _WORTH_ROUNDING and rounds_factors(value)
+
+    def _is_pointwise(self, w: Tensor) -> bool:
+        """Whether every position of the result is a matrix times the same position of the input."""
+        at_places = not any(self.padding) and all(step == 1 for step in self.stride)
+        return self._is_dense and at_places and w.shape[2:].numel() == 1
+
+    def _is_matrix_product(self, inputs: torch.Size, filters: torch.Size) -> bool:
+        """Whether the kernel covers the whole map once.
+
+        Kernels of convolutions first bring filters into another order; here these are larger than the maps.
+        """
+        return self._is_dense and not any(self.padding) and inputs[1:] == filters[1:]
 
 
 _OUTPUT, _INPUT, _WEIGHT = range(3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.fx import Node
 
 from growpipe.analyser.program.aten import CONVOLUTIONS
 
-__all__ = ["KernelWindow", "fixed_sizes", "kernel_windows"]
+__all__ = ["KernelWindow", "fixed_sizes", "kernel_windows", "window_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,21 @@ def _window(node: Node) -> KernelWindow | None:
         values = [value] if isinstance(value, int) else list(value)
         return values * rank if len(values) == 1 else values
 
-    geometry = zip(sizes[1:], kernel, full(3, 1), full(4, 0), full(5, 1), strict=True)
-    axes = [_axis(*one) for one in geometry]
+    return window_of(sizes[1:], kernel, *(tuple(full(*one)) for one in ((3, 1), (4, 0), (5, 1))))
+
+
+@cache
+def window_of(
+    size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> KernelWindow | None:  # fmt: skip
+    """The fewest neighbouring taps that give the output of a convolution on a map of a size; None for all.
+
+    Args:
+        size: of the map.
+        kernel, stride, padding, dilation: of the convolution. As all arguments by spatial axis.
+    """
+    axes = [_axis(*one) for one in zip(size, kernel, stride, padding, dilation, strict=True)]
     window = KernelWindow(tuple(taps for taps, _ in axes), tuple(padding for _, padding in axes))
     return None if window.kernel == kernel else window
 

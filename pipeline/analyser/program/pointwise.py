@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from growpipe.analyser.program.precision import rounds_factors
+
 __all__ = ["filter_gradient", "is_faster", "through_filters"]
 
 _CACHED = 1 << 22
@@ -32,7 +34,7 @@ def is_faster(value: Tensor, others: int) -> bool:
     samples, channels, *size = value.shape
     positions = torch.Size(size).numel()
     if _is_innermost(value):
-        return samples * positions * (channels + others) <= _CACHED
+        return rounds_factors(value) or samples * positions * (channels + others) <= _CACHED
     return value.is_contiguous() and positions >= _POSITIONS
 
 

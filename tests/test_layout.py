@@ -56,8 +56,8 @@ ALLOWED = {
 # The order inside a folder with sub-folders: a room imports only rooms that stand before it.
 ORDER = {
     "graph_ops": "arrays errors operators bodies hashes files notebook onnx_tools axes cost groups plan edit",
-    "analyser": "options watch samples schemes candidates program preparation curvature spectra choice "
-    "estimate report factor_plans analysis api",
+    "analyser": "options watch samples schemes candidates program preparation resources curvature spectra "
+    "choice estimate report factor_plans analysis api",
     "checks": "measure policy child report baseline input_sets equivalence context registry request "
     "same_defect runner areas formats",
     "run": "locate lock recipe recipe_keys store task recipe_limits facts announce rehearsal stages "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,8 +27,10 @@ from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.estimate import Estimate
 from growpipe.analyser.factor_plans import added_cost, factors_alone, with_factors
 from growpipe.analyser.options import AnalysisOptions
-from growpipe.analyser.preparation import Subject, default_memory, device_of, prepare, trial_batch
+from growpipe.analyser.preparation import Subject, device_of, prepare
+from growpipe.analyser.program.precision import whole_factors
 from growpipe.analyser.report import Analysis, AnalysisReport
+from growpipe.analyser.resources import default_memory, gains_by_rounding, trial_batch
 from growpipe.analyser.samples import Samples, check_mean_loss, collect, resized
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import GrowingSet
@@ -45,6 +47,9 @@ from growpipe.torch_module.outputs import LossFunction, denormals_as_zero, evalu
 __all__ = ["analysis_of"]
 
 logger = logging.getLogger(__name__)
+
+ROUNDED_TOLERANCE = 0.01
+"""The least tolerance of eigenvalues for which rounded factors are exact enough."""
 
 STORAGE = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -79,7 +84,7 @@ def analysis_of(
         torch.enable_grad(),
         own_precision(),
         evaluation_mode(model),
-        _tf32(options.spectra.tf32),
+        whole_factors(tf32=options.spectra.tf32),
         denormals_as_zero(),
     ):
         seen.phase("export")
@@ -89,7 +94,7 @@ def analysis_of(
         if not prepared.program.groups:
             return factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
-        subject = _for_sizes_of(samples, subject)
+        subject = _rounding(_for_sizes_of(samples, subject), options)
         _expect(seen, _estimate(samples, options, seen.prices, 0.0))
         seen.phase("spectra")
         spectra = _measure(subject, samples, options, seen)
@@ -115,6 +120,7 @@ def analysis_of(
         held_out=samples.held_out_count,
         displaced=options.growth.displace,
         damping=options.growth.damping if options.growth.metric == "input" else None,
+        rounded_products=subject.prepared.program.rounds,
         sketched=spectra.sketched,
         selection=selection.notes,
         budget_spent=choice.spending.spent,
@@ -135,17 +141,6 @@ def analysis_of(
         plan.predicted_change or 0.0, realised, plan.epsilon,
     )  # fmt: skip
     return Analysis(replace(plan, realised_change=realised, notes={"analysis": report.notes()}), report)
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """TF32 multiplications on CUDA inside, or none; the user's settings afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 # Prepare.
@@ -195,6 +190,18 @@ def _for_sizes_of(samples: Samples, subject: Subject) -> Subject:
     if not others:
         return subject
     return replace(subject, prepared=replace(subject.prepared, program=program.with_whole_kernels()))
+
+
+def _rounding(subject: Subject, options: AnalysisOptions) -> Subject:
+    """The subject; its program rounds factors if the options say so, or if every process gains by it."""
+    program, rounds = subject.prepared.program, options.spectra.rounded_products
+    if rounds is None and options.spectra.tolerance >= ROUNDED_TOLERANCE:
+        loses = not gains_by_rounding(program, subject.device)
+        (losing,) = subject.peers.totals(loses, device=subject.device)
+        rounds = not losing
+    if subject.prepared.dtype != torch.float32 or not rounds:
+        return subject
+    return replace(subject, prepared=replace(subject.prepared, program=program.with_rounded_factors()))
 
 
 # Measure.

@@ -54,6 +54,7 @@ def factors_alone(subject: Subject, budget: GrowthBudget | None, options: Analys
         held_out=0,
         displaced=options.growth.displace,
         damping=None,
+        rounded_products=False,
         sketched=(),
         selection="no split lowers the loss; the channels are copied as the factors say",
         budget_spent=expenses.spent(plan.widths, [{name: 1} for name in plan.widths]),

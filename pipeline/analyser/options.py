@@ -123,7 +123,11 @@ class SpectraOptions(Options):
             two training steps of that batch size at most. With more memory the spectra take less time.
         storage: the type of what is kept between products. ``"bfloat16"`` halves the memory; None is the
             model's own type.
-        tf32: let a GPU multiply in TF32.
+        rounded_products: whether products of float32 numbers in spectra and shared trials are of rounded
+            factors: bfloat16 on a CPU, TF32 on a GPU, with sums in float32. That is several times as fast if
+            the processor has units for it, and exact to about 1 %. None rounds where that is faster, unless
+            ``tolerance`` is below 0.01. The line search never rounds.
+        tf32: let a GPU multiply in TF32 everywhere.
         seed: of the start vectors of Lanczos.
         device: where to run, e.g. ``"cuda"``. None is the device of the model.
     """
@@ -137,6 +141,7 @@ class SpectraOptions(Options):
     micro_batch: int = Field(default=128, ge=1)
     memory_limit: int | None = Field(default=None, ge=0)
     storage: Literal["float32", "bfloat16"] | None = None
+    rounded_products: bool | None = None
     tf32: bool = False
     seed: int = 0
     device: Annotated[str | None, BeforeValidator(lambda d: None if d is None else str(d))] = None

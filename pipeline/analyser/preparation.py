@@ -22,7 +22,6 @@ from growpipe.analyser.program.aten import RECURRENT, aten
 from growpipe.analyser.program.binding import bind_groups
 from growpipe.analyser.program.program import Program
 from growpipe.analyser.program.substitutes import PLAIN_ATTENTION
-from growpipe.analyser.samples import MicroBatch
 from growpipe.data.loader_items import to_device
 from growpipe.graph_ops.errors import MissingEnvironment, NothingToSplit, UsageError
 from growpipe.graph_ops.groups.channel_groups import ChannelGroups
@@ -34,7 +33,7 @@ from growpipe.torch_module.export import GrowthExport, export_growth_form, named
 from growpipe.torch_module.module_fit import ModuleFit, fit_module
 from growpipe.torch_module.outputs import LossFunction
 
-__all__ = ["Prepared", "Subject", "default_memory", "device_of", "functional", "prepare", "trial_batch"]
+__all__ = ["Prepared", "Subject", "device_of", "functional", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,43 +278,3 @@ def device_of(model: nn.Module, device: str | torch.device | None) -> torch.devi
                 f"device {str(device)!r} was asked for and {count} CUDA devices are there; use device='cpu'"
             )
     return wanted
-
-
-KEPT = 0.5
-"""How much an analysis keeps between products by default, in forward passes of one micro-batch.
-
-With what a product takes on the way it then peaks at about two training steps of that size at most."""
-
-ALWAYS_KEPT = 2**27
-"""Bytes that are kept by default however small the network is: little is not worth computing again."""
-
-
-def default_memory(program: Program, inputs: Any, device: torch.device) -> int:
-    """The bytes to keep between products by default; never more than half of what is free.
-
-    Args:
-        program: the bound program.
-        inputs: those of a micro-batch of the usual size.
-        device: where it runs.
-    """
-    return min(max(int(KEPT * program.footprint(inputs)), ALWAYS_KEPT), spare_memory(device))
-
-
-def trial_batch(program: Program, batch: MicroBatch) -> int:
-    """How many samples are tried at once by a network with two copies of every channel.
-
-    Half of a micro-batch, as that network holds twice as much; or all of it, if that is little anyway.
-
-    Args:
-        program: the bound program.
-        batch: a micro-batch of the usual size.
-    """
-    little = program.footprint(batch.inputs) <= ALWAYS_KEPT
-    return batch.samples if little else -(-batch.samples // 2)
-
-
-def spare_memory(device: torch.device) -> int:
-    """Half of the memory that is free on the device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") // 2

@@ -40,6 +40,7 @@ class AnalysisReport:
         held_out: the samples that the spectra did not see.
         displaced: the kinds of tensors that are displaced.
         damping: the damping of the input metric; None for the euclidean one.
+        rounded_products: whether spectra and shared trials multiplied rounded numbers.
         sketched: the tensors whose input metric keeps the leading eigenpairs only, as a matrix was too large.
         selection: why the selection ended, and which least widths took splits that promise nothing.
         budget_spent: whether the budget leaves room for no more.
@@ -62,6 +63,7 @@ class AnalysisReport:
     held_out: int
     displaced: tuple[str, ...]
     damping: float | None
+    rounded_products: bool
     sketched: tuple[str, ...]
     selection: str
     budget_spent: bool

@@ -41,6 +41,8 @@ class Growth(GrowthOptions):
         share: the share of channels to add in a round.
         ranking: what groups compete by, ``realised`` or ``predicted``; see `growpipe.analyser.TrialOptions`.
         samples: the samples of the largest analysis set.
+        rounded_products: whether spectra and shared trials multiply rounded numbers; None where that is
+            faster. See `growpipe.analyser.SpectraOptions`.
         finish: what is deployed: the grown network trained on (``continue``), the found widths trained from
             scratch (``retrain``), the rival of ``[control]``, or whichever of the grown network and its rival
             is better on the validation set (``best``).
@@ -53,6 +55,7 @@ class Growth(GrowthOptions):
     share: float | None = Field(default=0.5, gt=0.0, le=10.0)
     ranking: Literal["realised", "predicted"] = "realised"
     samples: int = Field(default=1024, ge=MIN_SAMPLES)
+    rounded_products: bool | None = None
     finish: Literal["best", "continue", "retrain", "rival"] = "best"
 
     def options(self) -> GrowthOptions:

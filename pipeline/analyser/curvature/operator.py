@@ -99,7 +99,9 @@ class SplittingProducts:
             CheckFailed: its loss or a gradient is not finite. What is not kept is checked when it is used.
         """
         half = len(self._batches) % 2 if half is None else half
-        found = self._keeping.add(Batch(inputs, target, loss_fn, self.program.samples(inputs), half))
+        batch = Batch(inputs, target, loss_fn, self.program.samples(inputs), half)
+        with self.program.multiplying():
+            found = self._keeping.add(batch)
         if found is not None:
             self._count_positions(found)
 
@@ -108,7 +110,8 @@ class SplittingProducts:
         batch = self._batches[index]
         if batch.kept is not None and self._visits.has_all(batch.kept.captured):
             return batch.kept.captured.cast(self._visits.dtype)
-        captured = self._visits.observe(batch)
+        with self.program.multiplying():
+            captured = self._visits.observe(batch)
         self._count_positions(captured)
         return captured
 
@@ -221,7 +224,8 @@ class SplittingProducts:
             weights[batch.half] += batch.samples
             kept = batch.serves(live)
             if live:
-                self._accumulate(halves[batch.half], directions, batch, chosen)
+                with self.program.multiplying():
+                    self._accumulate(halves[batch.half], directions, batch, chosen)
                 self._keeping.settle(batch, live)
             if self.done is not None:
                 self.done(batch.samples, share, bool(live) and not kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +23,7 @@ from growpipe.analyser.program.binding import BoundGroup, Edge, placeholders
 from growpipe.analyser.program.captured import Captured, Recording
 from growpipe.analyser.program.fold_norms import FROZEN, FoldedNorm, FoldedNorms
 from growpipe.analyser.program.lifetimes import Schedule, last_uses
+from growpipe.analyser.program.precision import rounded_factors
 from growpipe.analyser.program.substitutes import DIFFERENTIABLE, OVERRIDES
 from growpipe.analyser.program.user_inputs import UserInputs
 from growpipe.analyser.program.values import (
@@ -29,9 +31,7 @@ from growpipe.analyser.program.values import (
     leaf_of,
     sample_count,
     scalar_loss,
-    storage_of,
     takes_channels_last,
-    tensors_in,
 )
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 from growpipe.torch_module.outputs import LossFunction
@@ -49,7 +49,12 @@ class Program:
         groups: the bound groups.
         surrogate: the curvature of kinked activations.
         aliases: the name under which the groups know a parameter, where it differs (tied parameters).
+
+    Attributes:
+        rounds: whether products of float32 tensors round their factors, see `precision`.
     """
+
+    rounds = False
 
     def __init__(
         self,
@@ -112,7 +117,7 @@ class Program:
         """What every run begins with: parameters, buffers and constants, and the inputs of a batch."""
         return {**self._state, **self._inputs.of(inputs)}
 
-    def _forward(self, values: dict[Node, Any]) -> Iterator[Node]:
+    def forward(self, values: dict[Node, Any]) -> Iterator[Node]:
         """Compute node after node into ``values``, which begin with state and inputs.
 
         What a node is the last to read goes after the node was handed out.
@@ -132,23 +137,9 @@ class Program:
         """
         with torch.no_grad():
             values: dict[Node, Any] = self.start(inputs)
-            for _ in self._forward(values):
+            for _ in self.forward(values):
                 pass
             return float(scalar_loss(loss_fn(self.output(values), target)))
-
-    def footprint(self, inputs: Any) -> int:
-        """The bytes of all that a forward pass makes: about what a training step on the batch holds."""
-        total = 0
-        with torch.no_grad():
-            values: dict[Node, Any] = self.start(inputs)
-            for node in self._forward(values):
-                sources = {storage_of(leaf) for s in node.all_input_nodes for leaf in tensors_in(values[s])}
-                # What shares its memory with an argument is a view.
-                made = {
-                    storage_of(leaf): leaf.untyped_storage().nbytes() for leaf in tensors_in(values[node])
-                }
-                total += sum(size for place, size in made.items() if place not in sources)
-        return total
 
     def output(self, values: Mapping[Node, Any]) -> Any:
         """The model's output, from the values of all nodes; a loss may ask it for views."""
@@ -294,6 +285,16 @@ class Program:
     def have_traced_sizes(self, inputs: Any) -> bool:
         """Whether the inputs of a batch have the sizes of the example inputs, but for axis 0."""
         return self._inputs.have_traced_sizes(inputs)
+
+    def with_rounded_factors(self) -> Program:
+        """The same program that `rounds`."""
+        other = copy.copy(self)
+        other.rounds = True
+        return other
+
+    def multiplying(self) -> AbstractContextManager[None]:
+        """Passes over this program, and products S·v of it, are to be computed inside."""
+        return rounded_factors() if self.rounds else nullcontext()
 
     def with_whole_kernels(self) -> Program:
         """The same program with all taps of its kernels displaced, whatever the sizes of the inputs."""

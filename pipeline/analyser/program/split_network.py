@@ -254,7 +254,7 @@ class SplitNetwork:
             The loss, and ∂L/∂ε, float64 [groups]; not finite where the loss is not.
         """
         reference = self.program.tensor(self.groups[0].blocks[0].tensor)
-        with torch.enable_grad():
+        with torch.enable_grad(), self.program.multiplying():
             moved = torch.tensor(steps, dtype=reference.dtype, device=reference.device).requires_grad_()
             loss = scalar_loss(loss_fn(self._output(inputs, moved, steps), target))
             (slopes,) = torch.autograd.grad(loss.reshape(()), moved)

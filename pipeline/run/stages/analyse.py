@@ -43,7 +43,12 @@ def analyse_round(task: Task, number: int) -> StageRecord[AnalyseFacts]:
     """
     run = task.run
     growth, bounds = growth_of(run.recipe), budget_of(run.recipe, number)
-    spectra = SpectraOptions(max_samples=growth.samples, seed=run.seed, device=run.device)
+    spectra = SpectraOptions(
+        max_samples=growth.samples,
+        rounded_products=growth.rounded_products,
+        seed=run.seed,
+        device=run.device,
+    )
     trials = TrialOptions(ranking=growth.ranking)
     inputs = previous_stage(run, number, TRAIN).inputs(WEIGHTS)
     inputs |= previous_stage(run, number, EXPORT).inputs(GROWTH_FORM)

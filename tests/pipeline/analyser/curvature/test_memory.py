@@ -11,13 +11,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from growpipe.analyser import preparation
+from growpipe.analyser import resources
 from growpipe.analyser.api import analyse
 from growpipe.analyser.curvature.closed_form import find_chain
 from growpipe.analyser.curvature.metric import make_metric
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import GrowthOptions
-from growpipe.analyser.preparation import ALWAYS_KEPT, KEPT, default_memory, prepare
+from growpipe.analyser.preparation import prepare
+from growpipe.analyser.resources import ALWAYS_KEPT, KEPT, default_memory
 from growpipe.analyser.spectra.drive import lanczos, random_start
 from growpipe.graph_ops.errors import CheckFailed
 from tests.helpers.splitting_cases import build
@@ -124,7 +125,7 @@ def deep(channels: int = 12) -> nn.Sequential:
 
 @pytest.mark.parametrize("default", [False, True])
 def test_an_analysis_peaks_below_two_training_steps(default, monkeypatch):
-    monkeypatch.setattr(preparation, "ALWAYS_KEPT", 0)  # more than all of it here
+    monkeypatch.setattr(resources, "ALWAYS_KEPT", 0)  # more than all of it here
     torch.manual_seed(0)
     model, x, y = deep(), torch.randn(96, 3, 12, 12), torch.randint(0, 4, (96,))
     with Allocations() as step:
@@ -156,7 +157,7 @@ def test_the_default_limit_is_a_share_of_a_training_step(monkeypatch):
         cross_entropy(model(x), y).backward()
     prepared = prepare(model.eval(), (x[:2],), GrowthOptions(), CPU)
     assert default_memory(prepared.program, (x[:1],), CPU) == ALWAYS_KEPT
-    monkeypatch.setattr(preparation, "ALWAYS_KEPT", 0)
+    monkeypatch.setattr(resources, "ALWAYS_KEPT", 0)
     assert 0.6 * KEPT <= default_memory(prepared.program, (x,), CPU) / step.peak <= KEPT
 
 

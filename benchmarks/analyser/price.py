@@ -1,12 +1,14 @@
 """What `analyse` costs with its defaults, everything counted, as a share of an epoch of training.
 
     OMP_NUM_THREADS=1 python -m benchmarks.analyser.price [NETWORK ...] [--samples 2048] [--device cuda]
+        [--products auto|whole|rounded]
 
 Each network trains for a few steps, then `analyse` runs on it: export, spectra, trials, line search, plan.
 Training steps are timed before and after it in the same process, and the share is of 50,000 samples at their
 mean. One process per network; a network that takes more than ``--seconds`` is a row that says so. The first
 analysis of a process pays for torch's exporter being loaded, so that the export is also timed once more.
 The work that was announced before the analysis is compared with what it was, in time and in counts.
+Training steps are those of float32. Steps under torch.autocast are timed as well, for those who train so.
 
 On a CPU times are those of the process with one thread; on CUDA they are event times. Results go to
 results/analyser_price.json and RESULTS.md.
@@ -39,6 +41,7 @@ from growpipe.torch_module.export import export_growth_form
 from growpipe.torch_module.outputs import denormals_as_zero
 
 EPOCH = 50_000
+PRODUCTS = {"auto": None, "whole": False, "rounded": True}
 PHASES = ("export", "spectra", "trials", "line search", "plan")
 
 
@@ -77,7 +80,7 @@ class Clocks(Watch):
         self.expected = least * seconds, most * seconds
 
 
-def measure(name: str, samples: int, device: torch.device, ranking: str) -> dict[str, Any]:
+def measure(name: str, samples: int, device: torch.device, ranking: str, products: str) -> dict[str, Any]:
     """One network, in this process."""
     network = NETWORKS[name]
     torch.manual_seed(0)
@@ -106,7 +109,8 @@ def measure(name: str, samples: int, device: torch.device, ranking: str) -> dict
     peak = peak_memory(device)
     clocks = Clocks(device)
     example = (task.inputs[:2].to(device),)
-    options = AnalysisOptions.of(None, None, None, {"max_samples": samples, "ranking": ranking})
+    single = {"max_samples": samples, "ranking": ranking, "rounded_products": PRODUCTS[products]}
+    options = AnalysisOptions.of(None, None, None, single)
     analysis = analysis_of(model, task.loss, batches, example, options, None, clocks)
     clocks.phase("end")
     after = peak_memory(device)
@@ -116,11 +120,17 @@ def measure(name: str, samples: int, device: torch.device, ranking: str) -> dict
     model.to(device)
     seconds = statistics.median([*before, *steps(5)]) / task.batch
     report = analysis.report
+    ratio = product(model, task, device, seconds, report.rounded_products)
+    with torch.autocast(device.type, torch.bfloat16):
+        autocast = statistics.median(steps(6)[1:]) / task.batch
     return {
         "network": name,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "samples": samples,
         "ranking": ranking,
+        "products": products,
+        "rounded": report.rounded_products,
+        "autocast_step": autocast / seconds,
         "parameters": sum(p.numel() for p in model.parameters()),
         "groups": len(report.groups),
         "largest_dimension": max(group.dimension for group in report.groups.values()),
@@ -137,7 +147,7 @@ def measure(name: str, samples: int, device: torch.device, ranking: str) -> dict
         "realised": analysis.plan.realised_change,
         "peak_training": peak,
         "peak": after,
-        "product": product(model, task, device, seconds),
+        "product": ratio,
     }
 
 
@@ -148,10 +158,12 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def product(model: torch.nn.Module, task: Any, device: torch.device, seconds: float) -> dict[str, Any]:
+def product(
+    model: torch.nn.Module, task: Any, device: torch.device, seconds: float, rounded: bool
+) -> dict[str, Any]:
     """One S·v over all groups of one batch, what it needs of the batch kept, against a training step."""
-    prepared = prepare(model, (task.inputs[:2],), GrowthOptions(), device)
-    operator = SplittingProducts(prepared.program)
+    program = prepare(model, (task.inputs[:2],), GrowthOptions(), device).program
+    operator = SplittingProducts(program.with_rounded_factors() if rounded else program)
     x, y = task.inputs[: task.batch].to(device), task.targets[: task.batch].to(device)
     vectors = random_start(operator.zeros(), 0)
     with denormals_as_zero():  # as in an analysis
@@ -166,7 +178,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """The section of ``RESULTS.md``."""
     columns = [
         "network", "samples", "groups", "largest d", "step, ms", "export (again)", "spectra", "trials",
-        "line search", "plan", "all", "wanted", "announced", "S·v / step", "peak / training",
+        "line search", "plan", "all", "wanted", "announced", "S·v / step", "peak / training", "factors",
+        "autocast",
     ]  # fmt: skip
     lines = [
         "## The price of an analysis",
@@ -176,6 +189,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         "exported before; a run gives the export that it has. *announced*: what the analysis said after the",
         "first products of the first set that it judges, without the export: at least, if the ranking is",
         "stable there, and at most. *peak*: of the memory of the whole process, against that before.",
+        "*factors*: what spectra and trials multiply, rounded to bfloat16 or whole. *autocast*: a training",
+        "step under `torch.autocast` in those of float32, in which all shares are given.",
         "",
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",
@@ -191,6 +206,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 *shares, f"**{row['share']:.3f}**", "" if wanted is None else f"{wanted:.2f}",
                 announced(row), f"{row['product']['ratio']:.2f}",
                 f"{row['peak'] / row['peak_training']:.1f}",
+                "rounded" if row.get("rounded") else "whole",
+                f"{row['autocast_step']:.2f}" if "autocast_step" in row else "",
             ]  # fmt: skip
         else:
             cells.append(row["failure"])
@@ -210,6 +227,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["mobilenet"], choices=[*NETWORKS])
     parser.add_argument("--samples", type=int, default=2048)
     parser.add_argument("--ranking", default="realised")
+    parser.add_argument("--products", default="auto", choices=PRODUCTS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=900, help="for one network")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -219,14 +237,19 @@ def main() -> None:
         torch.set_num_threads(1)
     if arguments.child:
         (name,) = arguments.networks
-        print(json.dumps(measure(name, arguments.samples, device, arguments.ranking)))
+        print(json.dumps(measure(name, arguments.samples, device, arguments.ranking, arguments.products)))
         return
     for name in arguments.networks:
         command = [
             sys.executable, "-W", "ignore", "-m", "benchmarks.analyser.price", "--child", name,
             "--samples", str(arguments.samples), "--ranking", arguments.ranking, "--device", arguments.device,
+            "--products", arguments.products,
         ]  # fmt: skip
-        row: dict[str, Any] = {"network": name, "samples": arguments.samples}
+        row: dict[str, Any] = {
+            "network": name,
+            "samples": arguments.samples,
+            "products": arguments.products,
+        }
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.seconds)
         except subprocess.TimeoutExpired:
@@ -239,10 +262,10 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         record.append("analyser_price", row)
     path = record.FOLDER / "results" / "analyser_price.json"
-    latest: dict[tuple[str, int], dict[str, Any]] = {}
+    latest: dict[tuple[str, int, str], dict[str, Any]] = {}
     for row in json.loads(path.read_text()):
         if row.get("ranking", "realised") == "realised":
-            latest[row["network"], row["samples"]] = row
+            latest[row["network"], row["samples"], row.get("products", "auto")] = row
     record.summarise("analyser_price", summary(list(latest.values())))
 
 

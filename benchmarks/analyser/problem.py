@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import GrowthOptions, SpectraOptions
-from growpipe.analyser.preparation import Subject, default_memory, prepare
+from growpipe.analyser.preparation import Subject, prepare
+from growpipe.analyser.resources import default_memory
 from growpipe.analyser.samples import collect
 from growpipe.analyser.schemes import scheme_of
 from growpipe.analyser.spectra.analysis_set import GrowingSet

@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
     **{f"{n} samples": {"max_samples": n} for n in (1024, 512)},
     "by prediction": {"ranking": "predicted"},
+    "rounded products": {"rounded_products": True},
 }
 
 HEAD = (

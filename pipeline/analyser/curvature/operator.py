@@ -64,7 +64,7 @@ class SplittingProducts:
             every product, one chain at a time during the backward pass, so that it needs no more memory than
             that pass. See `Keeping`.
         storage: the floating type of what is kept between products, e.g. bfloat16; that of the model by
-            default. All arithmetic is in the type of the model.
+            default. All arithmetic is in the type of the model; factors are rounded if `Program.rounds`.
         closed_forms: use the closed forms of chains and bent paths, rather than a Hessian-vector product.
         reduce: sums a tensor over all processes; nothing by default.
         products: how often products were computed, each time of a block of vectors.

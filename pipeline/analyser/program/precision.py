@@ -30,7 +30,7 @@ def _settings(matmul: str, cudnn: bool) -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:
-        # Nor does torch.export work then.
+        # torch does not tell any more once its newer interface has set one of them.
         raise UsageError(
             "torch was told its precision by torch.backends.….fp32_precision, which torch itself does not "
             "read everywhere; call torch.set_float32_matmul_precision instead"

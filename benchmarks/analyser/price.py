@@ -51,7 +51,7 @@ class Clocks(Watch):
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
-        self.work, self.expected = 0.0, (0.0, 0.0)
+        self.work, self.expected, self.corrected = 0.0, (0.0, 0.0), 0.0
         self._phase: str | None = None
         self._began = self._now()
 
@@ -77,7 +77,10 @@ class Clocks(Watch):
         self.work += work
 
     def expect(self, least: float, most: float, seconds: float) -> None:
-        self.expected = least * seconds, most * seconds
+        self.expected, self._unit = (least * seconds, most * seconds), seconds
+
+    def correct(self, most: float) -> None:
+        self.corrected = most * self._unit
 
 
 def measure(name: str, samples: int, device: torch.device, ranking: str, products: str) -> dict[str, Any]:
@@ -141,6 +144,7 @@ def measure(name: str, samples: int, device: torch.device, ranking: str, product
         "export_again_seconds": again,
         "share": sum(clocks.seconds.values()) / (seconds * EPOCH),
         "announced": clocks.expected,
+        "corrected": clocks.corrected,
         "counted": clocks.work * seconds,
         "stages": [[s.samples, round(s.products_per_group, 1)] for s in report.stages],
         "epsilon": analysis.plan.epsilon,
@@ -188,7 +192,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         f"of {EPOCH:,} samples of training at the same batch. *again*: the export in a process that has",
         "exported before; a run gives the export that it has. *announced*: what the analysis said after the",
         "first products of the first set that it judges, without the export: at least, if the ranking is",
-        "stable there, and at most. *peak*: of the memory of the whole process, against that before.",
+        "stable there, and at most; *then* at most, as it said before the last set. *peak*: of the memory of",
+        "the whole process, against that before.",
         "*factors*: what spectra and trials multiply, rounded to bfloat16 or whole. *autocast*: a training",
         "step under `torch.autocast` in those of float32, in which all shares are given.",
         "",
@@ -219,7 +224,9 @@ def announced(row: dict[str, Any]) -> str:
     """What was announced, as shares of an epoch; rows of earlier revisions have the larger end alone."""
     told = row["announced"]
     ends = told if isinstance(told, list) else [told]
-    return " to ".join(f"{end / row['epoch_seconds']:.3f}" for end in ends)
+    told = " to ".join(f"{end / row['epoch_seconds']:.3f}" for end in ends)
+    corrected = row.get("corrected")
+    return f"{told}, then {corrected / row['epoch_seconds']:.3f}" if corrected else told
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from growpipe.analyser.choice.spending import Spending, spend
 from growpipe.analyser.curvature.heap import give_back
 from growpipe.analyser.curvature.metric import GrowingMetric
 from growpipe.analyser.curvature.operator import SplittingProducts
-from growpipe.analyser.estimate import Estimate
+from growpipe.analyser.estimate import Estimate, Outlook
 from growpipe.analyser.factor_plans import added_cost, factors_alone, with_factors
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.analyser.preparation import Subject, device_of, prepare
@@ -35,7 +35,7 @@ from growpipe.analyser.samples import Samples, check_mean_loss, collect, resized
 from growpipe.analyser.schemes import Scheme, scheme_of
 from growpipe.analyser.spectra.analysis_set import GrowingSet
 from growpipe.analyser.spectra.spectra import Spectra, measure_spectra
-from growpipe.analyser.watch import Pace, Prices, Watch, bar
+from growpipe.analyser.watch import Watch, bar
 from growpipe.budgets.budget import GrowthBudget
 from growpipe.data.loader_items import as_tuple
 from growpipe.graph_ops.errors import NothingToSplit
@@ -95,7 +95,7 @@ def analysis_of(
             return factors_alone(subject, budget, options)
         samples = _samples(batches, subject, options)
         subject = _rounding(_for_sizes_of(samples, subject), options)
-        _expect(seen, _estimate(samples, options, seen.prices, 0.0))
+        Estimate.of_samples(samples, options, seen.prices).tell(seen)
         seen.phase("spectra")
         spectra = _measure(subject, samples, options, seen)
         seen.phase("trials")
@@ -210,51 +210,25 @@ def _rounding(subject: Subject, options: AnalysisOptions) -> Subject:
 def _measure(subject: Subject, samples: Samples, options: AnalysisOptions, watch: Watch) -> Spectra:
     """The extreme eigenpairs of every channel."""
     program, limit = subject.prepared.program, options.spectra.memory_limit
-
-    def known(prices: Prices, metric: float) -> None:
-        watch.prices = prices
-        estimate = _estimate(samples, options, prices, metric)
-        _expect(watch, estimate)
-        if not sets.is_coarse:
-            estimate.announce(samples.count)
-
-    pace, is_coarse = Pace(samples.seconds, known), False
-
-    def done(count: int, share: float, visited: bool) -> None:
-        nonlocal is_coarse
-        if is_coarse and not sets.is_coarse:
-            pace.restart()  # a sample of the small batches of a coarse set costs more
-        is_coarse = sets.is_coarse
-        pace.done(operator.products, count, share, visited)
-        watch.advance(watch.prices.of(count, share, visited))
-
     operator = SplittingProducts(
         program,
         default_memory(program, samples.data[0].inputs, subject.device) if limit is None else limit,
         storage=STORAGE[options.spectra.storage],
         reduce=None if subject.peers.world == 1 else subject.peers.total,
-        done=done,
     )
     sets = GrowingSet(operator, samples.data, subject)
+    outlook = Outlook(samples, options, watch, sets)
+    operator.done = outlook.done
     spectra = measure_spectra(
         sets,
         GrowingMetric(options.growth.metric, options.growth.damping),
         _scheme(options),
         options.spectra,
+        outlook.grows,
     )
-    pace.ended()
+    outlook.ended()
     operator.drop_graphs()
     return spectra
-
-
-def _estimate(samples: Samples, options: AnalysisOptions, prices: Prices, metric: float) -> Estimate:
-    """What the analysis takes, see `Estimate.of`."""
-    there = samples.count, samples.held_out_count, max(batch.samples for batch in samples.data)
-    return Estimate.of(*there, options, sum(ROUNDS), samples.seconds, prices, metric)
-
-
-def _expect(watch: Watch, estimate: Estimate) -> None:
-    watch.expect(estimate.least, estimate.most, estimate.seconds)
 
 
 def _scheme(options: AnalysisOptions) -> Scheme:

@@ -65,6 +65,9 @@ class Watch:
     def expect(self, least: float, most: float, seconds: float) -> None:
         """So much work there is in all, and so long each unit of it takes."""
 
+    def correct(self, most: float) -> None:
+        """So much work there is in all at most, as is known when the first analysis set was not enough."""
+
 
 @dataclass
 class _Pass:
@@ -176,6 +179,9 @@ class _Bar(Watch):
         self._progress.update(self._task, advance=work)
 
     def expect(self, least: float, most: float, seconds: float) -> None:
+        self._progress.update(self._task, total=most)
+
+    def correct(self, most: float) -> None:
         self._progress.update(self._task, total=most)
 
 

@@ -164,6 +164,7 @@ def measure_spectra(
     make_metric: Callable[[SplittingProducts], Metric],
     scheme: Scheme,
     options: SpectraOptions,
+    grows: Callable[[AnalysisStage, int], None] | None = None,
 ) -> Spectra:
     """Eigenpairs on growing analysis sets, until the ranking of the candidates is stable.
 
@@ -180,6 +181,7 @@ def measure_spectra(
         make_metric: measures the metric on a set.
         scheme: gives the candidates.
         options: how the eigenpairs are found, and when the sets stop growing.
+        grows: told of a judged set that was not enough, and of the number of samples of the next one.
     """
     stages: list[AnalysisStage] = []
     operator, found = sets.begin(), None
@@ -189,8 +191,8 @@ def measure_spectra(
         found = None  # its memory is wanted for the products
         found, stage = _measure_set(operator, metric, start, scheme, options)
         stages.append(stage)
-        wanted = 0
-        if not sets.is_coarse:
+        wanted, judged = 0, not sets.is_coarse
+        if judged:
             if stage.rank_reliability >= options.stability:
                 break
             further = _further(stage.rank_reliability, options.stability)
@@ -199,6 +201,8 @@ def measure_spectra(
         if larger is None:
             break
         operator = larger
+        if judged and grows is not None:
+            grows(stage, operator.total(operator.samples))
     names = [group.name for group in operator.groups]
     found_spectra = _spectra(names, found, scheme, stages, options.stability)
     return replace(found_spectra, sketched=metric.sketched)

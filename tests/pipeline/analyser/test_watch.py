@@ -11,6 +11,7 @@ from growpipe.analyser import analyse, estimate, watch
 from growpipe.analyser.analysis import analysis_of
 from growpipe.analyser.estimate import Estimate
 from growpipe.analyser.options import AnalysisOptions
+from growpipe.analyser.spectra.spectra import AnalysisStage
 from growpipe.analyser.watch import Pace, Prices, Watch
 
 
@@ -21,6 +22,7 @@ class Seen(Watch):
         self.phases: list[str] = []
         self.done = 0.0
         self.expected: list[tuple[float, float]] = []
+        self.corrected: list[float] = []
 
     def phase(self, name: str) -> None:
         self.phases.append(name)
@@ -31,6 +33,9 @@ class Seen(Watch):
     def expect(self, least: float, most: float, seconds: float) -> None:
         assert seconds > 0
         self.expected.append((least, most))
+
+    def correct(self, most: float) -> None:
+        self.corrected.append(most)
 
 
 def problem(samples: int) -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -64,6 +69,9 @@ def test_the_pace_of_a_coarse_set_is_not_that_of_the_analysis() -> None:
         analysis = analysis_of(model, cross_entropy, batches, (batches[0][0][:2],), options, None, seen)
         expected.append(len(seen.expected))
         assert (analysis.report.stages[0].samples == 128) == (micro_batch == 128)
+        # Once for every judged set that was not enough.
+        assert len(seen.corrected) == len(analysis.report.stages) - 1 - (micro_batch == 128) > 0
+        assert 0.3 * seen.corrected[-1] < seen.done < 2.0 * seen.corrected[-1]
     # A guess, then what was measured; and measured again behind the coarse set.
     assert expected == [2, 3]
 
@@ -99,6 +107,28 @@ def test_a_long_analysis_says_what_it_will_take(
     monkeypatch.setattr(estimate, "LONG", 0.0)
     analyse(model, cross_entropy, batches, (batches[0][0][:2],))
     assert "the analysis takes about" in capsys.readouterr().err
+
+
+def test_a_further_set_takes_as_many_products_as_the_one_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Estimate.of(2048, 512, 32, AnalysisOptions.of(None, None, None, {}), rounds=4, seconds=0.01)
+    prices = Prices(product=0.5, visit=1.0, again=0.25)
+
+    def stage(passes: int, vectors: float) -> AnalysisStage:
+        return AnalysisStage(256, 0, passes, vectors, 0.1, 0.0, 0.0)
+
+    # Of 2,048 samples 192 are kept, as of 256.
+    again = 1 - 192 / 2048
+    assert told.further(stage(17, 12.0), 2048, prices) == 2048 * (6 * 0.5 + (1 + 16 * again) * 1.0)
+    assert told.further(stage(2, 4.0), 2048, prices) == 2048 * (3 * 0.5 + (1 + 2 * again) * 1.0)
+    told.announce_further(stage(17, 12.0), 2048, 5999.0)
+    assert not capsys.readouterr().err
+    told.announce_further(stage(17, 12.0), 2048, 32_000.0)
+    assert capsys.readouterr().err == (
+        "the ranking of splits is not stable on 256 samples; 2,048 take up to about 1,000 training steps of "
+        "32 samples, 5 min\n"
+    )
 
 
 class Clock:

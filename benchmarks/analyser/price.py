@@ -52,6 +52,7 @@ class Clocks(Watch):
         self.device = device
         self.seconds: dict[str, float] = {}
         self.work, self.expected, self.corrected = 0.0, (0.0, 0.0), 0.0
+        self._unit = 0.0
         self._phase: str | None = None
         self._began = self._now()
 
@@ -222,8 +223,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 def announced(row: dict[str, Any]) -> str:
     """What was announced, as shares of an epoch; rows of earlier revisions have the larger end alone."""
-    told = row["announced"]
-    ends = told if isinstance(told, list) else [told]
+    found = row["announced"]
+    ends = found if isinstance(found, list) else [found]
     told = " to ".join(f"{end / row['epoch_seconds']:.3f}" for end in ends)
     corrected = row.get("corrected")
     return f"{told}, then {corrected / row['epoch_seconds']:.3f}" if corrected else told

@@ -28,7 +28,7 @@ from growpipe.analyser.estimate import Estimate, Outlook
 from growpipe.analyser.factor_plans import added_cost, factors_alone, with_factors
 from growpipe.analyser.options import AnalysisOptions
 from growpipe.analyser.preparation import Subject, device_of, prepare
-from growpipe.analyser.program.precision import whole_factors
+from growpipe.analyser.program.precision import own_settings
 from growpipe.analyser.report import Analysis, AnalysisReport
 from growpipe.analyser.resources import default_memory, gains_by_rounding, trial_batch
 from growpipe.analyser.samples import Samples, check_mean_loss, collect, resized
@@ -42,7 +42,7 @@ from growpipe.graph_ops.errors import NothingToSplit
 from growpipe.graph_ops.plan.split_plan import SplitPlan
 from growpipe.parallel.processes import processes
 from growpipe.torch_module.export import GrowthExport
-from growpipe.torch_module.outputs import LossFunction, denormals_as_zero, evaluation_mode, own_precision
+from growpipe.torch_module.outputs import LossFunction, evaluation_mode
 
 __all__ = ["analysis_of"]
 
@@ -80,12 +80,8 @@ def analysis_of(
     limits = GrowthLimits(options.growth, budget)
     with (
         bar() if watch is None else nullcontext(watch) as seen,
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        own_precision(),
+        own_settings(tf32=options.spectra.tf32),
         evaluation_mode(model),
-        whole_factors(tf32=options.spectra.tf32),
-        denormals_as_zero(),
     ):
         seen.phase("export")
         prepared = prepare(model, _examples(example_inputs), options.growth, device)

@@ -32,6 +32,8 @@ from growpipe.analyser.program.aten import CONVOLUTIONS, MATRIX_PRODUCTS, NORMS,
 from growpipe.analyser.program.binding import BoundGroup
 from growpipe.analyser.program.block import Block
 from growpipe.analyser.program.captured import Captured
+from growpipe.analyser.program.convolution import Convolution
+from growpipe.analyser.program.patches import input_patches
 from growpipe.analyser.program.program import Program
 from growpipe.graph_ops.errors import CheckFailed, UsageError
 
@@ -339,25 +341,25 @@ def _second_moment(patches: Tensor) -> Moment:
 def _convolution_moment(arguments: Sequence[Any], block: Block, rows: int, rank: int) -> Moment | None:
     """The patches of a convolution: [d, d] shared by all channels, or [width, d, d] where it is grouped."""
     x, w = arguments[0], arguments[1]
-    stride, padding, dilation, groups = [
-        arguments[k] if len(arguments) > k else default for k, default in ((3, 1), (4, 0), (5, 1), (6, 1))
-    ]
+    shape = Convolution.of(w, *arguments[3:])
     if x.ndim != w.ndim:
         x = x.unsqueeze(0)
-    if groups == 1 and block.mixing:
-        patches = _patches(_some(x, rows), w, stride, padding, dilation, rank)
+
+    def patches_of(some: Tensor) -> Tensor:
+        return input_patches(some, w.shape[2:], shape.stride, shape.padding, shape.dilation)
+
+    if shape.groups == 1 and block.mixing:
+        patches = patches_of(_some(x, rows))
         if block.window is not None:
             patches = block.window.of(patches)
         return _second_moment(_sample(patches, rows, 1 + rank))
     # Which of the convolution's groups each entry belongs to; all entries of a channel must see one input.
-    inputs = block.rows // (w.shape[0] // groups)
+    inputs = block.rows // (w.shape[0] // shape.groups)
     if not bool((inputs == inputs[:, :1]).all()):
         return None
     # [groups, rows, d]: every output channel sees the inputs of its own group.
-    parts = _some(x, rows).unflatten(1, (groups, -1)).movedim(1, 0)
-    stacked = torch.stack(
-        [_sample(_patches(part, w, stride, padding, dilation, rank), rows, 1 + rank) for part in parts]
-    )
+    parts = _some(x, rows).unflatten(1, (shape.groups, -1)).movedim(1, 0)
+    stacked = torch.stack([_sample(patches_of(part), rows, 1 + rank) for part in parts])
     wide = stacked.double()
     moments = wide.mT @ wide / wide.shape[-2]
     return Matrix(moments[inputs[:, 0].to(x.device)])
@@ -367,21 +369,6 @@ def _some(x: Tensor, rows: int) -> Tensor:
     """Evenly spaced samples, enough for ``rows`` patches but at least 8."""
     wanted = max(8, -(-4 * rows // max(1, x[0, 0].numel())))
     return x[:: max(1, len(x) // wanted)]
-
-
-def _patches(x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, rank: int) -> Tensor:
-    """The input patches of a convolution, [batch, *positions, channel, *kernel]: views of its input."""
-
-    def full(value: Any) -> list[int]:
-        values = [value] if isinstance(value, int) else list(value)
-        return values * rank if len(values) == 1 else values
-
-    kernel, steps, pads, gaps = list(w.shape[2:]), full(stride), full(padding), full(dilation)
-    x = torch.nn.functional.pad(x, [p for pad in reversed(pads) for p in (pad, pad)])
-    for axis in range(rank):
-        x = x.unfold(2 + axis, gaps[axis] * (kernel[axis] - 1) + 1, steps[axis])[..., :: gaps[axis]]
-    # from [batch, channel, *positions, *kernel]
-    return x.movedim(1, 1 + rank)
 
 
 def _norm_moment(arguments: Sequence[Any], block: Block, eps_position: int) -> Matrix:

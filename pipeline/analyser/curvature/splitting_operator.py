@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from growpipe.analyser.curvature.operator import SplittingProducts
 from growpipe.analyser.options import AnalysisOptions, GrowthOptions, SpectraOptions
 from growpipe.analyser.preparation import device_of, prepare
-from growpipe.analyser.program.precision import whole_factors
+from growpipe.analyser.program.precision import own_settings
 from growpipe.analyser.resources import default_memory
 from growpipe.analyser.samples import check_mean_loss, collect
 from growpipe.data.loader_items import as_tuple
@@ -22,7 +22,7 @@ from growpipe.graph_ops.arrays import FloatArray
 from growpipe.graph_ops.errors import UsageError
 from growpipe.suggestions import did_you_mean
 from growpipe.torch_module.export import GrowthExport
-from growpipe.torch_module.outputs import LossFunction, denormals_as_zero, own_precision, to_numpy
+from growpipe.torch_module.outputs import LossFunction, to_numpy
 
 __all__ = ["SplittingOperator"]
 
@@ -88,13 +88,7 @@ class SplittingOperator(LinearOperator):
         device = device_of(model, chosen.spectra.device)
         model = copy.deepcopy(model).eval()
         inputs = example_inputs if isinstance(example_inputs, GrowthExport) else as_tuple(example_inputs)
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            own_precision(),
-            whole_factors(),
-            denormals_as_zero(),
-        ):
+        with own_settings():
             prepared = prepare(model, inputs, chosen.growth, device)
             data, _ = collect(
                 batches,
@@ -188,13 +182,7 @@ class SplittingOperator(LinearOperator):
             positions[name]: torch.from_numpy(np.array(block, dtype=self.dtype)).to(self._products.device)
             for name, block in blocks.items()
         }
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            own_precision(),
-            whole_factors(),
-            denormals_as_zero(),
-        ):
+        with own_settings():
             whole, _ = self._products.apply_halves(vectors)
         return {name: whole[positions[name]].cpu().numpy() for name in blocks}
 

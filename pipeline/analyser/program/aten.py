@@ -11,7 +11,7 @@ from torch.fx import Node
 
 __all__ = [
     "CONVOLUTIONS", "MATRIX_PRODUCTS", "NORMS", "RECURRENT", "REINDEXING", "RESHAPES", "SUMS_OVER_CHANNELS",
-    "aten", "operator_name",
+    "aten", "operator_name", "per_axis",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -57,3 +57,9 @@ def operator_name(node: Node) -> str:
     """The name of a node's operator without its overload."""
     target: Any = node.target
     return str(getattr(getattr(target, "overloadpacket", target), "__name__", target))
+
+
+def per_axis(value: Any, rank: int) -> tuple[int, ...]:
+    """An argument of a convolution by spatial axis, from one number for all of them or one for each."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values

@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.nn.functional import linear
 
 from growpipe.analyser.program import patches, pointwise
-from growpipe.analyser.program.aten import aten
+from growpipe.analyser.program.aten import aten, per_axis
 from growpipe.analyser.program.kernel_window import KernelWindow, window_of
 from growpipe.analyser.program.precision import rounds_factors
 from growpipe.torch_module.memory_format import read_positions, reads_every_nth
@@ -50,12 +50,14 @@ class Convolution:
     ) -> Convolution:
         """From the arguments of a convolution with weight ``w``, each a number or one per axis."""
 
-        def full(value: Any) -> tuple[int, ...]:
-            values = (value,) if isinstance(value, int) else tuple(value)
-            return values * (w.ndim - 2) if len(values) == 1 else values
-
+        rank = w.ndim - 2
         return Convolution(
-            full(stride), full(padding), full(dilation), transposed, full(output_padding), groups
+            per_axis(stride, rank),
+            per_axis(padding, rank),
+            per_axis(dilation, rank),
+            transposed,
+            per_axis(output_padding, rank),
+            groups,
         )
 
     def forward(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from torch import Tensor
 from torch.fx import Node
 
-from growpipe.analyser.program.aten import CONVOLUTIONS
+from growpipe.analyser.program.aten import CONVOLUTIONS, per_axis
 
 __all__ = ["KernelWindow", "fixed_sizes", "kernel_windows", "window_of"]
 
@@ -92,12 +91,9 @@ def _window(node: Node) -> KernelWindow | None:
         return None
     kernel = tuple(weight.meta["val"].shape[2:])
 
-    def full(position: int, default: int) -> Sequence[int]:
-        value: Any = node.args[position] if len(node.args) > position else default
-        values = [value] if isinstance(value, int) else list(value)
-        return values * rank if len(values) == 1 else values
-
-    return window_of(sizes[1:], kernel, *(tuple(full(*one)) for one in ((3, 1), (4, 0), (5, 1))))
+    # Stride, padding and dilation.
+    given = [node.args[k] if len(node.args) > k else default for k, default in ((3, 1), (4, 0), (5, 1))]
+    return window_of(sizes[1:], kernel, *(per_axis(value, rank) for value in given))
 
 
 @cache

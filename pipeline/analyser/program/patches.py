@@ -14,7 +14,7 @@ from torch.nn.functional import linear, pad
 
 from growpipe.analyser.program.precision import rounds_factors
 
-__all__ = ["filter_gradient", "is_faster", "output_sizes", "through_filters"]
+__all__ = ["filter_gradient", "input_patches", "is_faster", "output_sizes", "through_filters"]
 
 _FEW, _FEW_TO_ROUND = 4, 16
 """The positions of a sample up to which products of patches are faster, and up to which the gradient by the
@@ -49,18 +49,32 @@ def output_sizes(
     return torch.Size((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
 
-def _patches(
+def input_patches(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """What the kernel meets at every position: [N, *positions, *kernel, in], with the channels innermost."""
-    rank = len(kernel)
+    """What the kernel meets at every position, [N, *positions, in, *kernel]: views of the padded input.
+
+    Args:
+        x: [N, in, ...].
+        kernel, stride, padding, dilation: by spatial axis.
+    """
     if any(padding):
         x = pad(x, [p for axis in reversed(padding) for p in (axis, axis)])
     x = x.movedim(1, -1)
     for axis, (taps, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True), 1):
         # A new last axis with the taps, in the order of the axes of space.
         x = x.unfold(axis, spread * (taps - 1) + 1, step)[..., ::spread]
-    return x.movedim(rank + 1, -1)
+    return x
+
+
+def _rows(patches: Tensor, axis: int) -> Tensor:
+    """Patches [..., in, *kernel] as [..., entries] with the channels innermost, as they are in memory.
+
+    Args:
+        patches: the patches.
+        axis: that of their channels.
+    """
+    return patches.movedim(axis, -1).flatten(axis)
 
 
 def through_filters(
@@ -78,8 +92,8 @@ def through_filters(
     Returns:
         [N, out, ...], with the channels innermost.
     """
-    met = _patches(x, w.shape[2:], stride, padding, dilation)
-    made = linear(met.flatten(x.ndim - 1), w.movedim(1, -1).flatten(1), bias)
+    rows = _rows(input_patches(x, w.shape[2:], stride, padding, dilation), x.ndim - 1)
+    made = linear(rows, w.movedim(1, -1).flatten(1), bias)
     return made.movedim(-1, 1)
 
 
@@ -94,8 +108,7 @@ def filter_gradient(
         x: [N, in, ...].
         kernel, stride, padding, dilation: by spatial axis.
     """
-    met = _patches(x, kernel, stride, padding, dilation)
-    rows = met.reshape(-1, met.shape[x.ndim - 1 :].numel())
+    rows = _rows(input_patches(x, kernel, stride, padding, dilation), x.ndim - 1).flatten(0, -2)
     made = g.movedim(1, -1).reshape(-1, g.shape[1]).mT @ rows
     filters: Tensor = made.unflatten(1, (*kernel, x.shape[1]))
     return filters.movedim(-1, 1)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from growpipe.graph_ops.errors import UsageError
+from growpipe.torch_module.outputs import denormals_as_zero, own_precision
 
-__all__ = ["has_rounding_units", "rounded_factors", "rounds_factors", "whole_factors"]
+__all__ = ["has_rounding_units", "own_settings", "rounded_factors", "rounds_factors", "whole_factors"]
 
 
 def has_rounding_units(device: torch.device) -> bool:
@@ -52,6 +53,22 @@ def whole_factors(*, tf32: bool = False) -> Iterator[None]:
         UsageError: torch was told by settings that it does not read everywhere.
     """
     with _settings("high" if tf32 else "highest", tf32):
+        yield
+
+
+@contextmanager
+def own_settings(*, tf32: bool = False) -> Iterator[None]:
+    """torch as the analyser needs it inside, whatever the caller has told it; as before afterwards.
+
+    Gradients are taken, in the type of the tensors, with factors of float32 (see `whole_factors`).
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        own_precision(),
+        whole_factors(tf32=tf32),
+        denormals_as_zero(),
+    ):
         yield
 
 

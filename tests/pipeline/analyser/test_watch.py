@@ -109,9 +109,7 @@ def test_a_long_analysis_says_what_it_will_take(
     assert "the analysis takes about" in capsys.readouterr().err
 
 
-def test_a_further_set_takes_as_many_products_as_the_one_before(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_further_set_takes_as_many_products_as_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
     told = Estimate.of(2048, 512, 32, AnalysisOptions.of(None, None, None, {}), rounds=4, seconds=0.01)
     prices = Prices(product=0.5, visit=1.0, again=0.25)
 
